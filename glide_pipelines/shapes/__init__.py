@@ -1,0 +1,30 @@
+"""The shapes world: captioned scenes without end, their pictures, and a judge of pictures against captions."""
+
+from .captions import Caption, Mention, describe, knows, parse
+from .dataset import Example, ShapesWorld
+from .render import render, render_sizes
+from .scene import BACKGROUNDS, COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Object, Scene, sample_scene
+from .tokenizer import train_tokenizer
+
+
+__all__ = [
+    "BACKGROUNDS",
+    "COLOURS",
+    "PLACES",
+    "RELATIONS",
+    "SHAPES",
+    "SIZES",
+    "Caption",
+    "Example",
+    "Mention",
+    "Object",
+    "Scene",
+    "ShapesWorld",
+    "describe",
+    "knows",
+    "parse",
+    "render",
+    "render_sizes",
+    "sample_scene",
+    "train_tokenizer",
+]
