@@ -1,0 +1,111 @@
+"""GLIDE's text transformer: a prompt becomes one vector per token (arXiv 2112.10741, section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import CLIPTextConfig
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel
+
+
+@strict
+class GLIDETextConfig(CLIPTextConfig):
+    """Shape of a [`GLIDETextEncoder`]. The defaults are those of OpenAI's released checkpoints.
+
+    Args:
+        vocab_size (`int`, defaults to 50257): Entries of the GPT-2 byte-level BPE.
+        hidden_size (`int`, defaults to 512): Width of the transformer.
+        intermediate_size (`int`, defaults to 2048): Width of the feed-forward layers (4 x `hidden_size`).
+        num_hidden_layers (`int`, defaults to 16): Transformer blocks.
+        num_attention_heads (`int`, defaults to 8): Heads per block; each is `hidden_size / num_attention_heads` wide.
+        max_position_embeddings (`int`, defaults to 128): Text context, in tokens.
+        hidden_act (`str`, defaults to `"gelu"`): Activation; `"gelu"` is the exact (erf) one.
+        pad_token_id (`int`, defaults to 50256): The token that fills a prompt up; masked, so it has no effect.
+    """
+
+    model_type = "glide_text_model"
+
+    vocab_size: int = 50257
+    num_hidden_layers: int = 16
+    max_position_embeddings: int = 128
+    hidden_act: str = "gelu"
+    pad_token_id: int | None = 50256
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = 50256
+
+
+class GLIDETextEncoder(CLIPPreTrainedModel):
+    """Text transformer over a fixed context; unmasked attention, pre-norm, a learned vector for each empty position.
+
+    Unlike most encoders, the attention mask does not hide positions from the attention: where it is false, the
+    learned padding embedding of that position takes the place of token plus position embedding, and every position
+    attends to every other one. The empty prompt (all positions padded) is the unconditional one.
+
+    Args:
+        config ([`GLIDETextConfig`]): Shape of the model.
+    """
+
+    config_class = GLIDETextConfig
+    config: GLIDETextConfig
+    base_model_prefix = ""
+    input_modalities = ("text",)
+    _input_embed_layer = "token_embedding"
+    _no_split_modules = ["CLIPEncoderLayer"]
+
+    def __init__(self, config: GLIDETextConfig) -> None:
+        super().__init__(config)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Parameter(torch.empty(config.max_position_embeddings, config.hidden_size))
+        self.padding_embedding = nn.Parameter(torch.empty(config.max_position_embeddings, config.hidden_size))
+        self.encoder = CLIPEncoder(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, GLIDETextEncoder):
+            for embedding in (module.token_embedding.weight, module.position_embedding, module.padding_embedding):
+                init.normal_(embedding, std=self.config.initializer_range)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutput | tuple[torch.Tensor]:
+        """Encode a batch of prompts.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `[B, L]`): Token ids, `L` being the whole context.
+            attention_mask (`torch.Tensor` of shape `[B, L]`, *optional*): True (or 1) on text, false (or 0) on
+                padding. Without it every position counts as text.
+            return_dict (`bool`, *optional*): False gives a tuple.
+
+        Returns:
+            `BaseModelOutput`: `last_hidden_state` of shape `[B, L, C]`, after the final layer norm.
+
+        Raises:
+            ValueError: if `input_ids` or `attention_mask` does not span the whole context.
+        """
+        context = self.config.max_position_embeddings
+        if input_ids.ndim != 2 or input_ids.shape[1] != context:
+            raise ValueError(
+                f"`input_ids` must have the shape [batch, {context}] (pad prompts to the text context), "
+                f"got {list(input_ids.shape)}."
+            )
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"`attention_mask` must have the shape of `input_ids`, {list(input_ids.shape)}, "
+                f"got {list(attention_mask.shape)}."
+            )
+        hidden_states = self.token_embedding(input_ids) + self.position_embedding
+        if attention_mask is not None:
+            hidden_states = torch.where(attention_mask.bool()[..., None], hidden_states, self.padding_embedding)
+        hidden_states = self.encoder(hidden_states, **kwargs).last_hidden_state
+        output = BaseModelOutput(last_hidden_state=self.final_layer_norm(hidden_states))
+        return output if return_dict is not False else output.to_tuple()

@@ -1,0 +1,233 @@
+"""GLIDE's UNet: diffusers' own blocks with text tokens in every attention layer (arXiv 2112.10741, section 3.1)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import nn
+
+
+class GLIDEUNet2DConditionModel(UNet2DConditionModel):
+    """The UNet of GLIDE's base model, upsampler, and their inpainting variants.
+
+    A [`~diffusers.UNet2DConditionModel`] whose attention layers see image and text tokens concatenated, and whose
+    time embedding adds a projection of the last text token. Which variant a model is follows from its
+    `in_channels`; the class stacks the channels itself, so that callers pass what they have:
+
+    | variant | `in_channels` | stacked as |
+    |---|---|---|
+    | base | 3 | `[x]` |
+    | upsampler | 6 | `[x, low_res]` |
+    | inpainting base | 7 | `[x, image * keep, keep]` |
+    | inpainting upsampler | 10 | `[x, image * keep, keep, low_res]` |
+
+    with `keep = 1 - mask`. The output has 6 channels: the noise prediction, then the variance (see
+    [`GLIDEDDPMScheduler`]). Use [`~GLIDEUNet2DConditionModel.glide_config`] for the settings that make the stock
+    class a GLIDE UNet.
+    """
+
+    _no_split_modules = ["ResnetBlock2D", "Attention"]
+    _repeated_blocks = ["ResnetBlock2D", "Attention"]
+
+    @staticmethod
+    def glide_config(
+        block_out_channels: tuple[int, ...],
+        attention_levels: tuple[int, ...],
+        layers_per_block: int,
+        text_hidden_size: int,
+        in_channels: int = 3,
+        sample_size: int = 64,
+        attention_head_dim: int = 64,
+        dropout: float = 0.1,
+        norm_num_groups: int = 32,
+    ) -> dict[str, Any]:
+        """The `__init__` arguments that make diffusers' class a GLIDE UNet of the given size.
+
+        Args:
+            block_out_channels (`tuple[int, ...]`): Channels per level, from the full resolution down.
+            attention_levels (`tuple[int, ...]`): Indices of the levels that attend (level `i` works at
+                `1 / 2**i` of the resolution).
+            layers_per_block (`int`): Residual blocks per level.
+            text_hidden_size (`int`): Width of the text encoder's output.
+            in_channels (`int`, defaults to 3): 3, 6, 7 or 10, see the table above.
+            sample_size (`int`, defaults to 64): Height and width of the picture, in pixels.
+            attention_head_dim (`int`, defaults to 64): Channels per attention head.
+            dropout (`float`, defaults to 0.1): Dropout in the residual blocks, while training.
+            norm_num_groups (`int`, defaults to 32): Groups of the group norms.
+
+        Returns:
+            `dict`: keyword arguments for [`GLIDEUNet2DConditionModel`].
+        """
+        levels = range(len(block_out_channels))
+        down = ["SimpleCrossAttn" if level in attention_levels else "Resnet" for level in levels]
+        return {
+            "sample_size": sample_size,
+            "in_channels": in_channels,
+            "out_channels": 6,
+            "block_out_channels": tuple(block_out_channels),
+            "layers_per_block": layers_per_block,
+            "down_block_types": tuple(
+                "SimpleCrossAttnDownBlock2D" if kind == "SimpleCrossAttn" else "ResnetDownsampleBlock2D"
+                for kind in down
+            ),
+            "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+            "up_block_types": tuple(
+                "SimpleCrossAttnUpBlock2D" if kind == "SimpleCrossAttn" else "ResnetUpsampleBlock2D"
+                for kind in reversed(down)
+            ),
+            "cross_attention_dim": text_hidden_size,
+            "attention_head_dim": attention_head_dim,
+            "resnet_time_scale_shift": "scale_shift",
+            "class_embed_type": "simple_projection",
+            "projection_class_embeddings_input_dim": text_hidden_size,
+            "norm_num_groups": norm_num_groups,
+            "dropout": dropout,
+        }
+
+    @property
+    def is_upsampler(self) -> bool:
+        """Whether the model takes `low_res`."""
+        return self.config.in_channels in (6, 10)
+
+    @property
+    def is_inpainter(self) -> bool:
+        """Whether the model takes `image` and `mask`."""
+        return self.config.in_channels in (7, 10)
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of `sample` must be multiples of this number of pixels."""
+        return 2**self.num_upsamplers
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encoder_hidden_states: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        low_res: torch.Tensor | None = None,
+        image: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+        **kwargs,
+    ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
+        """Predict noise and variance.
+
+        Args:
+            sample (`torch.Tensor` of shape `[B, 3, H, W]`): The noised picture x_t. `H` and `W` must be multiples
+                of [`~GLIDEUNet2DConditionModel.size_multiple`].
+            timestep (`torch.Tensor` of shape `[B]` or a number): Timesteps, 0 (clean) to 999 (noise).
+            encoder_hidden_states (`torch.Tensor` of shape `[B, L, C]`): Output of the text encoder.
+            class_labels (`torch.Tensor` of shape `[B, C]`, *optional*): What is projected and added to the time
+                embedding; the last text token by default.
+            low_res (`torch.Tensor` of shape `[B, 3, h, w]`, *optional*): Upsamplers only: the small picture, in
+                [-1, 1]; enlarged bilinearly to `[H, W]` unless it has that size already.
+            image (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): Inpainting models only: the known picture, in
+                [-1, 1].
+            mask (`torch.Tensor` of shape `[B, 1, H, W]`, *optional*): Inpainting models only: 1 = repaint, 0 = keep.
+            cross_attention_kwargs (`dict`, *optional*): Passed on to the attention processors (`scale` of a LoRA).
+            return_dict (`bool`, defaults to `True`): False gives a tuple.
+
+        Returns:
+            [`~diffusers.models.unets.unet_2d_condition.UNet2DConditionOutput`]: `sample` of shape `[B, 6, H, W]`.
+
+        Raises:
+            ValueError: if a condition is missing, not taken by this variant, or of the wrong size.
+        """
+        return super().forward(
+            self._stack_channels(sample, low_res, image, mask),
+            timestep,
+            encoder_hidden_states,
+            class_labels=encoder_hidden_states[:, -1] if class_labels is None else class_labels,
+            cross_attention_kwargs=cross_attention_kwargs,
+            return_dict=return_dict,
+            **kwargs,
+        )
+
+    def _stack_channels(
+        self,
+        sample: torch.Tensor,
+        low_res: torch.Tensor | None,
+        image: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Concatenate the sample with the conditions that this variant takes (table in the class docstring)."""
+        for name, condition, taken in (
+            ("low_res", low_res, self.is_upsampler),
+            ("image", image, self.is_inpainter),
+            ("mask", mask, self.is_inpainter),
+        ):
+            if (condition is not None) != taken:
+                verb = "needs" if taken else "does not take"
+                raise ValueError(f"A UNet with in_channels={self.config.in_channels} {verb} `{name}`.")
+        height, width = sample.shape[-2:]
+        if height % self.size_multiple or width % self.size_multiple:
+            raise ValueError(
+                f"Height and width of `sample` must be multiples of {self.size_multiple}, got {height} x {width}."
+            )
+        channels = [sample]
+        if self.is_inpainter:
+            keep = 1 - mask.to(sample.dtype)
+            channels += [image.to(sample.dtype) * keep, keep]
+        if self.is_upsampler:
+            low_res = low_res.to(sample.dtype)
+            if low_res.shape[-2:] != sample.shape[-2:]:
+                low_res = F.interpolate(low_res, (height, width), mode="bilinear", align_corners=False)
+            channels.append(low_res)
+        return torch.cat(channels, dim=1) if len(channels) > 1 else sample
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = torch.utils.checkpoint.checkpoint
+    ) -> None:
+        # diffusers' blocks recompute only the residual blocks of the down and up paths. The attention layers, the
+        # middle block and the residual blocks that resample are wrapped here, so that everything is covered.
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func)
+        for module in self._uncovered_by_diffusers():
+            module.__dict__.pop("forward", None)
+            if enable:
+                module.forward = _checkpointed(module.forward, gradient_checkpointing_func)
+
+    def _uncovered_by_diffusers(self) -> list[nn.Module]:
+        modules: list[nn.Module] = [module for module in self.modules() if isinstance(module, Attention)]
+        modules += [module for module in self.mid_block.modules() if isinstance(module, ResnetBlock2D)]
+        for block in [*self.down_blocks, *self.up_blocks]:
+            resamplers = getattr(block, "downsamplers", None) or getattr(block, "upsamplers", None) or []
+            modules += list(resamplers)
+        return modules
+
+    @torch.no_grad()
+    def zero_output_layers(self) -> None:
+        """Zero the last layer of every residual and attention block and of the model, before training from scratch.
+
+        Each block then starts as the identity and the model predicts zero (Dhariwal and Nichol, arXiv 2105.05233).
+        """
+        for module in self.modules():
+            if isinstance(module, ResnetBlock2D):
+                nn.init.zeros_(module.conv2.weight)
+                nn.init.zeros_(module.conv2.bias)
+            elif isinstance(module, Attention):
+                nn.init.zeros_(module.to_out[0].weight)
+                nn.init.zeros_(module.to_out[0].bias)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+
+def _checkpointed(forward: Callable, gradient_checkpointing_func: Callable) -> Callable:
+    """`forward`, recomputed in the backward pass while gradients are recorded."""
+
+    @functools.wraps(forward)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return gradient_checkpointing_func(functools.partial(forward, **kwargs), *args)
+
+    return wrapped

@@ -1,0 +1,17 @@
+"""Noise schedules and steps: no networks."""
+
+from .gaussian_diffusion import GaussianDiffusion, make_betas
+from .respacing import space_timesteps
+from .scheduling_glide import GLIDESchedulerOutput
+from .scheduling_glide_ddim import GLIDEDDIMScheduler
+from .scheduling_glide_ddpm import GLIDEDDPMScheduler
+
+
+__all__ = [
+    "GLIDEDDIMScheduler",
+    "GLIDEDDPMScheduler",
+    "GLIDESchedulerOutput",
+    "GaussianDiffusion",
+    "make_betas",
+    "space_timesteps",
+]

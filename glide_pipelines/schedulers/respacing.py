@@ -1,0 +1,73 @@
+"""Which of the training timesteps a sampler visits: GLIDE's respacing strings."""
+
+from __future__ import annotations
+
+import re
+
+
+FAST27_SECTIONS = (10, 10, 3, 2, 2)
+
+
+def space_timesteps(spacing: str, num_train_timesteps: int = 1000) -> list[int]:
+    """The timesteps that a respacing string keeps.
+
+    Args:
+        spacing (`str`): One of
+
+            - `"100"`: that many steps, evenly spaced, both ends included;
+            - `"10,10,3,2,2"`: the training steps are cut into equal sections, from clean to noisy, with so many steps
+              in each, each section's ends included;
+            - `"ddim50"`: that many steps at an integer stride, from 0;
+            - `"fast27"`: the 27 steps of GLIDE's upsampler.
+        num_train_timesteps (`int`, defaults to 1000): Steps of the training process.
+
+    Returns:
+        `list[int]`: timesteps in descending order.
+
+    Raises:
+        ValueError: if the string is not of one of these forms, or asks for more steps than there are.
+    """
+    text = spacing.replace(" ", "")
+    if text == "fast27":
+        if num_train_timesteps != 1000:
+            raise ValueError(
+                f"timesteps='fast27' is a list for 1000 training timesteps, but there are {num_train_timesteps}."
+            )
+        # GLIDE moves the first step from 999 to 997, where the linear schedule has a little signal left.
+        return [997, *_spread(FAST27_SECTIONS, 1000)[1:]]
+    if match := re.fullmatch(r"ddim([1-9]\d*)", text):
+        count = int(match.group(1))
+        for stride in range(1, num_train_timesteps):
+            if len(range(0, num_train_timesteps, stride)) == count:
+                return list(range(0, num_train_timesteps, stride))[::-1]
+        raise ValueError(
+            f"timesteps={spacing!r}: no integer stride over {num_train_timesteps} training timesteps gives "
+            f"{count} steps."
+        )
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise ValueError(
+            f"timesteps={spacing!r} is not a respacing: use a number ('100'), numbers per section "
+            "('10,10,3,2,2'), 'ddim50' or 'fast27'."
+        )
+    return _spread([int(count) for count in text.split(",")], num_train_timesteps)
+
+
+def _spread(counts: list[int] | tuple[int, ...], num_train_timesteps: int) -> list[int]:
+    """`counts[i]` evenly spaced timesteps in the i-th of `len(counts)` equal sections, descending over all."""
+    size, extra = divmod(num_train_timesteps, len(counts))
+    start, kept = 0, []
+    for section, count in enumerate(counts):
+        length = size + (section < extra)
+        if count > length:
+            raise ValueError(
+                f"timesteps={','.join(map(str, counts))!r}: section {section} has {length} training timesteps, "
+                f"fewer than the {count} steps asked for."
+            )
+        stride = (length - 1) / (count - 1) if count > 1 else 1
+        # The position is accumulated, not multiplied: the rounding of the released code depends on it.
+        position = 0.0
+        for _ in range(count):
+            kept.append(start + round(position))
+            position += stride
+        start += length
+    return kept[::-1]

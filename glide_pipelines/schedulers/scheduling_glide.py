@@ -1,0 +1,212 @@
+"""What GLIDE's two schedulers share: float64 tables, respacing, and one estimate of the clean picture."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDPMScheduler
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+
+from .gaussian_diffusion import GaussianDiffusion, make_betas
+from .respacing import space_timesteps
+
+
+VARIANCE_TYPES = ("learned_range", "fixed_small", "fixed_large")
+
+
+@dataclass
+class GLIDESchedulerOutput(BaseOutput):
+    """One step back.
+
+    Args:
+        prev_sample (`torch.Tensor` of shape `[B, C, H, W]`): x_{t-1}, the next input of the model.
+        pred_original_sample (`torch.Tensor` of shape `[B, C, H, W]`): The estimate of x_0 that the step used.
+    """
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor | None = None
+
+
+class GLIDEScheduler(DDPMScheduler):
+    """Base of [`GLIDEDDPMScheduler`] and [`GLIDEDDIMScheduler`], which differ only in `step`.
+
+    Beside diffusers' own schedulers these two have float64 tables, GLIDE's respacing, learned-range variance, and two
+    hooks in `step`: one changes x_0 (known pixels), the other adds a gradient to the score (CLIP, a classifier).
+
+    Args:
+        num_train_timesteps (`int`, defaults to 1000): Steps T of the training process.
+        beta_start, beta_end (`float`, defaults to 0.0001 and 0.02): Range of beta; unused by the cosine schedule.
+        beta_schedule (`str`, defaults to `"linear"`): `"linear"`, `"scaled_linear"`, `"sigmoid"` or
+            `"squaredcos_cap_v2"`.
+        trained_betas (`Sequence[float]`, *optional*): The betas themselves, in place of a schedule.
+        variance_type (`str`, defaults to `"learned_range"`): Where the ancestral step's variance comes from: the
+            model's second half of channels (`"learned_range"`), or beta~ (`"fixed_small"`) or beta (`"fixed_large"`).
+        clip_sample (`bool`, defaults to `True`): Clip x_0 to `[-clip_sample_range, clip_sample_range]` at each step.
+        clip_sample_range (`float`, defaults to 1.0): See `clip_sample`.
+        prediction_type (`str`, defaults to `"epsilon"`): GLIDE predicts noise; nothing else is accepted.
+        thresholding (`bool`, defaults to `False`): Dynamic thresholding of x_0 (Imagen, arXiv 2205.11487, section
+            2.3), in place of clipping.
+        dynamic_thresholding_ratio (`float`, defaults to 0.995): The percentile of |x_0| that is the threshold.
+        sample_max_value (`float`, defaults to 1.0): The largest threshold; at 1.0 it equals clipping.
+        timestep_spacing (`str`, defaults to `"linspace"`): How an integer number of steps is spread: `"linspace"`
+            (GLIDE's own, both ends included), `"leading"` or `"trailing"` as in diffusers.
+        steps_offset (`int`, defaults to 0): Added to the timesteps of the `"leading"` spacing.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        variance_type: str = "learned_range",
+        clip_sample: bool = True,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+    ) -> None:
+        if prediction_type != "epsilon":
+            raise ValueError(f"`prediction_type` must be 'epsilon' (GLIDE predicts noise), got {prediction_type!r}.")
+        if variance_type not in VARIANCE_TYPES:
+            raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, got {variance_type!r}.")
+        # diffusers drops values that were left at their default when a config goes to another class, whose defaults
+        # are others: record all of them as set.
+        self.register_to_config(_use_default_values=[])
+        if trained_betas is not None:
+            self.betas = torch.as_tensor(trained_betas, dtype=torch.float64)
+        else:
+            self.betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
+        self.train_process = GaussianDiffusion.from_betas(self.betas)
+        self.alphas = 1 - self.betas
+        self.alphas_cumprod = self.train_process.alphas_cumprod
+        self.init_noise_sigma = 1.0
+        self.custom_timesteps = False
+        self.num_inference_steps: int | None = None
+        self._visit(list(range(num_train_timesteps))[::-1])
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: str | Sequence[int] | torch.Tensor | None = None,
+    ) -> None:
+        """Choose the timesteps that sampling visits, before a run.
+
+        Args:
+            num_inference_steps (`int`, *optional*): So many steps, spread as `timestep_spacing` says.
+            device (`str` or `torch.device`, *optional*): Where `scheduler.timesteps` is put.
+            timesteps (`str` or `Sequence[int]`, *optional*): The timesteps themselves, descending, or a GLIDE
+                respacing string ([`space_timesteps`]), in place of `num_inference_steps`.
+
+        Raises:
+            ValueError: if both or none are given, a string is no respacing, the timesteps do not descend, or one is
+                outside the training process.
+        """
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("Pass exactly one of `num_inference_steps` and `timesteps`.")
+        total = self.config.num_train_timesteps
+        if timesteps is not None:
+            kept = space_timesteps(timesteps, total) if isinstance(timesteps, str) else _as_ints(timesteps)
+            if not kept or any(later >= earlier for earlier, later in itertools.pairwise(kept)):
+                raise ValueError(f"`timesteps` must be a non-empty, strictly descending list, got {kept}.")
+            if kept[0] >= total or kept[-1] < 0:
+                raise ValueError(f"`timesteps` must lie between 0 and {total - 1}, got {kept[0]} to {kept[-1]}.")
+        else:
+            if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
+                raise ValueError(f"`num_inference_steps` must be an integer, got {num_inference_steps!r}.")
+            if not 1 <= num_inference_steps <= total:
+                raise ValueError(
+                    f"`num_inference_steps` must lie between 1 and the {total} steps of training, "
+                    f"got {num_inference_steps}."
+                )
+            if self.config.timestep_spacing == "linspace":
+                kept = space_timesteps(str(num_inference_steps), total)
+            else:
+                super().set_timesteps(num_inference_steps)
+                kept = self.timesteps.tolist()
+        self.custom_timesteps = timesteps is not None
+        self.num_inference_steps = len(kept)
+        self._visit(kept)
+        self.timesteps = self.timesteps.to(device)
+
+    def _visit(self, timesteps: list[int]) -> None:
+        self.timesteps = torch.tensor(timesteps)
+        self.process = self.train_process.respaced(self.timesteps.flip(0))
+        self._step_of = {timestep: len(timesteps) - 1 - index for index, timestep in enumerate(timesteps)}
+
+    def step_index_of(self, timestep: int | torch.Tensor) -> int:
+        """Index of a timestep in the tables of `scheduler.process`; 0 is the last step before the picture."""
+        try:
+            return self._step_of[int(timestep)]
+        except KeyError:
+            raise ValueError(
+                f"`timestep` must be one of `scheduler.timesteps` ({len(self._step_of)} of them), got {int(timestep)}."
+            ) from None
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.IntTensor
+    ) -> torch.Tensor:
+        """x_t for each example's own training timestep.
+
+        Args:
+            original_samples (`torch.Tensor` of shape `[B, C, H, W]`): x_0, in [-1, 1].
+            noise (`torch.Tensor` of shape `[B, C, H, W]`): Unit Gaussian noise.
+            timesteps (`torch.IntTensor` of shape `[B]`): Training timesteps, 0 to T - 1.
+
+        Returns:
+            `torch.Tensor` of shape `[B, C, H, W]`.
+        """
+        return self.train_process.add_noise(original_samples, noise, timesteps)
+
+    def _estimate_x_start(
+        self,
+        noise_pred: torch.Tensor,
+        step: int,
+        sample: torch.Tensor,
+        denoised_fn: Callable[[torch.Tensor], torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """x_0 from the noise prediction, then the known pixels, then the clip: in this order, as released."""
+        x_start = self.process.predict_x_start(sample, noise_pred, step)
+        if denoised_fn is not None:
+            x_start = denoised_fn(x_start)
+        if self.config.thresholding:
+            return self._threshold_sample(x_start)
+        if self.config.clip_sample:
+            return x_start.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        return x_start
+
+    @staticmethod
+    def _split(model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Noise prediction and variance channels (None if the model has none) in float32 or better."""
+        channels = sample.shape[1]
+        if model_output.shape[1] not in (channels, 2 * channels) or model_output.shape[2:] != sample.shape[2:]:
+            raise ValueError(
+                f"`model_output` must have {channels} or {2 * channels} channels and the size of `sample` "
+                f"{list(sample.shape)}, got {list(model_output.shape)}."
+            )
+        model_output = model_output.to(_at_least_float32(sample.dtype))
+        if model_output.shape[1] == channels:
+            return model_output, None
+        noise_pred, model_variance = model_output.chunk(2, dim=1)
+        return noise_pred, model_variance
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _as_ints(timesteps: Sequence[int] | torch.Tensor) -> list[int]:
+    values = timesteps.tolist() if hasattr(timesteps, "tolist") else list(timesteps)
+    if any(isinstance(value, bool) or not isinstance(value, int) for value in values):
+        raise ValueError(f"`timesteps` must be integers, got {values}.")
+    return values
