@@ -1,4 +1,47 @@
-"""GLIDE (arXiv 2112.10741) as diffusers pipelines."""
+"""GLIDE (arXiv 2112.10741) as diffusers pipelines: text to image by diffusion in pixel space.
 
+Importing this package makes its classes known to diffusers, so that `DiffusionPipeline.from_pretrained` opens GLIDE's
+folders and Hub repositories too.
+"""
+
+import sys
+
+import diffusers
+
+from .checkpoints import shapes_checkpoint
 from .models import GLIDETextConfig, GLIDETextEncoder, GLIDEUNet2DConditionModel
+from .pipelines import GLIDEPipeline, GLIDEPipelineOutput
 from .schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
+from .version import __version__
+
+
+__all__ = [
+    "GLIDEDDIMScheduler",
+    "GLIDEDDPMScheduler",
+    "GLIDEPipeline",
+    "GLIDEPipelineOutput",
+    "GLIDETextConfig",
+    "GLIDETextEncoder",
+    "GLIDEUNet2DConditionModel",
+    "__version__",
+    "shapes_checkpoint",
+]
+
+
+def _register_with_diffusers() -> None:
+    """Make diffusers save and load our classes as `["glide_pipelines", "ClassName"]`.
+
+    A saved pipeline names the module of each component. Naming the package instead of the file inside it keeps
+    checkpoints readable when a file moves; being an attribute of `diffusers.pipelines` lets diffusers find that name
+    for repositories on the Hub; and being an attribute of `diffusers` lets `DiffusionPipeline` find the pipelines.
+    """
+    diffusers.pipelines.glide_pipelines = sys.modules[__name__]
+    for name in __all__:
+        member = globals()[name]
+        if isinstance(member, type):
+            member.__module__ = __name__
+            if issubclass(member, diffusers.DiffusionPipeline | diffusers.ModelMixin | diffusers.SchedulerMixin):
+                setattr(diffusers, name, member)
+
+
+_register_with_diffusers()

@@ -1,8 +1,9 @@
 """Noise schedules and steps: no networks."""
 
+from .adapter import SchedulerAdapter
 from .gaussian_diffusion import GaussianDiffusion, make_betas
 from .respacing import space_timesteps
-from .scheduling_glide import GLIDESchedulerOutput
+from .scheduling_glide import GLIDEScheduler, GLIDESchedulerOutput
 from .scheduling_glide_ddim import GLIDEDDIMScheduler
 from .scheduling_glide_ddpm import GLIDEDDPMScheduler
 
@@ -10,8 +11,10 @@ from .scheduling_glide_ddpm import GLIDEDDPMScheduler
 __all__ = [
     "GLIDEDDIMScheduler",
     "GLIDEDDPMScheduler",
+    "GLIDEScheduler",
     "GLIDESchedulerOutput",
     "GaussianDiffusion",
+    "SchedulerAdapter",
     "make_betas",
     "space_timesteps",
 ]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Sequence
+
+import torch
 
 
 FAST27_SECTIONS = (10, 10, 3, 2, 2)
@@ -50,6 +54,22 @@ def space_timesteps(spacing: str, num_train_timesteps: int = 1000) -> list[int]:
             "('10,10,3,2,2'), 'ddim50' or 'fast27'."
         )
     return _spread([int(count) for count in text.split(",")], num_train_timesteps)
+
+
+def check_timesteps(timesteps: Sequence[int] | torch.Tensor, num_train_timesteps: int) -> list[int]:
+    """The timesteps as a list, if they are integers that descend strictly within the training process.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    kept = timesteps.tolist() if hasattr(timesteps, "tolist") else list(timesteps)
+    if any(isinstance(timestep, bool) or not isinstance(timestep, int) for timestep in kept):
+        raise ValueError(f"`timesteps` must be integers, got {kept}.")
+    if not kept or any(later >= earlier for earlier, later in itertools.pairwise(kept)):
+        raise ValueError(f"`timesteps` must be a non-empty, strictly descending list, got {kept}.")
+    if kept[0] >= num_train_timesteps or kept[-1] < 0:
+        raise ValueError(f"`timesteps` must lie between 0 and {num_train_timesteps - 1}, got {kept[0]} to {kept[-1]}.")
+    return kept
 
 
 def _spread(counts: list[int] | tuple[int, ...], num_train_timesteps: int) -> list[int]:

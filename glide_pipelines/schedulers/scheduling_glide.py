@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
 from .gaussian_diffusion import GaussianDiffusion, make_betas
-from .respacing import space_timesteps
+from .respacing import check_timesteps, space_timesteps
 
 
 VARIANCE_TYPES = ("learned_range", "fixed_small", "fixed_large")
@@ -116,11 +115,9 @@ class GLIDEScheduler(DDPMScheduler):
             raise ValueError("Pass exactly one of `num_inference_steps` and `timesteps`.")
         total = self.config.num_train_timesteps
         if timesteps is not None:
-            kept = space_timesteps(timesteps, total) if isinstance(timesteps, str) else _as_ints(timesteps)
-            if not kept or any(later >= earlier for earlier, later in itertools.pairwise(kept)):
-                raise ValueError(f"`timesteps` must be a non-empty, strictly descending list, got {kept}.")
-            if kept[0] >= total or kept[-1] < 0:
-                raise ValueError(f"`timesteps` must lie between 0 and {total - 1}, got {kept[0]} to {kept[-1]}.")
+            if isinstance(timesteps, str):
+                timesteps = space_timesteps(timesteps, total)
+            kept = check_timesteps(timesteps, total)
         else:
             if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
                 raise ValueError(f"`num_inference_steps` must be an integer, got {num_inference_steps!r}.")
@@ -203,10 +200,3 @@ class GLIDEScheduler(DDPMScheduler):
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def _as_ints(timesteps: Sequence[int] | torch.Tensor) -> list[int]:
-    values = timesteps.tolist() if hasattr(timesteps, "tolist") else list(timesteps)
-    if any(isinstance(value, bool) or not isinstance(value, int) for value in values):
-        raise ValueError(f"`timesteps` must be integers, got {values}.")
-    return values

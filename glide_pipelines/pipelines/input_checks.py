@@ -1,0 +1,99 @@
+"""Checks that every pipeline shares. Each names the argument, what was given and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+def check_prompt(name: str, prompt: Any) -> None:
+    """`prompt` must be a string or a non-empty list of strings."""
+    if isinstance(prompt, str):
+        return
+    if not isinstance(prompt, list) or not all(isinstance(text, str) for text in prompt):
+        raise TypeError(f"`{name}` must be a string or a list of strings, got {_describe(prompt)}.")
+    if not prompt:
+        raise ValueError(f"`{name}` must not be an empty list.")
+
+
+def check_embeds(name: str, embeds: Any, width: int | None, batch_size: int | None = None) -> None:
+    """`embeds` must be a tensor of shape `[batch_size, L, width]`; None leaves a dimension open."""
+    if not isinstance(embeds, torch.Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor, got {_describe(embeds)}.")
+    if embeds.ndim != 3 or (width is not None and embeds.shape[-1] != width):
+        raise ValueError(f"`{name}` must have the shape [batch, tokens, {width or 'width'}], got {list(embeds.shape)}.")
+    if batch_size is not None and embeds.shape[0] != batch_size:
+        raise ValueError(f"`{name}` must have a batch of {batch_size}, as the prompts have, got {embeds.shape[0]}.")
+
+
+def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
+    """`value` must be a finite number between `low` and `high`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"`{name}` must be a number, got {_describe(value)}.")
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {value}.")
+    if not low <= value <= high:
+        raise ValueError(f"`{name}` must lie between {low} and {high}, got {value}.")
+
+
+def check_positive_int(name: str, value: Any) -> None:
+    """`value` must be an integer of 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be an integer, got {_describe(value)}.")
+    if value < 1:
+        raise ValueError(f"`{name}` must be 1 or more, got {value}.")
+
+
+def check_multiple(name: str, value: Any, multiple: int) -> None:
+    """`value` must be a positive multiple of `multiple`."""
+    check_positive_int(name, value)
+    if value % multiple:
+        raise ValueError(f"`{name}` must be a multiple of {multiple}, got {value}.")
+
+
+def check_generator(generator: Any, num_images: int) -> None:
+    """`generator` must be None, a generator, or a list of `num_images` of them."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return
+    if not isinstance(generator, list) or not all(isinstance(entry, torch.Generator) for entry in generator):
+        raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {_describe(generator)}.")
+    if len(generator) != num_images:
+        raise ValueError(
+            f"`generator` is a list of {len(generator)}, but {num_images} pictures are asked for "
+            "(prompts times `num_images_per_prompt`)."
+        )
+
+
+def check_latents(name: str, latents: Any, shape: tuple[int, ...]) -> None:
+    """`latents` must be a tensor of the given shape."""
+    if not isinstance(latents, torch.Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor, got {_describe(latents)}.")
+    if tuple(latents.shape) != shape:
+        raise ValueError(f"`{name}` must have the shape {list(shape)}, got {list(latents.shape)}.")
+
+
+def check_output_type(output_type: Any) -> None:
+    """`output_type` must be one of `OUTPUT_TYPES`."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"`output_type` must be one of {', '.join(map(repr, OUTPUT_TYPES))}, got {output_type!r}.")
+
+
+def check_callback_inputs(names: Sequence[str], allowed: Sequence[str]) -> None:
+    """Every name in `callback_on_step_end_tensor_inputs` must be one that the pipeline offers."""
+    unknown = [name for name in names if name not in allowed]
+    if unknown:
+        raise ValueError(
+            f"`callback_on_step_end_tensor_inputs` may hold {', '.join(map(repr, allowed))}, got {unknown}."
+        )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {sorted({type(entry).__name__ for entry in value})}"
+    return f"{value!r} ({type(value).__name__})"

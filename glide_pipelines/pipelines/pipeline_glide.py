@@ -1,0 +1,264 @@
+"""Text to image: a prompt in, a picture out (arXiv 2112.10741, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.guiders import BaseGuidance
+from diffusers.utils import replace_example_docstring
+from transformers import GPT2Tokenizer
+
+from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
+from ..schedulers import SchedulerAdapter
+from .input_checks import check_generator, check_latents, check_multiple, check_output_type
+from .pipeline_output import GLIDEPipelineOutput
+from .pipeline_utils import DEFAULT_SUPER_RES_TIMESTEPS, DEFAULT_TIMESTEPS, GLIDEPipelineBase
+
+
+EXAMPLE_DOC_STRING = """
+    Examples:
+        ```py
+        >>> import torch
+        >>> from glide_pipelines import GLIDEPipeline, shapes_checkpoint
+
+        >>> pipe = GLIDEPipeline.from_pretrained(shapes_checkpoint())
+        >>> image = pipe("a red circle above a blue square", generator=torch.manual_seed(0)).images[0]
+        >>> image.save("picture.png")
+        ```
+"""
+
+
+class GLIDEPipeline(GLIDEPipelineBase):
+    """Text to image with GLIDE: the base model draws a small picture, the upsampler enlarges it.
+
+    Args:
+        tokenizer (`GPT2Tokenizer`): GLIDE's byte-level BPE; its `model_max_length` is the text context.
+        text_encoder ([`GLIDETextEncoder`]): Of the base model.
+        unet ([`GLIDEUNet2DConditionModel`]): The base model, 3 input channels.
+        scheduler (`SchedulerMixin`): [`GLIDEDDPMScheduler`] as released; any noise-predicting diffusers scheduler.
+        super_res_text_encoder ([`GLIDETextEncoder`], *optional*): Of the upsampler, which has its own.
+        super_res_unet ([`GLIDEUNet2DConditionModel`], *optional*): The upsampler, 6 input channels. Without it the
+            base picture is returned.
+        super_res_scheduler (`SchedulerMixin`, *optional*): [`GLIDEDDIMScheduler`] as released.
+        prompt_domain (`str`, *optional*): `"shapes"` for a checkpoint of the shapes world: prompts outside it get a
+            warning.
+    """
+
+    def __init__(
+        self,
+        tokenizer: GPT2Tokenizer,
+        text_encoder: GLIDETextEncoder,
+        unet: GLIDEUNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        super_res_text_encoder: GLIDETextEncoder | None = None,
+        super_res_unet: GLIDEUNet2DConditionModel | None = None,
+        super_res_scheduler: SchedulerMixin | None = None,
+        prompt_domain: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            unet=unet,
+            scheduler=scheduler,
+            super_res_text_encoder=super_res_text_encoder,
+            super_res_unet=super_res_unet,
+            super_res_scheduler=super_res_scheduler,
+        )
+        self.register_to_config(prompt_domain=prompt_domain)
+
+    def check_inputs(
+        self,
+        batch_size: int,
+        height: int,
+        width: int,
+        num_images_per_prompt: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        super_res_latents: torch.Tensor | None,
+        output_type: str,
+    ) -> None:
+        """Check sizes, noise and output before any network runs.
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was given and what is allowed.
+        """
+        for name, size in (("height", height), ("width", width)):
+            check_multiple(name, size, self.size_multiple)
+        num_images = batch_size * num_images_per_prompt
+        check_generator(generator, num_images)
+        check_output_type(output_type)
+        if latents is not None:
+            check_latents("latents", latents, (num_images, 3, height // self.scale_factor, width // self.scale_factor))
+        if super_res_latents is not None:
+            check_latents("super_res_latents", super_res_latents, (num_images, 3, height, width))
+
+    @torch.no_grad()
+    @replace_example_docstring(EXAMPLE_DOC_STRING)
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        timesteps: str | list[int] | None = None,
+        super_res_num_inference_steps: int | None = None,
+        super_res_timesteps: str | list[int] | None = None,
+        guidance_scale: float = 3.0,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        upsample_temperature: float = 0.997,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        super_res_latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        super_res_prompt_embeds: torch.Tensor | None = None,
+        guider: BaseGuidance | None = None,
+        cond_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+    ) -> GLIDEPipelineOutput | tuple:
+        """Draw pictures for prompts. The defaults are those of OpenAI's released notebook.
+
+        Args:
+            prompt (`str` or `list[str]`, *optional*): What to draw; or pass `prompt_embeds`.
+            height, width (`int`, *optional*): Size of the returned picture in pixels, multiples of 32 (8 without an
+                upsampler); by default the size the model was trained on.
+            num_inference_steps, super_res_num_inference_steps (`int`, *optional*): Steps of each stage, spread as its
+                scheduler does; 100 and 27 by default.
+            timesteps, super_res_timesteps (`str` or `list[int]`, *optional*): The timesteps themselves, descending,
+                or a respacing string (`"100"`, `"fast27"`, `"10,10,3,2,2"`, `"ddim50"`). They beat the numbers of
+                steps. By default `"100"` and `"fast27"`.
+            guidance_scale (`float`, defaults to 3.0): Classifier-free guidance of the base stage; 1 switches it off
+                and saves half of the work.
+            negative_prompt (`str` or `list[str]`, *optional*): What to steer away from, in place of the empty prompt.
+            num_images_per_prompt (`int`, defaults to 1): Pictures per prompt.
+            eta (`float`, defaults to 0.0): Noise of DDIM steps in the base stage, 0 to 1, if it runs DDIM.
+            upsample_temperature (`float`, defaults to 0.997): Factor on the noise that the upsampler starts from.
+            generator (`torch.Generator` or a list of them, *optional*): Makes the result repeatable; a list has one
+                per picture. Drawn in this order: base noise, base steps, upsampler noise, upsampler steps.
+            latents (`torch.Tensor` of shape `[B, 3, h, w]`, *optional*): Unit noise for the base stage.
+            super_res_latents (`torch.Tensor` of shape `[B, 3, height, width]`, *optional*): Unit noise for the
+                upsampler, before `upsample_temperature`.
+            prompt_embeds, negative_prompt_embeds, super_res_prompt_embeds (`torch.Tensor` of shape `[B, L, C]`,
+                *optional*): Outputs of [`~GLIDEPipeline.encode_prompt`] with one picture per prompt.
+            guider (`BaseGuidance`, *optional*): One of `diffusers.guiders` that combines predictions, in place of
+                classifier-free guidance at `guidance_scale`.
+            cond_fn (`Callable`, *optional*): `(x_t [B, 3, h, w], timestep [B]) -> gradient [B, 3, h, w]` of a
+                log-likelihood with respect to x_t, added to the score of the base stage.
+            cross_attention_kwargs (`dict`, *optional*): Passed to the base UNet, such as `{"scale": 0.5}` of a LoRA.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, see [`GLIDEPipelineOutput`].
+            return_dict (`bool`, defaults to `True`): False gives a tuple.
+            callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep, tensors)` after
+                every step, `step` running over both stages (`pipe.num_timesteps` in all, `pipe.stage` tells which);
+                what it returns takes the place of the tensors.
+            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`): The tensors that it gets:
+                `"latents"`, `"prompt_embeds"`, `"negative_prompt_embeds"`.
+
+        Examples:
+
+        Returns:
+            [`GLIDEPipelineOutput`], or with `return_dict=False` a tuple with the pictures.
+
+        Raises:
+            ValueError, TypeError: before any network runs, naming the argument, what was given and what is allowed.
+        """
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+
+        # 1. Check everything before any network runs.
+        self._check_sampling(
+            num_images_per_prompt,
+            guidance_scale,
+            eta,
+            upsample_temperature,
+            guider,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        self._guidance_scale = guidance_scale
+        self._interrupt = False
+        batch_size = self._check_prompts(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, super_res_prompt_embeds
+        )
+        default_height, default_width = self.default_size
+        height = default_height if height is None else height
+        width = default_width if width is None else width
+        self.check_inputs(
+            batch_size, height, width, num_images_per_prompt, generator, latents, super_res_latents, output_type
+        )
+        self._warn_far_from_training(height, width)
+        device = self._execution_device
+        base = SchedulerAdapter(
+            self.scheduler, num_inference_steps, timesteps, DEFAULT_TIMESTEPS, generator=generator, eta=eta
+        )
+        self._num_timesteps = len(base.start(device))
+        super_res = None
+        if self.super_res_unet is not None:
+            super_res = SchedulerAdapter(
+                self.super_res_scheduler,
+                super_res_num_inference_steps,
+                super_res_timesteps,
+                DEFAULT_SUPER_RES_TIMESTEPS,
+                generator=generator,
+                prefix="super_res_",
+            )
+            self._num_timesteps += len(super_res.start(device))
+
+        # 2. Encode the prompts, once for all steps.
+        prompt_embeds, negative_prompt_embeds, super_res_prompt_embeds = self.encode_prompt(
+            prompt,
+            num_images_per_prompt,
+            self.do_classifier_free_guidance or guider is not None,
+            negative_prompt,
+            device,
+            prompt_embeds,
+            negative_prompt_embeds,
+            super_res_prompt_embeds,
+        )
+
+        # 3. Draw the small picture.
+        callback = {
+            "callback_on_step_end": callback_on_step_end,
+            "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
+        }
+        shape = (batch_size * num_images_per_prompt, 3, height // self.scale_factor, width // self.scale_factor)
+        latents = self.prepare_latents(shape, generator, latents, self.scheduler.init_noise_sigma)
+        with self._run_stage("base"):
+            image = self._denoise(
+                self.unet,
+                base,
+                latents,
+                prompt_embeds,
+                negative_prompt_embeds,
+                guider=guider,
+                cond_fn=cond_fn,
+                cross_attention_kwargs=cross_attention_kwargs,
+                **callback,
+            )
+
+        # 4. Enlarge it.
+        if super_res is not None:
+            image = self._enlarge(
+                image,
+                (height, width),
+                super_res,
+                super_res_prompt_embeds,
+                super_res_latents,
+                upsample_temperature,
+                generator,
+                **callback,
+            )
+
+        images = self.image_processor.postprocess(image, output_type)
+        self.maybe_free_model_hooks()
+        return GLIDEPipelineOutput(images) if return_dict else (images,)

@@ -1,0 +1,20 @@
+"""What GLIDE's pipelines return."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+
+@dataclass
+class GLIDEPipelineOutput(BaseOutput):
+    """The pictures of one call.
+
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): As `output_type` asked for: a list of RGB
+            pictures, an array of shape `[B, H, W, 3]`, or a tensor of shape `[B, 3, H, W]`, both in [0, 1].
+    """
+
+    images: list[Image.Image] | np.ndarray | torch.Tensor

@@ -1,0 +1,202 @@
+"""Stepping any diffusers scheduler with a GLIDE model: learned variance, known pixels and score gradients included."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin
+
+from .respacing import check_timesteps, space_timesteps
+from .scheduling_glide import GLIDEScheduler
+
+
+class SchedulerAdapter:
+    """One run of a scheduler, with one interface to GLIDE's schedulers and to diffusers' own.
+
+    GLIDE's schedulers take the variance channels and the two hooks of a step themselves. For any other scheduler the
+    noise prediction is rewritten before the step: in the space of the model's input, which is the
+    variance-preserving x_t for every scheduler, x_0 is estimated, changed (known pixels), clipped, turned back into
+    noise, and shifted by the score gradient.
+
+    `timesteps` beats `num_inference_steps`, which beats `default`.
+
+    Args:
+        scheduler (`SchedulerMixin`): Any scheduler of a noise-predicting model; it is the very object that is stepped.
+        num_inference_steps (`int`, *optional*): So many steps, spread in the scheduler's own way.
+        timesteps (`str` or `Sequence[int]`, *optional*): A GLIDE respacing string or a descending list.
+        default (`str`): A respacing; a stock scheduler gets as many steps in its own spacing.
+        generator (`torch.Generator` or a list of them, *optional*): Source of the noise of stochastic schedulers.
+        eta (`float`, defaults to 0.0): DDIM's eta, for the schedulers that have one.
+        prefix (`str`, defaults to `""`): What the arguments' names begin with in error messages (`"super_res_"`).
+
+    Raises:
+        ValueError: if the scheduler is not one for noise predictions over discrete training steps.
+    """
+
+    def __init__(
+        self,
+        scheduler: SchedulerMixin,
+        num_inference_steps: int | None = None,
+        timesteps: str | Sequence[int] | None = None,
+        default: str = "100",
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        eta: float = 0.0,
+        prefix: str = "",
+    ) -> None:
+        self.scheduler = scheduler
+        self.num_inference_steps = num_inference_steps
+        self.timesteps = timesteps
+        self.default = default
+        self.prefix = prefix
+        self.is_glide = isinstance(scheduler, GLIDEScheduler)
+        if not self.is_glide:
+            self._check_stock_scheduler()
+        parameters = inspect.signature(scheduler.step).parameters
+        offered = {"generator": generator, "eta": eta}
+        self.step_kwargs = {name: value for name, value in offered.items() if name in parameters}
+
+    def _check_stock_scheduler(self) -> None:
+        name = type(self.scheduler).__name__
+        prediction_type = self.scheduler.config.get("prediction_type", "epsilon")
+        if not hasattr(self.scheduler, "alphas_cumprod") or prediction_type != "epsilon":
+            raise ValueError(
+                f"`scheduler` must step noise predictions over discrete training timesteps; {name} with "
+                f"prediction_type={prediction_type!r} does not."
+            )
+
+    @property
+    def takes_variance(self) -> bool:
+        """Whether the scheduler wants the variance channels beside the noise prediction."""
+        # A config keeps `variance_type` also for schedulers that have none: the signature decides.
+        has_variance_type = "variance_type" in inspect.signature(type(self.scheduler).__init__).parameters
+        return self.is_glide or (has_variance_type and self.scheduler.config.variance_type in ("learned_range",))
+
+    def start(self, device: torch.device | str | None = None) -> torch.Tensor:
+        """Begin the run: set the scheduler's timesteps and forget any run before.
+
+        Args:
+            device (`torch.device`, *optional*): Where the timesteps are put.
+
+        Returns:
+            `torch.Tensor`: `scheduler.timesteps`, one entry per evaluation of the model.
+
+        Raises:
+            ValueError: if the choice of steps does not fit the scheduler.
+        """
+        try:
+            self._set_timesteps(device)
+        except ValueError as error:
+            # The scheduler speaks of its own arguments; say which of the pipeline's is meant.
+            message = re.sub(r"\b(num_inference_steps|timesteps)(?=[`=])", rf"{self.prefix}\1", str(error))
+            raise ValueError(message) from None
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(0)
+        # Read once: asking a tensor on an accelerator for its values inside the loop would wait for it.
+        self._timestep_values = self.scheduler.timesteps.tolist()
+        self._alpha_bars = self._interpolate_alpha_bars()
+        return self.scheduler.timesteps
+
+    def _set_timesteps(self, device: torch.device | str | None) -> None:
+        total = self.scheduler.config.num_train_timesteps
+        count, timesteps = self.num_inference_steps, self.timesteps
+        if timesteps is None and count is None:
+            if self.is_glide:
+                timesteps = self.default
+            else:
+                count = len(space_timesteps(self.default, total))
+        if timesteps is None:
+            if isinstance(count, bool) or not isinstance(count, int):
+                raise ValueError(f"`num_inference_steps` must be an integer, got {count!r}.")
+            if not 1 <= count <= total:
+                raise ValueError(
+                    f"`num_inference_steps` must lie between 1 and the {total} steps of training, got {count}."
+                )
+            self.scheduler.set_timesteps(count, device=device)
+            return
+        if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+            raise ValueError(
+                f"`timesteps` are not taken by {type(self.scheduler).__name__}; choose a number of steps, or a "
+                "scheduler that takes them (GLIDE's, DDPM, DPM-Solver, Euler, Heun, LCM)."
+            )
+        if isinstance(timesteps, str):
+            timesteps = space_timesteps(timesteps, total)
+        kept = check_timesteps(timesteps, total)
+        self.scheduler.set_timesteps(timesteps=kept, device=device)
+
+    def step(
+        self,
+        index: int,
+        noise_pred: torch.Tensor,
+        model_variance: torch.Tensor | None,
+        sample: torch.Tensor,
+        model_input: torch.Tensor,
+        denoised_fn: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        cond_grad: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """One step of the run that [`~SchedulerAdapter.start`] began.
+
+        Args:
+            index (`int`): Index into `scheduler.timesteps`.
+            noise_pred (`torch.Tensor` of shape `[B, 3, H, W]`): The (guided) noise prediction.
+            model_variance (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): The model's variance channels.
+            sample (`torch.Tensor` of shape `[B, 3, H, W]`): The scheduler's current sample.
+            model_input (`torch.Tensor` of shape `[B, 3, H, W]`): x_t, the same sample as the model saw it.
+            denoised_fn (`Callable`, *optional*): Changes the estimate of x_0.
+            cond_grad (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): Gradient to be added to the score.
+
+        Returns:
+            `torch.Tensor` of shape `[B, 3, H, W]`: the next sample.
+        """
+        if self.is_glide:
+            return self.scheduler.step(
+                self._join(noise_pred, model_variance),
+                self._timestep_values[index],
+                sample,
+                denoised_fn=denoised_fn,
+                cond_grad=cond_grad,
+                **self.step_kwargs,
+            ).prev_sample
+        noise_pred = self._rewrite(noise_pred, model_input, self._alpha_bars[index], denoised_fn, cond_grad)
+        model_output = self._join(noise_pred, model_variance) if self.takes_variance else noise_pred
+        timestep = self.scheduler.timesteps[index]
+        return self.scheduler.step(model_output, timestep, sample, **self.step_kwargs, return_dict=False)[0]
+
+    @staticmethod
+    def _join(noise_pred: torch.Tensor, model_variance: torch.Tensor | None) -> torch.Tensor:
+        return noise_pred if model_variance is None else torch.cat([noise_pred, model_variance], dim=1)
+
+    def _rewrite(
+        self,
+        noise_pred: torch.Tensor,
+        model_input: torch.Tensor,
+        alpha_bar: float,
+        denoised_fn: Callable[[torch.Tensor], torch.Tensor] | None,
+        cond_grad: torch.Tensor | None,
+    ) -> torch.Tensor:
+        config = self.scheduler.config
+        # A scheduler that thresholds x_0 itself is left to do so.
+        clip = config.get("clip_sample", True) and not config.get("thresholding", False)
+        if denoised_fn is None and cond_grad is None and not clip:
+            return noise_pred
+        signal, noise_level = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+        x_start = (model_input - noise_level * noise_pred) / signal
+        if denoised_fn is not None:
+            x_start = denoised_fn(x_start)
+        if clip:
+            limit = config.get("clip_sample_range", 1.0)
+            x_start = x_start.clamp(-limit, limit)
+        noise_pred = (model_input - signal * x_start) / noise_level
+        if cond_grad is not None:
+            noise_pred = noise_pred - noise_level * cond_grad
+        return noise_pred
+
+    def _interpolate_alpha_bars(self) -> list[float]:
+        """alpha_bar of each timestep; between two training timesteps (Karras spacing) the noise level is interpolated."""
+        alphas_cumprod = self.scheduler.alphas_cumprod.double().cpu().numpy()
+        training_sigmas = ((1 - alphas_cumprod) / alphas_cumprod) ** 0.5
+        sigmas = np.interp(self._timestep_values, np.arange(len(training_sigmas)), training_sigmas)
+        return (1 / (sigmas**2 + 1)).tolist()
