@@ -1,0 +1,185 @@
+"""The `glide` command: its options and its exit codes.
+
+It stands beside the package and not in it, because importing the package loads torch, which takes seconds: `glide
+--help`, `--version` and a mistyped option answer at once. What the command then does is in `glide_pipelines.cli`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+SCHEDULERS = {
+    "ddpm": "glide_pipelines.GLIDEDDPMScheduler",
+    "ddim": "glide_pipelines.GLIDEDDIMScheduler",
+    "dpm-solver++": "diffusers.DPMSolverMultistepScheduler",
+    "unipc": "diffusers.UniPCMultistepScheduler",
+    "deis": "diffusers.DEISMultistepScheduler",
+    "euler": "diffusers.EulerDiscreteScheduler",
+    "euler-ancestral": "diffusers.EulerAncestralDiscreteScheduler",
+    "heun": "diffusers.HeunDiscreteScheduler",
+    "pndm": "diffusers.PNDMScheduler",
+}
+RESPACING = re.compile(r"[1-9]\d*(,[1-9]\d*)*|ddim[1-9]\d*|fast27")
+
+EXAMPLES = """\
+examples:
+  A picture from the small model that ships with the package:
+    glide "a red circle above a blue square" -o picture.png
+
+  A grid of nine, in 20 steps of a faster sampler, the same ones each time:
+    glide "two stars on a white background" -o grid.png --num-images 9 \\
+        --scheduler dpm-solver++ --steps 20 --seed 7
+
+  OpenAI's GLIDE, converted to a folder (see docs/released_checkpoints.md):
+    glide "an oil painting of a corgi" -o corgi.png --model glide-text2im --device cuda --dtype float16
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): The arguments; those of the process by default.
+
+    Returns:
+        `int`: the exit code: 0, 2 after an error of the user's, 130 after Ctrl-C.
+    """
+    try:
+        args = build_parser().parse_args(argv)
+
+        from glide_pipelines.cli import draw
+
+        draw(args)
+    except argparse.ArgumentError as error:
+        print(f"glide: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse would print the usage too, and leave: an error is one line, printed in one place.
+        raise argparse.ArgumentError(None, message)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = _Parser(
+        prog="glide",
+        usage="glide PROMPT [PROMPT ...] -o FILE [options]",
+        description="Draw pictures from text with GLIDE (arXiv 2112.10741).",
+        epilog=EXAMPLES,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100),
+        allow_abbrev=False,
+        add_help=False,
+    )
+
+    what = parser.add_argument_group("what to draw")
+    what.add_argument("prompt", nargs="+", metavar="PROMPT", help="what the picture shows; each prompt gets its own")
+    what.add_argument(
+        "-o", "--output", type=_output_file, required=True, metavar="FILE", help="where to write it: .png, .jpg ..."
+    )
+    what.add_argument("--negative-prompt", metavar="TEXT", help="what to steer away from (default: nothing)")
+    what.add_argument(
+        "--num-images", type=_positive_int, default=1, metavar="N", help="pictures per prompt (default: %(default)s)"
+    )
+    what.add_argument("--seed", type=_seed, metavar="N", help="draw the same picture each time (default: a new one)")
+
+    how = parser.add_argument_group(
+        "how to draw it",
+        f"""STEPS is a number, or one of GLIDE's spacings: fast27, ddim50, 10,10,3,2,2.
+  NAME is one of {", ".join(SCHEDULERS)}.""",
+    )
+    how.add_argument("--steps", type=_steps, metavar="STEPS", help="steps of the base model (default: 100)")
+    how.add_argument("--super-res-steps", type=_steps, metavar="STEPS", help="of the upsampler (default: fast27)")
+    how.add_argument(
+        "--guidance-scale",
+        type=_finite,
+        default=3.0,
+        metavar="X",
+        help="how closely to follow the prompt; 1 is no guidance, and twice as fast (default: %(default)s)",
+    )
+    how.add_argument(
+        "--scheduler", type=_scheduler, metavar="NAME", help="sampler of the base model (default: the model's own)"
+    )
+    how.add_argument("--super-res-scheduler", type=_scheduler, metavar="NAME", help="of the upsampler")
+    how.add_argument("--no-upsample", action="store_true", help="stop at the base model's small picture")
+
+    where = parser.add_argument_group("which model, and where it runs")
+    where.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="a folder, or a model of the Hugging Face Hub (default: the small one that ships, which knows coloured "
+        "shapes only)",
+    )
+    where.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: cuda if there is one)")
+    where.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="number format (default: %(default)s)",
+    )
+
+    other = parser.add_argument_group("other")
+    other.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    package = "glide-pipelines"
+    other.add_argument("--version", action="version", version=f"{package} {version(package)}", help="show the version")
+    other.add_argument("-h", "--help", action="help", help="show this page")
+    return parser
+
+
+# -- what an option's text may be ---------------------------------------------------------------------------------
+
+
+def _checked(convert: Callable[[str], Any], accept: Callable[[Any], bool], allowed: str) -> Callable[[str], Any]:
+    """An argparse type: what `convert` makes of the text if `accept` agrees, else an error that names the `allowed`."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not accept(value):
+            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text!r}")
+        return value
+
+    return parse
+
+
+_positive_int = _checked(int, lambda value: value >= 1, "a whole number of 1 or more")
+_seed = _checked(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
+_finite = _checked(float, math.isfinite, "a finite number")
+_steps = _checked(
+    lambda text: int(text) if text.isdecimal() else text,
+    lambda value: RESPACING.fullmatch(str(value)) is not None,
+    "a number of steps or a spacing such as fast27, ddim50 or 10,10,3,2,2",
+)
+_scheduler = _checked(SCHEDULERS.get, bool, f"one of {', '.join(SCHEDULERS)}")
+
+
+def _output_file(text: str) -> Path:
+    """A file that can be written and whose ending names a picture format."""
+    from PIL import Image
+
+    path = Path(text)
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise argparse.ArgumentTypeError(f"must end in .png, .jpg, .webp or the like, got {text!r}")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}")
+    # The folder, because the file is written aside and renamed.
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} cannot be written to")
+    return path

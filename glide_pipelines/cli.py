@@ -1,0 +1,147 @@
+"""What the `glide` command does once its options are read: load a pipeline, draw, write one file."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import math
+import os
+import secrets
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.utils
+import torch
+import transformers.utils.logging
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+
+from . import GLIDEPipeline, shapes_checkpoint
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Load the model, draw, and write the picture or the grid of pictures.
+
+    Args:
+        args (`argparse.Namespace`): The options, as `glide_cli.build_parser` reads them.
+
+    Raises:
+        argparse.ArgumentError: if the model, an option's value, the device or the output file is at fault.
+    """
+    _speak_plainly(args.quiet)
+    pipe = load_pipeline(args)
+    num_images = len(args.prompt) * args.num_images
+    # One seed per picture, so that a picture of a grid can be drawn again alone.
+    seed = secrets.randbelow(2**32) if args.seed is None else args.seed
+    try:
+        images = pipe(
+            args.prompt,
+            guidance_scale=args.guidance_scale,
+            negative_prompt=args.negative_prompt,
+            num_images_per_prompt=args.num_images,
+            generator=[torch.Generator().manual_seed(seed + index) for index in range(num_images)],
+            **_steps_arguments("", args.steps),
+            **_steps_arguments("super_res_", args.super_res_steps),
+        ).images
+    except ValueError as error:
+        # The pipeline checks its arguments before any network runs, and all of them came from the user.
+        raise argparse.ArgumentError(None, str(error)) from error
+    one_row_per_prompt = len(args.prompt) > 1 and args.num_images > 1
+    picture = make_grid(images, args.num_images if one_row_per_prompt else math.ceil(math.sqrt(num_images)))
+    save_whole(picture, args.output)
+    if not args.quiet:
+        seeds = f"seed {seed}" if num_images == 1 else f"seeds {seed} to {seed + num_images - 1}"
+        print(f"{args.output}: {picture.width} x {picture.height} pixels, {seeds}")
+
+
+def load_pipeline(args: argparse.Namespace) -> GLIDEPipeline:
+    """The pipeline that the options ask for, on its device.
+
+    Raises:
+        argparse.ArgumentError: if there is no such model or device.
+    """
+    device = _device(args.device)
+    model = str(shapes_checkpoint()) if args.model is None else args.model
+    # "owner/name" may be on the Hub; anything else can only be a folder.
+    if not os.path.isdir(model) and (model.count("/") != 1 or model.startswith((".", "~", "/"))):
+        raise argparse.ArgumentError(None, f"--model {model}: no such folder")
+    left_out = ("super_res_unet", "super_res_text_encoder", "super_res_scheduler") if args.no_upsample else ()
+    try:
+        pipe = GLIDEPipeline.from_pretrained(model, dtype=getattr(torch, args.dtype), **dict.fromkeys(left_out))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentError(None, f"--model {model}: {error}") from error
+    for component, name in (("scheduler", args.scheduler), ("super_res_scheduler", args.super_res_scheduler)):
+        current = getattr(pipe, component)
+        if name is not None and current is not None:
+            library, class_name = name.split(".")
+            scheduler_class = getattr(importlib.import_module(library), class_name)
+            pipe.register_modules(**{component: scheduler_class.from_config(current.config)})
+    pipe.set_progress_bar_config(disable=args.quiet)
+    return pipe.to(device)
+
+
+def make_grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Pictures of one size side by side on white, `columns` in a row; one picture alone is returned as it is."""
+    if len(images) == 1:
+        return images[0]
+    width, height = images[0].size
+    gap = max(width // 32, 1)
+    rows = math.ceil(len(images) / columns)
+    grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        grid.paste(image, (column * (width + gap), row * (height + gap)))
+    return grid
+
+
+def save_whole(picture: Image.Image, path: Path) -> None:
+    """Write the picture aside and rename it: the file is whole, or as it was before.
+
+    Raises:
+        argparse.ArgumentError: if it cannot be written.
+    """
+    aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        picture.save(aside, quality=95)
+        aside.replace(path)
+    except OSError as error:
+        raise argparse.ArgumentError(None, f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _steps_arguments(stage: str, steps: int | str | None) -> dict[str, Any]:
+    """A number goes to `num_inference_steps`, which every scheduler takes; a spacing to `timesteps`."""
+    if steps is None:
+        return {}
+    return {f"{stage}{'timesteps' if isinstance(steps, str) else 'num_inference_steps'}": steps}
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise argparse.ArgumentError(None, f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _speak_plainly(quiet: bool) -> None:
+    """Our warnings as one line each; no bars but those of sampling and downloads; no notes of other libraries."""
+    for library in (transformers.utils.logging, diffusers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+    if quiet:
+        huggingface_hub.utils.disable_progress_bars()
+    warnings.simplefilter("ignore")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("glide: warning: %(message)s"))
+    logger = logging.getLogger("glide_pipelines")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.ERROR if quiet else logging.WARNING)

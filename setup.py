@@ -1,0 +1,59 @@
+"""Packaging of glide-pipelines."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+ROOT = Path(__file__).parent
+
+# Read, not imported: importing the package would need torch at build time.
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "glide_pipelines/version.py").read_text()).group(1)
+
+REQUIRES = [
+    "accelerate>=1.10",
+    "diffusers>=0.42",
+    "ftfy>=6.1",
+    "huggingface_hub>=1.0",
+    "numpy>=2.0",
+    "pillow>=10.0",
+    "safetensors>=0.6",
+    "tokenizers>=0.22",
+    "torch>=2.7",
+    "tqdm>=4.66",
+    "transformers>=5.0",
+]
+
+EXTRAS = {
+    "train": ["datasets>=4.0", "peft>=0.18"],
+    "eval": ["matplotlib>=3.9", "torchmetrics[image,multimodal]>=1.6"],
+    "app": ["gradio>=5.0"],
+    "test": ["datasets>=4.0", "peft>=0.18", "pytest>=8.0", "ruff>=0.12", "setuptools>=77"],
+}
+
+setup(
+    name="glide-pipelines",
+    version=VERSION,
+    description="GLIDE (arXiv 2112.10741) as diffusers pipelines: sample, convert the released weights, train.",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="diffusion text-to-image GLIDE diffusers pytorch",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.11",
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    py_modules=["glide_cli"],
+    packages=find_packages(include=["glide_pipelines", "glide_pipelines.*"]),
+    package_data={"glide_pipelines": ["py.typed", "checkpoints/**"]},
+    entry_points={"console_scripts": ["glide = glide_cli:main"]},
+)
