@@ -2,6 +2,8 @@
 
 from .captions import Caption, Mention, describe, knows, parse
 from .dataset import Example, ShapesWorld
+from .detect import Detection, Found, detect
+from .judge import ObjectVerdict, Verdict, judge
 from .render import render, render_sizes
 from .scene import BACKGROUNDS, COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Object, Scene, sample_scene
 from .tokenizer import train_tokenizer
@@ -15,12 +17,18 @@ __all__ = [
     "SHAPES",
     "SIZES",
     "Caption",
+    "Detection",
     "Example",
+    "Found",
     "Mention",
     "Object",
+    "ObjectVerdict",
     "Scene",
     "ShapesWorld",
+    "Verdict",
     "describe",
+    "detect",
+    "judge",
     "knows",
     "parse",
     "render",

@@ -137,7 +137,7 @@ def is_at(place: str, x: float, y: float, slack: float = 0.0) -> bool:
         slack (`float`): How much less clear it may be. Captions use 0, the judge 0.03, where both still tell any
             two places apart.
     """
-    for side, value in zip(PLACES[place], (x - 0.5, y - 0.5)):
+    for side, value in zip(PLACES[place], (x - 0.5, y - 0.5), strict=True):
         if side == 0 and abs(value) > 0.06 + slack:
             return False
         if side and side * value < 0.12 - slack:
@@ -200,7 +200,7 @@ def sample_scene(rng: np.random.Generator, held_out: bool | None = False, num_ob
     xs, ys = _place(rng, widths)
     objects = (
         Object(shape, colour, size, float(x), float(y), float(width))
-        for (colour, shape), size, x, y, width in zip(pairs, sizes, xs, ys, widths)
+        for (colour, shape), size, x, y, width in zip(pairs, sizes, xs, ys, widths, strict=True)
     )
     return Scene(tuple(objects), background)
 

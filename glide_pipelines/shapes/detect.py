@@ -1,0 +1,250 @@
+"""Finds the objects of a picture: background, regions, colours, and the shape whose drawing fits a region best."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .render import draw_shape
+from .scene import BACKGROUNDS, COLOURS, SHAPES, SIZES
+
+
+_BACKGROUND_REACH = 60.0  # of 255, distance in RGB up to which a background counts
+_COLOUR_REACH = 80.0
+_FOREGROUND = 50.0  # distance from the background from which a pixel is part of an object
+_ONE_COLOUR = 40.0  # distance from the mixtures of background and object colour from which it is another object's
+_MIN_AREA = 0.008  # of the picture: 8 pixels of 32x32; the smallest object drawn, a small star, covers 0.022
+_MAX_MISFIT = 0.35  # share of a region by which the best shape may miss it
+_SIZE_BORDER = (SIZES["small"][1] + SIZES["large"][0]) / 2
+_TEMPLATE = 256
+
+
+@dataclass(frozen=True)
+class Found:
+    """
+    An object found in a picture.
+
+    Args:
+        shape (`str`, *optional*): The best of `SHAPES`; `None` if none fits.
+        colour (`str`, *optional*): The nearest of `COLOURS`; `None` if none is near.
+        size (`str`): `"small"` or `"large"`.
+        x, y (`float`): Middle of the bounding box of the shape, in units of the picture.
+        width (`float`): Side of that box, in units of the picture.
+        area (`float`): Share of the picture that it covers.
+        misfit (`float`): Share of the region by which the best shape misses it; 0 is a perfect fit.
+    """
+
+    shape: str | None
+    colour: str | None
+    size: str
+    x: float
+    y: float
+    width: float
+    area: float
+    misfit: float
+
+
+@dataclass(frozen=True)
+class Detection:
+    """
+    What a picture shows.
+
+    Args:
+        background (`str`, *optional*): The one of `BACKGROUNDS` within 60 of 255 in RGB; `None` if there is none.
+        objects (`tuple[Found, ...]`): The objects, from the left; specks below 0.8 % of the picture are left out.
+    """
+
+    background: str | None
+    objects: tuple[Found, ...]
+
+
+def detect(picture: Image.Image | np.ndarray) -> Detection:
+    """
+    Finds the objects of a picture.
+
+    Args:
+        picture (`PIL.Image.Image` or `np.ndarray`): Square, 32 pixels wide or more; arrays [H, W, 3] are uint8, or
+            floating point in [0, 1].
+
+    Returns:
+        `Detection`
+
+    Raises:
+        `ValueError`: a picture of another kind.
+    """
+    pixels = _pixels(picture)
+    side = len(pixels)
+    ring = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
+    ground = np.median(ring, axis=0)
+    name, distance = _nearest(ground, BACKGROUNDS)
+    smallest = _MIN_AREA * side * side
+    regions = []
+    for region in _connected(np.linalg.norm(pixels - ground, axis=2) > _FOREGROUND, smallest):
+        regions += _split_colours(pixels, region, ground, smallest)
+    taken = np.zeros((side, side), dtype=int)
+    for index, (region, _) in enumerate(regions, 1):
+        taken[region] = index
+    found = []
+    for index, (region, colour) in enumerate(regions, 1):
+        # Soft edges reach beyond the region, but not into another one.
+        around = _grow(region, max(1, side // 32)) & ((taken == 0) | (taken == index))
+        coverage = _coverage(pixels, ground, colour) * around
+        found.append(_fit(coverage if coverage.sum() >= smallest / 2 else region.astype(float), colour))
+    return Detection(
+        name if distance <= _BACKGROUND_REACH else None, tuple(sorted(found, key=lambda item: (item.x, item.y)))
+    )
+
+
+def _pixels(picture: Image.Image | np.ndarray) -> np.ndarray:
+    """Checks a picture and gives its pixels [H, W, 3] as floats from 0 to 255, 32 to 63 wide."""
+    if isinstance(picture, Image.Image):
+        pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    else:
+        pixels = np.asarray(picture)
+        if pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(f"`picture` must be an array of shape [H, W, 3], got {list(pixels.shape)}.")
+        if pixels.dtype == np.uint8:
+            pixels = pixels.astype(np.float32)
+        elif np.issubdtype(pixels.dtype, np.floating):
+            if not (pixels.min() >= -1e-3 and pixels.max() <= 1 + 1e-3):  # NaN fails too
+                raise ValueError(f"`picture` of floats must be in [0, 1], got {pixels.min()} to {pixels.max()}.")
+            pixels = pixels.astype(np.float32) * 255
+        else:
+            raise ValueError(f"`picture` must be of uint8 or floating point, got {pixels.dtype}.")
+    height, width = pixels.shape[:2]
+    if height != width or height < 32:
+        raise ValueError(f"`picture` must be square and at least 32 pixels wide, got {width}x{height}.")
+    factor = height // 32
+    if factor > 1:  # coverage is measured in shades, so that 32 pixels are enough, and averaging takes noise away
+        side = height // factor
+        pixels = pixels[: side * factor, : side * factor].reshape(side, factor, side, factor, 3).mean(axis=(1, 3))
+    return pixels
+
+
+def _nearest(colour: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> tuple[str, float]:
+    distances = np.linalg.norm(np.array(list(palette.values())) - colour, axis=1)
+    return list(palette)[distances.argmin()], float(distances.min())
+
+
+def _connected(mask: np.ndarray, smallest: float) -> list[np.ndarray]:
+    """The 8-connected regions of a mask [H, W] of at least `smallest` pixels, each a mask."""
+    stride = mask.shape[1] + 2
+    left = set(np.flatnonzero(np.pad(mask, 1)).tolist())
+    steps = (-stride - 1, -stride, -stride + 1, -1, 1, stride - 1, stride, stride + 1)
+    regions = []
+    while left:
+        waiting = [left.pop()]
+        reached = waiting.copy()
+        while waiting:
+            here = waiting.pop()
+            for step in steps:
+                if here + step in left:
+                    left.remove(here + step)
+                    waiting.append(here + step)
+                    reached.append(here + step)
+        if len(reached) >= smallest:
+            region = np.zeros((mask.shape[0] + 2) * stride, dtype=bool)
+            region[reached] = True
+            regions.append(region.reshape(-1, stride)[1:-1, 1:-1])
+    return regions
+
+
+def _split_colours(
+    pixels: np.ndarray, region: np.ndarray, ground: np.ndarray, smallest: float
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """
+    Splits a region where objects of different colours touch. Gives (region, colour) pairs.
+
+    Pixels at an edge mix object and background, and such a mixture can look like a third colour (red on white like
+    pink), so a pixel belongs to another object only if no mixture explains it, and enough of them hang together.
+    """
+    values = pixels[region]
+    away = np.linalg.norm(values - ground, axis=1)
+    inner = values[away >= 0.8 * np.quantile(away, 0.9)]
+    palette = np.array(list(COLOURS.values()))
+    votes = np.linalg.norm(inner[:, None] - palette, axis=2).argmin(axis=1)
+    colour = np.median(inner[votes == np.bincount(votes).argmax()], axis=0)
+    mixture = ground + _coverage(pixels, ground, colour)[:, :, None] * (colour - ground)
+    other = region & (np.linalg.norm(pixels - mixture, axis=2) > _ONE_COLOUR)
+    others = _connected(other, smallest)
+    if not others:
+        return [(region, colour)]
+    rest = region & ~np.any(others, axis=0)
+    parts = [(part, colour) for part in _connected(rest, smallest)]
+    for part in others:
+        parts += _split_colours(pixels, part, ground, smallest) if part.sum() < region.sum() else [(part, colour)]
+    return parts
+
+
+def _coverage(pixels: np.ndarray, ground: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """How much of each pixel [H, W] an object of a colour covers, 0 to 1."""
+    direction = colour - ground
+    coverage = ((pixels - ground) @ direction / max(direction @ direction, 1.0)).clip(0, 1)
+    coverage[coverage < 0.08] = 0  # noise
+    return coverage
+
+
+def _grow(mask: np.ndarray, steps: int) -> np.ndarray:
+    for _ in range(steps):
+        wide = np.pad(mask, 1)
+        wide = wide[:-2] | wide[1:-1] | wide[2:]
+        mask = wide[:, :-2] | wide[:, 1:-1] | wide[:, 2:]
+    return mask
+
+
+def _fit(coverage: np.ndarray, colour: np.ndarray) -> Found:
+    """Fits each shape by area and centre of mass, and takes the one that misses the coverage [H, W] least."""
+    side = len(coverage)
+    total = float(coverage.sum())
+    middles = (np.arange(side) + 0.5) / side
+    mean_x, mean_y = coverage.sum(axis=0) @ middles / total, coverage.sum(axis=1) @ middles / total
+    area = total / side**2
+    best = None
+    for shape in SHAPES:
+        _, fill, (shift_x, shift_y) = _template(shape)
+        width = (area / fill) ** 0.5
+        x, y = mean_x - shift_x * width, mean_y - shift_y * width
+        misfit = float(np.abs(coverage - _drawn(shape, x, y, width, side)).sum()) / total
+        if best is None or misfit < best[0]:
+            best = misfit, shape, float(x), float(y), float(width)
+    misfit, shape, x, y, width = best
+    name, distance = _nearest(colour, COLOURS)
+    return Found(
+        shape=shape if misfit <= _MAX_MISFIT else None,
+        colour=name if distance <= _COLOUR_REACH else None,
+        size="small" if width < _SIZE_BORDER else "large",
+        x=x,
+        y=y,
+        width=width,
+        area=area,
+        misfit=misfit,
+    )
+
+
+@cache
+def _template(shape: str) -> tuple[np.ndarray, float, tuple[float, float]]:
+    """Summed drawing [T + 1, T + 1] of a shape that fills its box, share of the box it covers, centre of mass."""
+    canvas = Image.new("L", (_TEMPLATE, _TEMPLATE))
+    draw_shape(ImageDraw.Draw(canvas), shape, _TEMPLATE / 2, _TEMPLATE / 2, _TEMPLATE, fill=1)
+    mask = np.asarray(canvas, dtype=np.float64)
+    middles = (np.arange(_TEMPLATE) + 0.5) / _TEMPLATE - 0.5
+    centre = mask.sum(axis=0) @ middles / mask.sum(), mask.sum(axis=1) @ middles / mask.sum()
+    return np.pad(mask.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0))), mask.mean(), centre
+
+
+def _drawn(shape: str, x: float, y: float, width: float, side: int) -> np.ndarray:
+    """Coverage [side, side] of a shape, exactly averaged over each pixel from the summed template."""
+    sums, _, _ = _template(shape)
+    edges = np.arange(side + 1) / side
+
+    def between(middle: float) -> tuple[np.ndarray, np.ndarray]:
+        at = (((edges - middle) / width + 0.5) * _TEMPLATE).clip(0, _TEMPLATE)
+        lower = np.minimum(at.astype(int), _TEMPLATE - 1)
+        return lower, at - lower
+
+    row, row_share = between(y)
+    rows = sums[row] * (1 - row_share[:, None]) + sums[row + 1] * row_share[:, None]
+    column, column_share = between(x)
+    corners = rows[:, column] * (1 - column_share) + rows[:, column + 1] * column_share
+    return np.diff(np.diff(corners, axis=0), axis=1) * (side * width / _TEMPLATE) ** 2

@@ -1,0 +1,124 @@
+"""Judges a picture against a caption: finds the objects, fits shapes to them and compares them with what is said."""
+
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+from PIL import Image
+
+from .captions import Caption, Mention, parse
+from .detect import Detection, Found, detect
+from .scene import is_at, is_related
+
+
+_PLACE_SLACK = 0.03
+_MAX_COMPARED = 6  # of more objects than this, the largest are compared with those that are said
+
+
+@dataclass(frozen=True)
+class ObjectVerdict:
+    """
+    Whether each said attribute of one object is right; `None` is unsaid.
+
+    Args:
+        found (`Found`, *optional*): The object of the picture that was taken for it; `None` if there is none left,
+            and then every said attribute is wrong.
+        colour, shape, size, place (`bool`, *optional*): Whether the attribute is right.
+    """
+
+    found: Found | None
+    colour: bool | None
+    shape: bool | None
+    size: bool | None
+    place: bool | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """
+    The answer of `judge`, attribute by attribute; `None` is unsaid.
+
+    Args:
+        background (`bool`, *optional*): Whether the background is within 60 of 255 in RGB of the one that is said.
+        count (`bool`): Whether there are as many objects as are said.
+        objects (`tuple[ObjectVerdict, ...]`): One for each object of the caption, in its order.
+        relation (`bool`, *optional*): Whether the first object is on the said side of the second.
+        detection (`Detection`): All that was found in the picture.
+    """
+
+    background: bool | None
+    count: bool
+    objects: tuple[ObjectVerdict, ...]
+    relation: bool | None
+    detection: Detection
+
+    @property
+    def correct(self) -> bool:
+        """Whether everything that the caption says is right."""
+        return all(all(answers) for answers in self.attributes().values())
+
+    def attributes(self) -> dict[str, list[bool]]:
+        """The answers of the attributes that are said, for tallies: for instance `{"colour": [True, False], ...}`."""
+        answers = {
+            name: [getattr(item, name) for item in self.objects] for name in ("colour", "shape", "size", "place")
+        }
+        answers.update(relation=[self.relation], background=[self.background], count=[self.count])
+        said = {name: [value for value in values if value is not None] for name, values in answers.items()}
+        return {name: values for name, values in said.items() if values}
+
+
+def judge(picture: Image.Image | np.ndarray, caption: Caption | str) -> Verdict:
+    """
+    Judges a picture against a caption. Objects of the picture are matched to those of the caption in the way that
+    makes most of their attributes right, and among such ways in one that makes the relation right.
+
+    Args:
+        picture (`PIL.Image.Image` or `np.ndarray`): Square, 32 pixels wide or more; arrays [H, W, 3] are uint8, or
+            floating point in [0, 1].
+        caption (`Caption` or `str`): What should be seen.
+
+    Returns:
+        `Verdict`
+
+    Raises:
+        `ValueError`: a picture of another kind, or a text that `parse` cannot read.
+        `TypeError`: `caption` is neither a caption nor a string.
+    """
+    if not isinstance(caption, Caption):
+        text, caption = caption, parse(caption)
+        if caption is None:
+            raise ValueError(f"`caption` must be about the shapes world, got {text!r}.")
+    detection = detect(picture)
+    said = caption.objects
+    candidates: list[Found | None] = sorted(detection.objects, key=lambda item: -item.area)[:_MAX_COMPARED]
+    candidates += [None] * (len(said) - len(candidates))
+    best, best_score = None, -1
+    for chosen in permutations(candidates, len(said)):
+        objects = tuple(_compare(mention, found) for mention, found in zip(said, chosen, strict=True))
+        relation = None
+        if caption.relation:
+            ends = [(found.x, found.y) for found in chosen[:2] if found]
+            relation = len(ends) == 2 and is_related(caption.relation, *ends, clearly=False)
+        right = sum(answer is True for item in objects for answer in (item.colour, item.shape, item.size, item.place))
+        score = 2 * right + (relation is True)  # what an object is tells more about which one is meant
+        if score > best_score:
+            best, best_score = (objects, relation), score
+    objects, relation = best
+    return Verdict(
+        background=None if caption.background is None else detection.background == caption.background,
+        count=len(detection.objects) == len(said),
+        objects=objects,
+        relation=relation,
+        detection=detection,
+    )
+
+
+def _compare(said: Mention, found: Found | None) -> ObjectVerdict:
+    answers = {
+        name: None if getattr(said, name) is None else found is not None and getattr(found, name) == getattr(said, name)
+        for name in ("colour", "shape", "size")
+    }
+    place = None
+    if said.place:
+        place = found is not None and is_at(said.place, found.x, found.y, _PLACE_SLACK)
+    return ObjectVerdict(found, **answers, place=place)
