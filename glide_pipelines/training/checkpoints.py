@@ -1,0 +1,64 @@
+"""Folders of checkpoints, each written aside and renamed when it is whole."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]))
+
+
+def find_checkpoint(output_dir: str | Path, name: str) -> Path | None:
+    """The checkpoint to resume from.
+
+    Args:
+        output_dir (`str` or `Path`): The folder of the run.
+        name (`str`): A checkpoint's folder, its name within `output_dir`, or `"latest"`.
+
+    Returns:
+        `Path`, *optional*: `None` for `"latest"` in a folder that holds none.
+
+    Raises:
+        ValueError: if there is no such checkpoint.
+    """
+    if name == "latest":
+        return next(reversed(list_checkpoints(output_dir)), None)
+    for path in (Path(name), Path(output_dir) / name):
+        if path.is_dir():
+            return path
+    raise ValueError(
+        f"`resume_from_checkpoint` must be 'latest' or a checkpoint, got {name!r}; "
+        f"there are {', '.join(path.name for path in list_checkpoints(output_dir)) or 'none'}."
+    )
+
+
+def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int, total_limit: int | None) -> Path:
+    """Write `checkpoint-<step>` with all that accelerate holds, and then delete the oldest ones over the limit.
+
+    Every process must call it.
+    """
+    final = Path(output_dir) / f"checkpoint-{step}"
+    partial = final.with_name(final.name + ".partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        if total_limit is not None:
+            for old in list_checkpoints(output_dir)[:-total_limit]:
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return final

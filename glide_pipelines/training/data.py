@@ -1,0 +1,260 @@
+"""Training examples: every random choice about an example is a function of the seed and the example's number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ..shapes import ShapesWorld, render
+from .timesteps import TimestepWeighting
+
+
+Source = Callable[[int, np.random.Generator], tuple[Image.Image, str]]
+
+
+class ShapesSource:
+    """Pictures and captions of the shapes world, without end.
+
+    Args:
+        resolution (`int`): Width and height of the pictures.
+        seed (`int`): Which sequence of scenes.
+    """
+
+    def __init__(self, resolution: int, seed: int) -> None:
+        self.resolution = resolution
+        self.world = ShapesWorld(seed)
+
+    def __call__(self, index: int, rng: np.random.Generator) -> tuple[Image.Image, str]:
+        example = self.world.example(index)
+        return render(example.scene, self.resolution), str(example.caption)
+
+
+class DatasetSource:
+    """Pictures and captions of a `datasets` dataset, in another order in each epoch.
+
+    Pictures are scaled until their shorter side fits and then cropped, never squashed.
+
+    Args:
+        dataset_name (`str`, *optional*): A dataset on the Hub.
+        train_data_dir (`str`, *optional*): A folder of pictures with a `metadata.jsonl`, in place of `dataset_name`.
+        resolution (`int`): Width and height of what is returned.
+        seed (`int`): Decides the order.
+        image_column, caption_column (`str`): Columns of the dataset. Where the caption is a list, one is drawn.
+        center_crop (`bool`): Crop the middle; otherwise anywhere.
+        random_flip (`bool`): Mirror half of the pictures. Captions that say left or right become wrong.
+
+    Raises:
+        ImportError: if `datasets` is not installed.
+        ValueError: if a column is missing, or the dataset is empty.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str | None,
+        train_data_dir: str | None,
+        resolution: int,
+        seed: int,
+        image_column: str = "image",
+        caption_column: str = "text",
+        center_crop: bool = False,
+        random_flip: bool = False,
+    ) -> None:
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise ImportError("Training on a dataset needs `pip install glide-pipelines[train]`.") from error
+
+        if dataset_name is not None:
+            self.rows = load_dataset(dataset_name, split="train")
+        else:
+            if not Path(train_data_dir).is_dir():
+                raise ValueError(f"`train_data_dir` must be a folder, got {train_data_dir!r}.")
+            self.rows = load_dataset("imagefolder", data_dir=train_data_dir, split="train")
+        for name, column in (("image_column", image_column), ("caption_column", caption_column)):
+            if column not in self.rows.column_names:
+                raise ValueError(f"`{name}` must be one of {', '.join(self.rows.column_names)}, got {column!r}.")
+        if len(self.rows) == 0:
+            raise ValueError("The dataset is empty.")
+        self.resolution, self.seed = resolution, seed
+        self.image_column, self.caption_column = image_column, caption_column
+        self.center_crop, self.random_flip = center_crop, random_flip
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __call__(self, index: int, rng: np.random.Generator) -> tuple[Image.Image, str]:
+        epoch, place = divmod(index, len(self.rows))
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
+        row = self.rows[int(self._order[1][place])]
+        picture = crop_square(row[self.image_column].convert("RGB"), self.resolution, None if self.center_crop else rng)
+        if self.random_flip and rng.random() < 0.5:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        caption = row[self.caption_column]
+        if not isinstance(caption, str):
+            caption = caption[int(rng.integers(len(caption)))]
+        return picture, caption
+
+
+def crop_square(picture: Image.Image, size: int, rng: np.random.Generator | None) -> Image.Image:
+    """Scale a picture until its shorter side is `size`, and cut a square out of it: anywhere, or without `rng` from
+    the middle."""
+    scale = size / min(picture.size)
+    width, height = (max(size, round(side * scale)) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    left, top = (free // 2 if rng is None else int(rng.integers(free + 1)) for free in (width - size, height - size))
+    return picture.crop((left, top, left + size, top + size))
+
+
+@dataclass(frozen=True)
+class LowResolution:
+    """What an upsampler is trained on: a crop of the picture, and the same crop of the reduced picture.
+
+    The released upsampler's corruption of the small picture, if any, is not known. Ours is slight blur and noise, drawn
+    anew for each example, so that the upsampler copes with a base model's pictures, which are no perfect reductions.
+
+    Args:
+        size (`int`): Width and height of the whole reduced picture.
+        crop (`int`, *optional*): Width and height of the crop of the large picture; by default all of it.
+        blur (`float`): Largest radius of a Gaussian blur of the small picture, in its pixels.
+        noise (`float`): Largest deviation of Gaussian noise in the small picture, which spans [-1, 1].
+    """
+
+    size: int
+    crop: int | None = None
+    blur: float = 0.0
+    noise: float = 0.0
+
+    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, torch.Tensor]:
+        """The crop of the large picture, and that of the small one as `[3, h, w]`, of 8 bit."""
+        factor = picture.width // self.size
+        small = picture.reduce(factor)
+        crop = (self.crop or picture.width) // factor
+        left, top = (int(rng.integers(self.size - crop + 1)) for _ in range(2))
+        # Blurred before the cut, so that the crop's edge is not the edge of the world.
+        small = small.filter(ImageFilter.GaussianBlur(rng.uniform(0, self.blur))) if self.blur else small
+        low_res = to_tensor(small.crop((left, top, left + crop, top + crop)))
+        if self.noise:
+            deviation = rng.uniform(0, self.noise)
+            low_res = low_res + deviation * _normal(rng, tuple(low_res.shape))
+            low_res = (((low_res.clamp(-1, 1) + 1) * 127.5).round() / 127.5) - 1
+        box = tuple(factor * side for side in (left, top, left + crop, top + crop))
+        return picture.crop(box), low_res
+
+
+def to_tensor(picture: Image.Image) -> torch.Tensor:
+    """An RGB picture as `[3, H, W]` in [-1, 1]."""
+    return torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+
+
+class TextToImageDataset(Dataset):
+    """What a training step needs of each example, by the example's number in the run, without end.
+
+    Args:
+        source (`Callable[[int, np.random.Generator], tuple[Image.Image, str]]`): Pictures and captions by number.
+        tokenizer (`PreTrainedTokenizerBase`): Of the text encoder; its `model_max_length` is the text context.
+        weighting ([`TimestepWeighting`]): Draws the timesteps.
+        seed (`int`): Of everything drawn here.
+        proportion_empty_prompts (`float`): So many captions are replaced by the empty one, for classifier-free
+            guidance (20 % in the paper).
+        low_resolution ([`LowResolution`], *optional*): For upsamplers.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: PreTrainedTokenizerBase,
+        weighting: TimestepWeighting,
+        seed: int,
+        proportion_empty_prompts: float = 0.2,
+        low_resolution: LowResolution | None = None,
+    ) -> None:
+        if not 0 <= proportion_empty_prompts <= 1:
+            raise ValueError(f"`proportion_empty_prompts` must lie between 0 and 1, got {proportion_empty_prompts}.")
+        self.source = source
+        self.tokenizer = tokenizer
+        self.weighting = weighting
+        self.seed = seed
+        self.proportion_empty_prompts = proportion_empty_prompts
+        self.low_resolution = low_resolution
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """`pixel_values` and `noise` `[3, H, W]`, `timesteps` `[]`, `input_ids` and `attention_mask` `[L]`; for
+        upsamplers `low_res` `[3, h, w]`."""
+        rng = np.random.default_rng((self.seed, index))
+        picture, caption = self.source(index, rng)
+        if rng.random() < self.proportion_empty_prompts:
+            caption = ""
+        example = tokenize(self.tokenizer, caption)
+        if self.low_resolution is not None:
+            picture, example["low_res"] = self.low_resolution(picture, rng)
+        example["pixel_values"] = to_tensor(picture)
+        example["noise"] = _normal(rng, tuple(example["pixel_values"].shape))
+        example["timesteps"] = torch.tensor(self.weighting.draw(index, self.seed))
+        return example
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, caption: str) -> dict[str, torch.Tensor]:
+    """A caption as `input_ids` and `attention_mask`, each `[L]`, in GLIDE's way: lower case, cut and padded to the
+    context."""
+    tokens = tokenizer(
+        caption.lower(),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return {name: tokens[name][0] for name in ("input_ids", "attention_mask")}
+
+
+class _MicroBatches:
+    """Numbers of the examples of each micro batch of one process, step after step."""
+
+    def __init__(self, first: int, steps: int, batch_size: int, accumulation: int, rank: int, world: int) -> None:
+        self.first, self.steps, self.batch_size = first, steps, batch_size
+        self.accumulation, self.rank, self.world = accumulation, rank, world
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        own = self.batch_size * self.accumulation
+        for step in range(self.steps):
+            start = self.first + (step * self.world + self.rank) * own
+            for micro in range(self.accumulation):
+                begin = start + micro * self.batch_size
+                yield list(range(begin, begin + self.batch_size))
+
+
+def make_loader(
+    dataset: Dataset,
+    first: int,
+    steps: int,
+    batch_size: int,
+    accumulation: int,
+    rank: int,
+    world: int,
+    num_workers: int,
+) -> DataLoader:
+    """One process's share of `steps` steps that begin at example number `first`.
+
+    A step takes `world * accumulation * batch_size` neighbouring examples, so that the number of processes does not
+    change what a step is made of.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=_MicroBatches(first, steps, batch_size, accumulation, rank, world),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        # Its own: a loader draws from the generator when it starts, and dropout draws from the global one.
+        generator=torch.Generator().manual_seed(0),
+    )

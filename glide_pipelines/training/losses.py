@@ -1,0 +1,106 @@
+"""GLIDE's learned-range hybrid loss: noise prediction and the variational bound (arXiv 2102.09672, section 3.1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from diffusers import SchedulerMixin
+
+
+@dataclass
+class HybridLoss:
+    """The two terms of the loss, per example.
+
+    Attributes:
+        mse (`torch.Tensor` of shape `[B]`): Mean squared error of the noise prediction.
+        vb (`torch.Tensor` of shape `[B]`): The timestep's term of the variational bound, in bits per dimension. Its
+            gradient reaches the variance channels only.
+        vb_scale (`float`): What `vb` is multiplied by in the loss, T / 1000.
+    """
+
+    mse: torch.Tensor
+    vb: torch.Tensor
+    vb_scale: float
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """What to minimise, of shape `[B]` (Improved DDPM, equation 16)."""
+        return self.weighted(1.0, 1.0)
+
+    def weighted(self, mse_weight: torch.Tensor | float, vb_weight: torch.Tensor | float) -> torch.Tensor:
+        """The loss with a weight `[B]` on each term. The two are apart because a weight that favours some noise
+        levels is meant for the noise prediction; on the bound it would be another bound."""
+        return mse_weight * self.mse + vb_weight * self.vb_scale * self.vb
+
+
+def hybrid_loss(
+    scheduler: SchedulerMixin,
+    model_output: torch.Tensor,
+    x_start: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+) -> HybridLoss:
+    """L_simple + L_vlb of Improved DDPM (arXiv 2102.09672, equations 9, 15 and 16), which GLIDE trains with.
+
+    The noise prediction in the second term is cut off from the gradient: the bound teaches the variance alone.
+
+    Args:
+        scheduler ([`GLIDEDDPMScheduler`] or [`GLIDEDDIMScheduler`]): Gives the process over all training timesteps.
+        model_output (`torch.Tensor` of shape `[B, 2 * C, H, W]`): Noise prediction, then variance channels.
+        x_start (`torch.Tensor` of shape `[B, C, H, W]`): The pictures x_0 in [-1, 1], of 8 bit.
+        noise (`torch.Tensor` of shape `[B, C, H, W]`): The noise eps that x_t was made with.
+        timesteps (`torch.Tensor` of shape `[B]`): Training timesteps.
+
+    Returns:
+        [`HybridLoss`]
+
+    Raises:
+        ValueError: if the model output does not have twice the channels of the picture.
+    """
+    channels = x_start.shape[1]
+    if model_output.shape[1] != 2 * channels:
+        raise ValueError(
+            f"`model_output` must have {2 * channels} channels (noise, then variance), got {model_output.shape[1]}."
+        )
+    process = scheduler.train_process
+    noise_pred, model_variance = model_output.float().chunk(2, dim=1)
+    x_start, noise = x_start.float(), noise.float()
+    x_t = process.add_noise(x_start, noise, timesteps)
+
+    true_mean = process.posterior_mean(x_start, x_t, timesteps)
+    true_log_variance = process.at(process.posterior_log_variance, timesteps, x_t)
+    mean = process.posterior_mean(process.predict_x_start(x_t, noise_pred.detach(), timesteps), x_t, timesteps)
+    log_variance = process.learned_log_variance(model_variance, timesteps)
+
+    kl = _gaussian_kl(true_mean, true_log_variance, mean, log_variance)
+    first = timesteps.reshape(-1, *[1] * (x_start.ndim - 1)) == 0
+    bits = torch.where(first, -_discretized_log_likelihood(x_start, mean, log_variance), kl) / math.log(2)
+    return HybridLoss(
+        mse=(noise - noise_pred).square().flatten(1).mean(1), vb=bits.flatten(1).mean(1), vb_scale=len(process) / 1000
+    )
+
+
+def _gaussian_kl(
+    mean: torch.Tensor, log_variance: torch.Tensor, other_mean: torch.Tensor, other_log_variance: torch.Tensor
+) -> torch.Tensor:
+    """KL(N(mean) || N(other_mean)) of diagonal Gaussians, elementwise, in nats."""
+    difference = log_variance - other_log_variance
+    return 0.5 * (-1 - difference + difference.exp() + (mean - other_mean).square() * (-other_log_variance).exp())
+
+
+def _discretized_log_likelihood(x_start: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+    """Log-probability that a Gaussian, rounded to 256 levels on [-1, 1], gives `x_start` (DDPM, equation 13)."""
+    centred, inverse_std = x_start - mean, (-0.5 * log_variance).exp()
+    upper = _normal_cdf((centred + 1 / 255) * inverse_std)
+    lower = _normal_cdf((centred - 1 / 255) * inverse_std)
+    # The first and the last level hold the tails.
+    upper = torch.where(x_start > 0.999, torch.ones_like(upper), upper)
+    lower = torch.where(x_start < -0.999, torch.zeros_like(lower), lower)
+    return (upper - lower).clamp(min=1e-12).log()
+
+
+def _normal_cdf(x: torch.Tensor) -> torch.Tensor:
+    """Page's approximation of the normal distribution function, as in DDPM: the recorded losses depend on it."""
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
