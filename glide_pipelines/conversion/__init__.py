@@ -1,0 +1,18 @@
+"""Released checkpoints to diffusers folders, and back."""
+
+from .convert import convert_diffusers_to_glide, convert_glide_to_diffusers
+from .download import RELEASED_FILES, download, find_checkpoint
+from .errors import ConversionError
+from .model_card import glide_filtered_card, model_card
+
+
+__all__ = [
+    "RELEASED_FILES",
+    "ConversionError",
+    "convert_diffusers_to_glide",
+    "convert_glide_to_diffusers",
+    "download",
+    "find_checkpoint",
+    "glide_filtered_card",
+    "model_card",
+]

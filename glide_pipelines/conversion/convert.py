@@ -1,0 +1,245 @@
+"""Released checkpoints to a diffusers folder, and back."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.utils import logging
+from huggingface_hub import create_repo, upload_folder
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
+from ..pipelines import GLIDEPipeline
+from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
+from .detection import Networks, build_networks
+from .download import RELEASED_FILES, find_checkpoint
+from .errors import ConversionError, blaming
+from .files import new_folder, read_state_dict
+from .model_card import glide_filtered_card
+from .state_dicts import to_diffusers, to_glide
+from .tokenizers import load_tokenizer
+
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_PREFIXES = ("", "super_res_")
+# The pipeline that opens a converted folder. Until the inpainting networks have their own, this one holds them.
+_PIPELINES = {"base": GLIDEPipeline, "base-inpaint": GLIDEPipeline}
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One checkpoint: where it is, what it holds, and what its components are called in the pipeline."""
+
+    prefix: str
+    path: Path
+    networks: Networks
+
+
+def convert_glide_to_diffusers(
+    checkpoint_path: str | Path,
+    dump_path: str | Path,
+    super_res_checkpoint_path: str | Path | None = None,
+    tokenizer: str | Path = "openai-community/gpt2",
+    attention_head_dim: int = 64,
+    text_num_attention_heads: int | None = None,
+    image_size: int = 64,
+    super_res_image_size: int = 256,
+    dtype: str = "float32",
+    variant: str | None = None,
+    push_to_hub: str | None = None,
+) -> Path:
+    """Convert a GLIDE base model, and its upsampler, to a folder that `GLIDEPipeline.from_pretrained` opens.
+
+    Memory: about the size of the larger network as it is stored, since the files are mapped and one network is
+    written at a time.
+
+    Args:
+        checkpoint_path (`str` or `Path`): The base model: a file in the layout of OpenAI's `base.pt`, or the name
+            `"base"` or `"base-inpaint"`, which is downloaded.
+        dump_path (`str` or `Path`): The folder to write; it must be empty or not exist.
+        super_res_checkpoint_path (`str` or `Path`, *optional*): The upsampler: a file in the layout of `upsample.pt`,
+            or the name `"upsample"` or `"upsample-inpaint"`. Without it the pipeline returns the base picture.
+        tokenizer (`str` or `Path`, defaults to `"openai-community/gpt2"`): A folder with `vocab.json` and
+            `merges.txt`, or a repository on the Hub.
+        attention_head_dim (`int`, defaults to 64): Channels per attention head of the UNets. The files do not show
+            it, and a wrong number makes wrong pictures without an error; 64 is right for OpenAI's models and
+            everything fine-tuned from them.
+        text_num_attention_heads (`int`, *optional*): Heads of the text encoders, which the files do not show either;
+            by default they are 64 channels wide.
+        image_size (`int`, defaults to 64): Height and width of the base picture, in pixels.
+        super_res_image_size (`int`, defaults to 256): Height and width of the enlarged picture.
+        dtype (`str`, defaults to `"float32"`): `"float32"`, `"float16"` or `"bfloat16"`: how weights are stored.
+        variant (`str`, *optional*): Goes into the names of the weight files, such as `"fp16"`.
+        push_to_hub (`str`, *optional*): Upload the folder, once it is complete, to this repository.
+
+    Returns:
+        `Path`: the folder.
+
+    Raises:
+        ConversionError: naming the argument, what was given and what is allowed; then nothing has been written. Only
+            a failing upload leaves the (complete) folder in place.
+    """
+    if dtype not in DTYPES:
+        raise ConversionError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if push_to_hub is not None:
+        _check_repo_id(push_to_hub)
+    with new_folder(dump_path, "dump_path") as folder:
+        heads = (attention_head_dim, text_num_attention_heads)
+        stages = [_open("checkpoint_path", checkpoint_path, "", image_size, *heads)]
+        if super_res_checkpoint_path is not None:
+            upsampler = super_res_checkpoint_path
+            stages.append(_open("super_res_checkpoint_path", upsampler, "super_res_", super_res_image_size, *heads))
+            _check_pair(stages)
+        pipe = _build_pipeline(stages, tokenizer)
+        with logging.tqdm(total=2 * len(stages), desc="Converting", unit="network") as progress_bar:
+            for stage in stages:
+                for name in _save_networks(stage, folder, DTYPES[dtype], variant):
+                    progress_bar.set_postfix_str(name)
+                    progress_bar.update()
+        for name in ("tokenizer", *(f"{stage.prefix}scheduler" for stage in stages)):
+            getattr(pipe, name).save_pretrained(folder / name)
+        pipe.save_config(folder)
+        files = [stage.path.name for stage in stages]
+        glide_filtered_card(pipe, files, push_to_hub or folder.name, DTYPES[dtype], variant).save(folder / "README.md")
+    folder = Path(dump_path).expanduser().resolve()
+    if push_to_hub is not None:
+        with blaming("push_to_hub", push_to_hub):
+            _push(folder, push_to_hub)
+    return folder
+
+
+def convert_diffusers_to_glide(model_path: str | Path, dump_path: str | Path, variant: str | None = None) -> list[Path]:
+    """Convert the networks of a pipeline's folder to files that the original code loads.
+
+    Weights are written in float32, as released. A folder that was converted in float32 gives the very same tensors
+    back.
+
+    Args:
+        model_path (`str` or `Path`): A folder that a GLIDE pipeline was saved to.
+        dump_path (`str` or `Path`): The folder to write; it must be empty or not exist.
+        variant (`str`, *optional*): The variant to read, such as `"fp16"`.
+
+    Returns:
+        `list[Path]`: the files, named as OpenAI's release: `base.pt` and `upsample.pt`, or `base_inpaint.pt` and
+        `upsample_inpaint.pt`.
+
+    Raises:
+        ConversionError: naming the argument, what was given and what is allowed; then nothing has been written.
+    """
+    model_path = Path(model_path).expanduser()
+    names = []
+    with new_folder(dump_path, "dump_path") as folder, blaming("model_path", model_path):
+        if not (model_path / "unet" / "config.json").is_file():
+            raise ConversionError("a folder that a GLIDE pipeline was saved to is needed; there is no unet in it")
+        for prefix in _PREFIXES:
+            if (model_path / f"{prefix}unet").is_dir():
+                state_dict, kind = _read_networks(model_path, prefix, variant)
+                names.append(RELEASED_FILES[kind])
+                torch.save(state_dict, folder / names[-1])
+    return [Path(dump_path).expanduser().resolve() / name for name in names]
+
+
+def _open(
+    argument: str,
+    name_or_path: str | Path,
+    prefix: str,
+    image_size: int,
+    attention_head_dim: int,
+    text_num_attention_heads: int | None,
+) -> _Stage:
+    """Find the file and build the networks that it shows, without reading the values."""
+    with blaming(argument, name_or_path):
+        path = find_checkpoint(name_or_path)
+        networks = build_networks(read_state_dict(path), attention_head_dim, text_num_attention_heads, image_size)
+        wanted = "upsample" if prefix else "base"
+        if not networks.kind.startswith(wanted):
+            raise ConversionError(f"this is GLIDE's {networks.kind}, where {wanted} or {wanted}-inpaint is needed")
+    return _Stage(prefix, path, networks)
+
+
+def _check_pair(stages: list[_Stage]) -> None:
+    base, upsampler = stages
+    with blaming("super_res_checkpoint_path", upsampler.path):
+        if base.networks.unet.is_inpainter != upsampler.networks.unet.is_inpainter:
+            raise ConversionError(
+                f"this is GLIDE's {upsampler.networks.kind}, which does not go with the {base.networks.kind} of "
+                "`checkpoint_path`: both must inpaint, or neither"
+            )
+        for what, of in (("tokens", "vocab_size"), ("positions", "max_position_embeddings")):
+            here, there = (getattr(stage.networks.text_encoder.config, of) for stage in (upsampler, base))
+            if here != there:
+                raise ConversionError(
+                    f"its text encoder has {here} {what}, that of `checkpoint_path` {there}; they share a tokenizer"
+                )
+
+
+def _build_pipeline(stages: list[_Stage], tokenizer: str | Path) -> DiffusionPipeline:
+    """The pipeline around networks without values: it knows which components there are, and writes the index."""
+    text_config = stages[0].networks.text_encoder.config
+    with blaming("tokenizer", tokenizer):
+        components = {
+            "tokenizer": load_tokenizer(tokenizer, text_config.max_position_embeddings, text_config.vocab_size)
+        }
+    for stage in stages:
+        text_encoder = stage.networks.text_encoder
+        text_encoder.config.pad_token_id = components["tokenizer"].pad_token_id
+        text_encoder.config.eos_token_id = components["tokenizer"].eos_token_id
+        components[f"{stage.prefix}text_encoder"] = text_encoder
+        components[f"{stage.prefix}unet"] = stage.networks.unet
+        components[f"{stage.prefix}scheduler"] = _scheduler(stage.networks.unet)
+    return _PIPELINES[stages[0].networks.kind](**components)
+
+
+def _scheduler(unet: GLIDEUNet2DConditionModel) -> SchedulerMixin:
+    """The noise schedule that the network was trained with, and the sampler of the released notebooks."""
+    if not unet.is_upsampler:
+        return GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    return (GLIDEDDPMScheduler if unet.is_inpainter else GLIDEDDIMScheduler)(beta_schedule="linear")
+
+
+def _save_networks(stage: _Stage, folder: Path, dtype: torch.dtype, variant: str | None) -> Iterator[str]:
+    """Fill one network after the other, write it, empty it again, and yield its name."""
+    state_dict = read_state_dict(stage.path)
+    for name in ("text_encoder", "unet"):
+        network = getattr(stage.networks, name)
+        tensors = to_diffusers(state_dict, stage.networks.table, name)
+        network.load_state_dict({key: tensor.to(dtype) for key, tensor in tensors.items()}, assign=True)
+        network.save_pretrained(folder / f"{stage.prefix}{name}", variant=variant)
+        network.to("meta")
+        yield f"{stage.prefix}{name}"
+
+
+def _read_networks(model_path: Path, prefix: str, variant: str | None) -> tuple[OrderedDict[str, torch.Tensor], str]:
+    """The GLIDE state dict of one stage, and its kind."""
+    options = {"variant": variant, "dtype": torch.float32, "use_safetensors": True}
+    try:
+        unet, text_encoder = (
+            network.from_pretrained(model_path / f"{prefix}{name}", **options)
+            for network, name in ((GLIDEUNet2DConditionModel, "unet"), (GLIDETextEncoder, "text_encoder"))
+        )
+        state_dict = to_glide(unet, text_encoder)
+    except Exception as error:  # what a missing or broken file, or one of another model raises is not ours to know
+        reason = str(error).strip().split("\n")[0]
+        raise ConversionError(f"{prefix}unet and {prefix}text_encoder are not those of GLIDE ({reason})") from error
+    heads = (unet.config.attention_head_dim, text_encoder.config.num_attention_heads)
+    return state_dict, build_networks(state_dict, *heads, unet.config.sample_size).kind
+
+
+def _check_repo_id(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ConversionError(f"`push_to_hub` must be a repository on the Hub, such as 'user/name': {error}") from None
+
+
+def _push(folder: Path, repo_id: str) -> None:
+    try:
+        upload_folder(repo_id=create_repo(repo_id, exist_ok=True).repo_id, folder_path=folder)
+    except Exception as error:  # not logged in, no right to write there, no network
+        reason = str(error).strip().split("\n")[0]
+        raise ConversionError(f"the upload failed ({reason}); the folder {folder} is complete") from error

@@ -1,0 +1,95 @@
+"""OpenAI's released checkpoints by name, kept in the Hugging Face cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import cached_assets_path
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import WeakFileLock, hf_raise_for_status, http_backoff
+
+from .errors import ConversionError
+from .files import read_state_dict
+
+
+RELEASE_URL = "https://openaipublic.blob.core.windows.net/diffusion/dec-2021/"
+RELEASED_FILES = {
+    "base": "base.pt",
+    "upsample": "upsample.pt",
+    "base-inpaint": "base_inpaint.pt",
+    "upsample-inpaint": "upsample_inpaint.pt",
+}
+# The size is told for the bytes that are sent, so they must be those of the file.
+_HEADERS = {"Accept-Encoding": "identity"}
+
+
+def find_checkpoint(name_or_path: str | Path) -> Path:
+    """The file of a checkpoint: one on disk, or one of OpenAI's by name, downloaded on first use.
+
+    Args:
+        name_or_path (`str` or `Path`): A path, or `"base"`, `"upsample"`, `"base-inpaint"` or `"upsample-inpaint"`
+            (where a file of that name is in the working directory, that file).
+
+    Returns:
+        `Path`: a path that was given is returned as it is, whether there is a file or not.
+
+    Raises:
+        ConversionError: if the download fails; what has arrived is kept, and the next call goes on from there.
+    """
+    if str(name_or_path) in RELEASED_FILES and not Path(name_or_path).exists():
+        return download(RELEASE_URL + RELEASED_FILES[str(name_or_path)])
+    return Path(name_or_path).expanduser()
+
+
+def download(url: str) -> Path:
+    """Download a checkpoint to the Hugging Face cache, with a progress bar, unless it is there already.
+
+    The file has its name only once all of it has arrived and it opens as a state dict.
+
+    Args:
+        url (`str`): Its address. The last part is the name of the file in the cache.
+
+    Returns:
+        `Path`: the file, under `$HF_HOME/assets/glide_pipelines`.
+
+    Raises:
+        ConversionError: if the server cannot be reached, sends less than it announced, or sends something else.
+    """
+    file = cached_assets_path("glide_pipelines", namespace="openai", subfolder="dec-2021") / url.rsplit("/", 1)[1]
+    incomplete = file.with_name(file.name + ".incomplete")
+    # Of two processes that want the same file one downloads it and the other waits.
+    with WeakFileLock(file.with_name(file.name + ".lock")):
+        if file.exists():
+            return file
+        try:
+            _fetch(url, incomplete, file.name)
+        except Exception as error:  # whatever the network, the server or the disk did
+            raise ConversionError(
+                f"downloading {url} failed ({' '.join(str(error).split())}); run it again to go on from "
+                f"{incomplete.stat().st_size / 1e6 if incomplete.exists() else 0:.0f} MB, or give the path of a file"
+            ) from error
+        try:
+            read_state_dict(incomplete)
+        except ConversionError as error:
+            incomplete.unlink()
+            raise ConversionError(f"{url} sent something else than a checkpoint ({error}); it was removed") from error
+        return incomplete.rename(file)
+
+
+def _fetch(url: str, path: Path, name: str) -> None:
+    head = http_backoff("HEAD", url, headers=_HEADERS, max_retries=2)
+    hf_raise_for_status(head)
+    size = int(head.headers["Content-Length"])
+    if path.exists() and path.stat().st_size > size:
+        path.unlink()  # not the beginning of this file
+    with open(path, "ab") as file:
+        http_get(
+            url,
+            file,
+            resume_size=file.tell(),
+            expected_size=size,
+            headers=_HEADERS,
+            displayed_filename=name,
+        )
+    if path.stat().st_size != size:
+        raise OSError(f"{path.stat().st_size} bytes arrived, {size} were announced")

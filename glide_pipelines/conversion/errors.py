@@ -1,0 +1,25 @@
+"""The error that a conversion ends in when what it was given cannot be converted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class ConversionError(ValueError):
+    """Names the argument, what was given and what is allowed, in one line; the scripts print it and exit with 2."""
+
+
+@contextmanager
+def blaming(argument: str, value: str | Path) -> Iterator[None]:
+    """Put the argument and its value in front of what a [`ConversionError`] from inside says.
+
+    Args:
+        argument (`str`): The caller's argument that the error is about.
+        value (`str` or `Path`): What it was.
+    """
+    try:
+        yield
+    except ConversionError as error:
+        raise ConversionError(f"`{argument}` ({value}): {error}") from error.__cause__

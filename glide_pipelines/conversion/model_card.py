@@ -1,0 +1,169 @@
+"""Model cards: what a checkpoint is, what it is for and what it cannot do, beside the weights and on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard, ModelCardData
+
+
+_LIBRARY_TAGS = ("glide", "glide-pipelines", "diffusers", "arxiv:2112.10741")
+
+
+def model_card(
+    title: str,
+    sections: Mapping[str, str],
+    license: str,
+    tags: Sequence[str] = (),
+    pipeline_tag: str = "text-to-image",
+    language: str = "en",
+) -> ModelCard:
+    """A model card as the Hub shows it; `card.save(folder / "README.md")` puts it beside the weights.
+
+    Args:
+        title (`str`): Name of the checkpoint.
+        sections (`Mapping[str, str]`): Heading to Markdown text, in order; the text under `""` stands first, without
+            a heading.
+        license (`str`): The Hub's identifier of the licence, such as `"mit"`.
+        tags (`Sequence[str]`): Tags beside those of this library.
+        pipeline_tag (`str`, defaults to `"text-to-image"`): The Hub's name of the task.
+        language (`str`, defaults to `"en"`): Language of the prompts.
+
+    Returns:
+        `ModelCard`
+    """
+    data = ModelCardData(
+        language=language,
+        library_name="diffusers",
+        license=license,
+        pipeline_tag=pipeline_tag,
+        tags=[*_LIBRARY_TAGS, *tags],
+    )
+    parts = [f"---\n{data.to_yaml()}\n---", f"# {title}"]
+    parts += [f"## {heading}\n\n{text.strip()}" if heading else text.strip() for heading, text in sections.items()]
+    return ModelCard("\n\n".join(parts) + "\n")
+
+
+def glide_filtered_card(
+    pipe: DiffusionPipeline,
+    files: Sequence[str],
+    location: str | Path,
+    dtype: torch.dtype = torch.float32,
+    variant: str | None = None,
+) -> ModelCard:
+    """The card of GLIDE (filtered), the models that OpenAI released, after conversion.
+
+    Args:
+        pipe (`DiffusionPipeline`): The pipeline; its networks may be on the meta device.
+        files (`Sequence[str]`): Names of the files that were converted.
+        location (`str` or `Path`): What `from_pretrained` is given in the example: a repository or a folder.
+        dtype (`torch.dtype`, defaults to `torch.float32`): How the weights are stored.
+        variant (`str`, *optional*): The variant that they are stored as.
+
+    Returns:
+        `ModelCard`
+    """
+    inpaints = pipe.unet.is_inpainter
+    options = "" if variant is None else f', variant="{variant}"'
+    options += "" if dtype == torch.float32 else f", dtype={dtype}"
+    values = {
+        "files": " and ".join(f"`{file}`" for file in files),
+        "task": "fills a region of a picture so that it fits a prompt" if inpaints else "draws a picture for a prompt",
+        "imports": "" if dtype == torch.float32 else "import torch\n",
+        "location": location,
+        "options": options,
+        "context": pipe.text_encoder.config.max_position_embeddings,
+        "size": f"{pipe.unet.config.sample_size} x {pipe.unet.config.sample_size}",
+        "components": _component_table(pipe),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    sections = {
+        "": _SUMMARY,
+        "Use": _USE_NETWORKS if inpaints else _USE,
+        "Facts": _FACTS,
+        "What it was trained on": _DATA,
+        "What it is for": _INTENDED,
+        "What it cannot do": _LIMITS,
+        "Licence": _LICENCE,
+        "Reference": _REFERENCE,
+    }
+    sections = {heading: text.format(**values) for heading, text in sections.items()}
+    return model_card("GLIDE (filtered)", sections, license="mit", tags=["inpainting"] if inpaints else [])
+
+
+def _component_table(pipe: DiffusionPipeline) -> str:
+    rows = ["| component | parameters | |", "|---|---|---|"]
+    for prefix, task in (("", "draws"), ("super_res_", "enlarges to")):
+        text_encoder, unet = getattr(pipe, f"{prefix}text_encoder"), getattr(pipe, f"{prefix}unet")
+        if unet is not None:
+            context, size = text_encoder.config.max_position_embeddings, unet.config.sample_size
+            rows.append(f"| `{prefix}text_encoder` | {text_encoder.num_parameters():,} | reads {context} tokens |")
+            rows.append(f"| `{prefix}unet` | {unet.num_parameters():,} | {task} {size} x {size} pixels |")
+    return "\n".join(rows)
+
+
+_SUMMARY = """\
+GLIDE is a text-guided diffusion model: it {task}.
+"Filtered" is the size and the training set that OpenAI released in December 2021; the paper's own model is several
+times larger and was not released. Here are {files}, converted with glide-pipelines to the layout of
+[diffusers](https://github.com/huggingface/diffusers).
+
+What is said below is about OpenAI's release. If the files were fine-tuned from it, add here what they were trained on
+and under which licence."""
+
+_USE = """\
+```python
+{imports}from glide_pipelines import GLIDEPipeline
+
+pipe = GLIDEPipeline.from_pretrained("{location}"{options})
+image = pipe("an oil painting of a corgi").images[0]
+image.save("corgi.png")
+```
+
+Prompts are cut after {context} tokens. Without further arguments the pipeline samples as the released notebooks do:
+100 steps with classifier-free guidance at scale 3, then 27 steps of the upsampler."""
+
+_USE_NETWORKS = """\
+```python
+{imports}from glide_pipelines import GLIDEPipeline
+
+components = GLIDEPipeline.from_pretrained("{location}"{options}).components
+```
+
+The UNets take, beside the noised picture, the known picture and a mask (1 = repaint)."""
+
+_FACTS = """\
+{components}
+
+Weights are stored in {dtype}. Diffusion in pixel space with 1000 training steps; the base model's noise follows the
+cosine schedule, the upsampler's the linear one. Both predict the noise and the variance of a step. Each has a text
+encoder of its own, a transformer whose outputs are keys and values in every attention layer of the UNet."""
+
+_DATA = """\
+Pictures with captions from the internet. Before training, OpenAI filtered out pictures of people, violent objects and
+some hate symbols, to make misuse harder. Filters miss things: what was to be removed may still be there in part."""
+
+_INTENDED = """\
+Research: on diffusion models, on guidance, on how to measure and mend what such models get wrong. It was not made for
+products, and its pictures should not be passed off as photographs or used to deceive or to harm."""
+
+_LIMITS = """\
+- It does not draw people well: their pictures were taken out of the training set, and with them much that surrounds
+  people.
+- It is much smaller than the model of the paper: expect less realism than the paper's figures show, and mistakes in
+  prompts with several objects, counts, or things rarely seen together.
+- The base picture has {size} pixels; detail beyond that is the upsampler's invention.
+- It repeats the biases of pictures and captions on the internet: what it shows for a profession, a place or a custom
+  is what was common there. Filtering may have added biases of its own.
+- It has no safety checker: look at what it makes before others do."""
+
+_LICENCE = """\
+OpenAI released the code and these weights under the
+[MIT licence](https://github.com/openai/glide-text2im/blob/main/LICENSE)."""
+
+_REFERENCE = """\
+Nichol, Dhariwal, Ramesh, Shyam, Mishkin, McGrew, Sutskever and Chen: *GLIDE: Towards Photorealistic Image Generation
+and Editing with Text-Guided Diffusion Models*, [arXiv 2112.10741](https://arxiv.org/abs/2112.10741)."""

@@ -1,0 +1,71 @@
+"""GLIDE's tokenizer: GPT-2's byte-level BPE, without special tokens inside a prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from transformers import GPT2Tokenizer
+
+from .errors import ConversionError
+
+
+_END = "<|endoftext|>"
+# What a tokenizer may consist of: the original's files, or the single one that transformers saves.
+_FILES = (["vocab.json", "merges.txt"], ["tokenizer.json"])
+
+
+def load_tokenizer(name_or_path: str | Path, context: int, vocab_size: int) -> GPT2Tokenizer:
+    """Load the tokenizer and set it up as GLIDE's.
+
+    Lower-casing is left to the pipeline: a normalizer would be lost when the tokenizer is loaded again, and the
+    tokenizers library lower-cases some letters differently than the original did.
+
+    Args:
+        name_or_path (`str` or `Path`): A folder with `vocab.json` and `merges.txt`, or a repository on the Hub.
+        context (`int`): Positions of the text encoder; longer prompts are cut.
+        vocab_size (`int`): Rows of the text encoder's embedding.
+
+    Returns:
+        `GPT2Tokenizer`
+
+    Raises:
+        ConversionError: if it cannot be loaded, or its vocabulary is not that of the embedding.
+    """
+    folder = _folder(name_or_path)
+    # Without its files transformers would build a vocabulary of one token, and say nothing.
+    if not any(all((folder / file).is_file() for file in files) for files in _FILES):
+        raise ConversionError("there are no vocab.json and merges.txt")
+    try:
+        tokenizer = GPT2Tokenizer.from_pretrained(
+            folder,
+            **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _END),
+            model_max_length=context,
+            # A prompt that spells <|endoftext|> is text, not the end of it.
+            split_special_tokens=True,
+        )
+    except Exception as error:  # what a broken file raises depends on how it is broken
+        raise ConversionError(f"the files are no GPT-2 tokenizer ({_first_line(error)})") from error
+    if len(tokenizer) != vocab_size:
+        raise ConversionError(
+            f"the tokenizer has {len(tokenizer)} entries, but the checkpoint's token embedding has {vocab_size} rows"
+        )
+    return tokenizer
+
+
+def _folder(name_or_path: str | Path) -> Path:
+    folder = Path(name_or_path).expanduser()
+    if folder.exists():
+        return folder
+    try:
+        # These two are all that is needed. Left to itself, transformers asks for a dozen files, each with retries.
+        return Path(snapshot_download(str(name_or_path), allow_patterns=_FILES[0]))
+    except Exception as error:  # no such repository, no network, no valid name
+        raise ConversionError(
+            "there is no such folder, and it cannot be had from the Hugging Face Hub; give a folder with vocab.json "
+            f"and merges.txt, or a repository on the Hub ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
