@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -460,7 +461,8 @@ class GLIDEPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         shared = {name: part for name, part in pipeline.components.items() if name in components}
         shared.update({name: pipeline.config[name] for name in options if name in pipeline.config})
         shared.update(kwargs)
-        missing = sorted(set(components) - set(shared) - set(cls._optional_components))
+        parameters = inspect.signature(cls.__init__).parameters.items()
+        missing = [name for name, p in parameters if p.default is p.empty and name not in {"self", *shared}]
         if missing:
             raise ValueError(
                 f"{type(pipeline).__name__} lacks what {cls.__name__} needs; "

@@ -56,7 +56,8 @@ class SchedulerAdapter:
         if not self.is_glide:
             self._check_stock_scheduler()
         parameters = inspect.signature(scheduler.step).parameters
-        offered = {"generator": generator, "eta": eta}
+        # DDIM would keep the noise prediction that its own clip of x_0 has made inconsistent.
+        offered = {"generator": generator, "eta": eta, "use_clipped_model_output": True}
         self.step_kwargs = {name: value for name, value in offered.items() if name in parameters}
 
     def _check_stock_scheduler(self) -> None:
@@ -195,7 +196,7 @@ class SchedulerAdapter:
         return noise_pred
 
     def _interpolate_alpha_bars(self) -> list[float]:
-        """alpha_bar of each timestep; between two training timesteps (Karras spacing) the noise level is interpolated."""
+        """alpha_bar of each timestep; between training timesteps (Karras spacing) the noise level is interpolated."""
         alphas_cumprod = self.scheduler.alphas_cumprod.double().cpu().numpy()
         training_sigmas = ((1 - alphas_cumprod) / alphas_cumprod) ** 0.5
         sigmas = np.interp(self._timestep_values, np.arange(len(training_sigmas)), training_sigmas)

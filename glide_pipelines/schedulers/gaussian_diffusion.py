@@ -127,7 +127,7 @@ class GaussianDiffusion:
         return (signal * x_t - x_start) / self.at((1 / self.alphas_cumprod - 1).sqrt(), step, x_t)
 
     def shift_noise(self, noise: torch.Tensor, gradient: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
-        """The noise prediction after adding `gradient` to the score (classifier guidance, arXiv 2105.05233, section 4.2)."""
+        """The noise prediction after adding `gradient` to the score (arXiv 2105.05233, section 4.2)."""
         return noise - self.at((1 - self.alphas_cumprod).sqrt(), step, noise) * gradient
 
     def posterior_mean(self, x_start: torch.Tensor, x_t: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
@@ -136,7 +136,7 @@ class GaussianDiffusion:
         return coef_x0 * x_start + self.at(self.posterior_mean_coef_xt, step, x_t) * x_t
 
     def learned_log_variance(self, model_variance: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
-        """log Sigma from the variance channels in [-1, 1]: between log beta~_t and log beta_t (Improved DDPM, equation 15)."""
+        """log Sigma between log beta~_t and log beta_t, as the variance channels in [-1, 1] say (Improved DDPM, eq. 15)."""
         low = self.at(self.posterior_log_variance, step, model_variance)
         high = self.at(self.betas.log(), step, model_variance)
         fraction = (model_variance + 1) / 2

@@ -54,6 +54,10 @@ class GLIDEScheduler(DDPMScheduler):
         timestep_spacing (`str`, defaults to `"linspace"`): How an integer number of steps is spread: `"linspace"`
             (GLIDE's own, both ends included), `"leading"` or `"trailing"` as in diffusers.
         steps_offset (`int`, defaults to 0): Added to the timesteps of the `"leading"` spacing.
+        lambda_min_clipped (`float`, defaults to -5.1): Not used here; carried to the DPM-Solvers made from this config,
+            which need it on the cosine schedule (no effect on the linear one).
+        skip_prk_steps (`bool`, defaults to `True`): Not used here; carried to a `PNDMScheduler` made from this config,
+            whose Runge-Kutta start is unstable on the cosine schedule.
     """
 
     @register_to_config
@@ -73,6 +77,8 @@ class GLIDEScheduler(DDPMScheduler):
         sample_max_value: float = 1.0,
         timestep_spacing: str = "linspace",
         steps_offset: int = 0,
+        lambda_min_clipped: float = -5.1,
+        skip_prk_steps: bool = True,
     ) -> None:
         if prediction_type != "epsilon":
             raise ValueError(f"`prediction_type` must be 'epsilon' (GLIDE predicts noise), got {prediction_type!r}.")

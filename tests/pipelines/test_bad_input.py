@@ -1,0 +1,85 @@
+"""Every bad argument is named, with what was given and what is allowed, before any network runs."""
+
+import pytest
+import torch
+from tiny import CONTEXT, WIDTH, tiny_pipeline
+
+
+EMBEDS = torch.zeros(1, CONTEXT, WIDTH)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = tiny_pipeline()
+
+    def refuse(*_):
+        raise AssertionError("a network ran before the arguments were checked")
+
+    for network in (pipe.unet, pipe.text_encoder, pipe.super_res_unet, pipe.super_res_text_encoder):
+        network.register_forward_pre_hook(refuse)
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"prompt": None}, ValueError, "`prompt` or `prompt_embeds`"),
+        ({"prompt_embeds": EMBEDS}, ValueError, "either `prompt` or `prompt_embeds`, not both"),
+        ({"negative_prompt": "x", "negative_prompt_embeds": EMBEDS}, ValueError, "`negative_prompt_embeds`, not both"),
+        ({"prompt": 5}, TypeError, r"`prompt` must be a string .* got 5 \(int\)"),
+        ({"prompt": ["a", 5]}, TypeError, r"`prompt` .* got a list of \['int', 'str'\]"),
+        ({"prompt": []}, ValueError, "`prompt` must not be an empty list"),
+        ({"negative_prompt": ["a", "b"]}, ValueError, "`negative_prompt` .* list of 1.* got 2"),
+        ({"prompt": None, "prompt_embeds": "a"}, TypeError, "`prompt_embeds` must be a torch.Tensor"),
+        ({"prompt": None, "prompt_embeds": EMBEDS[..., :5]}, ValueError, r"`prompt_embeds` .* got \[1, 12, 5\]"),
+        ({"prompt": None, "prompt_embeds": EMBEDS}, ValueError, "needs `super_res_prompt_embeds`"),
+        ({"negative_prompt_embeds": EMBEDS.expand(2, -1, -1)}, ValueError, "`negative_prompt_embeds` .* batch of 1"),
+        ({"super_res_prompt_embeds": EMBEDS.expand(2, -1, -1)}, ValueError, "`super_res_prompt_embeds` .* batch of 1"),
+        ({"super_res_prompt_embeds": EMBEDS[..., :5]}, ValueError, "`super_res_prompt_embeds`"),
+        ({"height": 33}, ValueError, "`height` must be a multiple of 8, got 33"),
+        ({"width": 12}, ValueError, "`width` must be a multiple of 8, got 12"),
+        ({"height": -8}, ValueError, "`height` must be 1 or more"),
+        ({"width": 32.0}, TypeError, "`width` must be an integer"),
+        ({"num_images_per_prompt": 0}, ValueError, "`num_images_per_prompt` must be 1 or more, got 0"),
+        ({"generator": [torch.Generator()] * 2}, ValueError, "`generator` is a list of 2, but 1 pictures"),
+        ({"generator": 0}, TypeError, "`generator` must be a torch.Generator"),
+        ({"timesteps": "quick"}, ValueError, "timesteps='quick' is not a respacing"),
+        ({"timesteps": "1001"}, ValueError, "timesteps='1001'"),
+        ({"timesteps": [1, 2, 3]}, ValueError, "`timesteps` .* descending"),
+        ({"num_inference_steps": 1001}, ValueError, "`num_inference_steps` .* 1000 steps of training, got 1001"),
+        ({"num_inference_steps": "5"}, ValueError, "`num_inference_steps` must be an integer"),
+        ({"super_res_timesteps": "slow"}, ValueError, "super_res_timesteps='slow'"),
+        ({"super_res_timesteps": [1, 1]}, ValueError, "`super_res_timesteps` .* descending"),
+        ({"super_res_num_inference_steps": 0}, ValueError, "`super_res_num_inference_steps` .* got 0"),
+        ({"guidance_scale": "3"}, TypeError, "`guidance_scale` must be a number, got '3'"),
+        ({"guidance_scale": float("nan")}, ValueError, "`guidance_scale` must be finite"),
+        ({"guidance_scale": None}, TypeError, "`guidance_scale` must be a number"),
+        ({"eta": 2.0}, ValueError, "`eta` must lie between 0 and 1, got 2.0"),
+        ({"upsample_temperature": -1}, ValueError, "`upsample_temperature`"),
+        ({"output_type": "jpg"}, ValueError, "`output_type` must be one of 'pil', 'np', 'pt', got 'jpg'"),
+        ({"latents": torch.zeros(1, 3, 4, 4)}, ValueError, r"`latents` .*\[1, 3, 8, 8\], got \[1, 3, 4, 4\]"),
+        ({"super_res_latents": torch.zeros(1, 3, 8, 8)}, ValueError, r"`super_res_latents` .*\[1, 3, 32, 32\]"),
+        ({"latents": [0]}, TypeError, "`latents` must be a torch.Tensor"),
+        ({"callback_on_step_end_tensor_inputs": ["images"]}, ValueError, "`callback_on_step_end_tensor_inputs`"),
+        ({"callback_on_step_end": 3}, TypeError, "`callback_on_step_end` must be callable"),
+    ],
+)
+def test_bad_arguments_are_named(pipe, arguments, error, message):
+    with pytest.raises(error, match=message):
+        pipe(**{"prompt": "a red circle"} | arguments)
+
+
+def test_a_pipeline_without_text_encoders_needs_embeddings():
+    pipe = tiny_pipeline()
+    pipe.text_encoder = None
+    with pytest.raises(ValueError, match="`prompt` needs a text encoder"):
+        pipe("a red circle")
+    with pytest.raises(ValueError, match="`negative_prompt_embeds`"):
+        pipe(prompt_embeds=EMBEDS, super_res_prompt_embeds=EMBEDS)
+
+
+def test_an_upsampler_without_its_text_encoder_is_named():
+    pipe = tiny_pipeline()
+    pipe.super_res_text_encoder = None
+    with pytest.raises(ValueError, match="`super_res_text_encoder`"):
+        pipe("a red circle")

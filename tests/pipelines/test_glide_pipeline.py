@@ -1,0 +1,512 @@
+"""`GLIDEPipeline`: what a user of diffusers expects of a pipeline."""
+
+import inspect
+
+import diffusers
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers.callbacks import PipelineCallback
+from diffusers.guiders import (
+    AdaptiveProjectedGuidance,
+    ClassifierFreeGuidance,
+    SkipLayerGuidance,
+)
+from tiny import CONTEXT, WIDTH, tiny_call, tiny_components, tiny_pipeline
+
+from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler, GLIDEPipeline, GLIDEPipelineOutput
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def base_only():
+    return tiny_pipeline(upsampler=False)
+
+
+def draw(pipe, **changes):
+    return pipe(**tiny_call(**changes)).images
+
+
+# -- what comes out ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_number_and_size_of_pictures(pipe, prompts, num_images):
+    prompt = "a red circle" if prompts == 1 else ["a red circle", "a blue square"]
+    images = draw(pipe, prompt=prompt, num_images_per_prompt=num_images)
+    assert images.shape == (prompts * num_images, 32, 32, 3)
+    assert images.min() >= 0 and images.max() <= 1
+
+
+def test_output_types_agree(pipe):
+    pil, array, tensor = (draw(pipe, output_type=kind) for kind in ("pil", "np", "pt"))
+    assert isinstance(pil[0], PIL.Image.Image) and pil[0].mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(pil[0]), (array[0] * 255).round().astype("uint8"))
+    np.testing.assert_array_equal(tensor.permute(0, 2, 3, 1).numpy(), array)
+
+
+def test_tuple_equals_output(pipe):
+    output = pipe(**tiny_call())
+    assert isinstance(output, GLIDEPipelineOutput)
+    np.testing.assert_array_equal(pipe(**tiny_call(return_dict=False))[0], output.images)
+
+
+def test_a_generator_repeats_the_picture(pipe):
+    np.testing.assert_array_equal(draw(pipe), draw(pipe))
+    assert not np.allclose(draw(pipe), draw(pipe, generator=torch.Generator().manual_seed(1)))
+
+
+def test_defaults_are_the_released_ones(pipe):
+    steps = []
+    pipe(
+        "a red circle",
+        output_type="np",
+        callback_on_step_end=lambda pipe, step, timestep, tensors: steps.append((pipe.stage, int(timestep))) or {},
+    )
+    assert [t for stage, t in steps if stage == "base"] == GLIDE_100
+    fast27 = [997, 800, 799, 600, 599, 500, 400, 399, 377, 355, 333, 311, 288, 266]
+    fast27 += [244, 222, 200, 199, 177, 155, 133, 111, 88, 66, 44, 22, 0]
+    assert [t for stage, t in steps if stage == "super_res"] == fast27
+    defaults = {name: p.default for name, p in inspect.signature(pipe.__call__).parameters.items()}
+    assert (defaults["guidance_scale"], defaults["upsample_temperature"]) == (3.0, 0.997)
+
+
+GLIDE_100 = [round(999 / 99 * i) for i in range(100)][::-1]
+
+
+def test_without_an_upsampler_the_base_picture_is_returned(base_only):
+    assert draw(base_only).shape == (1, 8, 8, 3)
+
+
+def test_sizes_are_those_of_the_returned_picture(pipe, base_only):
+    assert draw(pipe, height=40, width=24).shape == (1, 40, 24, 3)
+    assert draw(base_only, height=10, width=12).shape == (1, 10, 12, 3)
+
+
+def test_a_size_far_from_training_gets_a_warning(base_only, caplog):
+    draw(base_only, height=16, width=8)
+    assert not caplog.records
+    draw(base_only, height=16, width=16)
+    assert "trained on pictures of 8 x 8" in caplog.text
+
+
+# -- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_and_negative_prompts_matter(pipe):
+    picture = draw(pipe)
+    assert not np.allclose(picture, draw(pipe, prompt="blue"))
+    assert not np.allclose(picture, draw(pipe, negative_prompt="blue"))
+    np.testing.assert_array_equal(picture, draw(pipe, negative_prompt=""))
+
+
+def test_case_does_not_matter(pipe):
+    np.testing.assert_array_equal(draw(pipe), draw(pipe, prompt="A Red CIRCLE"))
+
+
+def test_a_batch_equals_single_pictures(pipe):
+    prompts = ["red", "a blue square", ""]
+    seeds = [torch.Generator().manual_seed(i) for i in range(3)]
+    together = draw(pipe, prompt=prompts, negative_prompt=["", "x", "y"], generator=seeds)
+    for i, (prompt, negative) in enumerate(zip(prompts, ["", "x", "y"], strict=True)):
+        single = draw(pipe, prompt=prompt, negative_prompt=negative, generator=torch.Generator().manual_seed(i))
+        np.testing.assert_allclose(single[0], together[i], atol=1e-4)
+
+
+def test_pictures_of_one_prompt_stand_together(pipe):
+    generators = [torch.Generator().manual_seed(i) for i in (0, 0, 1, 1)]
+    first, second, third, fourth = draw(pipe, prompt=["red", "blue"], num_images_per_prompt=2, generator=generators)
+    np.testing.assert_allclose(first, second, atol=1e-5)
+    np.testing.assert_allclose(third, fourth, atol=1e-5)
+    assert not np.allclose(first, third)
+
+
+def test_encode_prompt_stands_alone(pipe):
+    """Its results may be passed in place of the prompt, to a pipeline that has no text encoders at all."""
+    embeds = pipe.encode_prompt("a red circle", negative_prompt="blue")
+    names = ("prompt_embeds", "negative_prompt_embeds", "super_res_prompt_embeds")
+    components = tiny_components() | dict.fromkeys(("tokenizer", "text_encoder", "super_res_text_encoder"))
+    bare = GLIDEPipeline(**components)
+    bare.set_progress_bar_config(disable=True)
+    given = dict(zip(names, embeds, strict=True))
+    assert all(embeds.shape == (1, CONTEXT, WIDTH) for embeds in given.values())
+    np.testing.assert_allclose(draw(bare, prompt=None, **given), draw(pipe, negative_prompt="blue"), atol=1e-5)
+    np.testing.assert_allclose(draw(pipe, prompt=None, **given), draw(pipe, negative_prompt="blue"), atol=1e-5)
+    only_text = GLIDEPipeline(**tiny_components() | dict.fromkeys(("unet", "super_res_unet")))
+    for mine, theirs in zip(only_text.encode_prompt("a red circle", negative_prompt="blue"), embeds, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_embeddings_are_repeated_for_each_picture(pipe):
+    one = pipe.encode_prompt(["red", "blue"])
+    three = pipe.encode_prompt(["red", "blue"], num_images_per_prompt=3)
+    for single, repeated in zip(one, three, strict=True):
+        assert torch.equal(repeated, single.repeat_interleave(3, dim=0))
+
+
+def test_without_guidance_nothing_negative_is_encoded(pipe):
+    assert pipe.encode_prompt("red", do_classifier_free_guidance=False)[1] is None
+
+
+def test_a_literal_end_token_is_text(pipe):
+    tokens = pipe.tokenize("<|endoftext|>")
+    assert tokens.attention_mask.all() and (tokens.input_ids != 257).all()
+
+
+def test_prompts_are_padded_and_masked(pipe):
+    tokens = pipe.tokenize(["", "re"])
+    assert tokens.attention_mask.sum(dim=1).tolist() == [0, 1]
+    assert (tokens.input_ids[0] == 257).all() and tokens.input_ids.shape == (2, CONTEXT)
+
+
+def test_a_long_prompt_is_cut_with_a_warning(pipe, caplog):
+    tokens = pipe.tokenize("a" * CONTEXT)
+    assert not caplog.records
+    longer = pipe.tokenize("a" * (CONTEXT + 3))
+    assert torch.equal(tokens.input_ids, longer.input_ids)
+    assert f"has {CONTEXT + 3} tokens" in caplog.text
+
+
+def test_a_prompt_outside_the_shapes_world_gets_a_warning(caplog):
+    pipe = GLIDEPipeline(**tiny_components(), prompt_domain="shapes")
+    pipe.encode_prompt("a red circle above a blue square")
+    assert "outside" not in caplog.text
+    pipe.encode_prompt(["a red circle", "an oil painting of a corgi"])
+    assert "'an oil painting of a corgi' is outside it" in caplog.text
+
+
+# -- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def test_latents_take_the_place_of_noise(pipe):
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 3, 8, 8, generator=generator)
+    for _ in range(2):  # the base stage's own draws
+        torch.randn(1, 3, 8, 8, generator=generator)
+    super_res_latents = torch.randn(1, 3, 32, 32, generator=generator)
+    # With the draws in this order, passing them changes nothing.
+    rest = torch.Generator().manual_seed(0)
+    torch.randn(1, 3, 8, 8, generator=rest)
+    given = draw(pipe, latents=latents, super_res_latents=super_res_latents, generator=rest)
+    np.testing.assert_array_equal(given, draw(pipe))
+
+
+def test_guidance_scale_one_skips_the_second_pass(base_only):
+    batches = []
+    hook = base_only.unet.register_forward_hook(lambda module, args, output: batches.append(len(output.sample)))
+    try:
+        without = draw(base_only, guidance_scale=1.0)
+        draw(base_only, guidance_scale=3.0)
+    finally:
+        hook.remove()
+    assert batches == [1, 1, 2, 2]
+    # It is the limit of guidance, not another formula.
+    np.testing.assert_allclose(without, draw(base_only, guidance_scale=1.0 + 1e-6), atol=1e-4)
+
+
+def test_text_is_encoded_once(pipe):
+    calls = []
+    hooks = [
+        encoder.register_forward_hook(lambda *_: calls.append(1))
+        for encoder in (pipe.text_encoder, pipe.super_res_text_encoder)
+    ]
+    try:
+        draw(pipe, num_inference_steps=4)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(calls) == 3  # prompt and empty prompt of the base, prompt of the upsampler
+
+
+def test_numbers_lists_and_strings_of_timesteps(pipe):
+    timesteps = GLIDEDDPMScheduler()
+    timesteps.set_timesteps(4)
+    expected = draw(pipe, num_inference_steps=4)
+    np.testing.assert_array_equal(expected, draw(pipe, timesteps=timesteps.timesteps.tolist()))
+    # `timesteps` beats `num_inference_steps`.
+    np.testing.assert_array_equal(expected, draw(pipe, timesteps="4", num_inference_steps=9))
+    np.testing.assert_array_equal(draw(pipe, super_res_timesteps="1,2"), draw(pipe, super_res_timesteps=[999, 500, 0]))
+    assert pipe.num_timesteps == 5
+
+
+def test_eta_reaches_ddim(base_only):
+    ddim = GLIDEPipeline.from_pipe(base_only, scheduler=GLIDEDDIMScheduler(beta_schedule="squaredcos_cap_v2"))
+    assert not np.allclose(draw(ddim, eta=1.0), draw(ddim, eta=0.0))
+
+
+def test_upsample_temperature(pipe):
+    assert not np.allclose(draw(pipe, upsample_temperature=0.5), draw(pipe))
+
+
+def test_a_cond_fn_steers_the_base_stage(base_only):
+    seen = []
+
+    def towards_white(x_t, timestep):
+        seen.append((tuple(x_t.shape), timestep.tolist()))
+        return torch.full_like(x_t, 50.0)
+
+    brighter = draw(base_only, cond_fn=towards_white, num_inference_steps=4)
+    assert seen[0] == ((1, 3, 8, 8), [999]) and len(seen) == 4
+    assert brighter.mean() > draw(base_only, num_inference_steps=4).mean() + 0.05
+
+
+STOCK = [
+    "DDPMScheduler",
+    "DDIMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "DEISMultistepScheduler",
+    "PNDMScheduler",
+]
+
+
+class KnowsThePicture(torch.nn.Module):
+    """A UNet that knows the picture: its noise prediction is the one that leads there."""
+
+    def __init__(self, unet, picture, process):
+        super().__init__()
+        self.unet, self.picture, self.process = unet, picture, process
+        self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
+        self.size_multiple = unet.size_multiple
+
+    def forward(self, sample, timestep, **kwargs):
+        # Off the training steps (Karras spacing) the nearest one serves.
+        noise = self.process.predict_noise(sample, self.picture, int(torch.as_tensor(timestep).round()))
+        return diffusers.models.unets.unet_2d_condition.UNet2DConditionOutput(
+            torch.cat([noise, torch.zeros_like(noise)], dim=1)
+        )
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_stock_schedulers_reach_the_picture(base_only, name):
+    """In the place of GLIDE's scheduler, made from its config, any of them draws what the model knows."""
+    scheduler = getattr(diffusers, name).from_config(base_only.scheduler.config)
+    pipe = GLIDEPipeline.from_pipe(base_only, scheduler=scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    picture = (torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1) * 0.9
+    pipe.unet = KnowsThePicture(base_only.unet, picture, base_only.scheduler.train_process)
+    image = draw(pipe, num_inference_steps=20, guidance_scale=1.0, output_type="pt")
+    assert (image * 2 - 1 - picture).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_known_pixels_and_gradients_work_with_stock_schedulers(base_only, name):
+    """The adapter rewrites the noise prediction, for schedulers that have no hook of their own."""
+    from glide_pipelines.schedulers import SchedulerAdapter
+
+    scheduler = getattr(diffusers, name).from_config(base_only.scheduler.config)
+    known = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    results = {}
+    for kind in ("known", "gradient", "plain"):
+        adapter = SchedulerAdapter(scheduler, num_inference_steps=20, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(1)
+        sample = torch.randn(1, 3, 8, 8, generator=generator) * 1.0
+        timesteps = adapter.start()
+        sample = sample * scheduler.init_noise_sigma
+        for i, timestep in enumerate(timesteps):
+            model_input = scheduler.scale_model_input(sample, timestep)
+            noise = 0.5 * torch.randn(1, 3, 8, 8, generator=generator)
+            hooks = {
+                "known": {"denoised_fn": lambda x_start: known},
+                "gradient": {"cond_grad": torch.full_like(sample, 0.5)},
+                "plain": {},
+            }[kind]
+            sample = adapter.step(i, noise, torch.zeros_like(noise), sample, model_input, **hooks)
+        results[kind] = sample
+    assert all(result.isfinite().all() for result in results.values())
+    torch.testing.assert_close(results["known"], known, atol=0.1, rtol=0)
+    assert results["gradient"].mean() > results["plain"].mean() + 0.01
+
+
+def test_stock_schedulers_have_the_default_numbers_of_steps(pipe):
+    stock = GLIDEPipeline.from_pipe(
+        pipe,
+        scheduler=diffusers.DDIMScheduler.from_config(pipe.scheduler.config),
+        super_res_scheduler=diffusers.UniPCMultistepScheduler.from_config(pipe.super_res_scheduler.config),
+    )
+    stock.set_progress_bar_config(disable=True)
+    steps = []
+    stock("red", output_type="np", callback_on_step_end=lambda pipe, *_: steps.append(pipe.stage) or {})
+    assert (steps.count("base"), steps.count("super_res")) == (100, 27)
+
+
+def test_the_scheduler_that_the_pipeline_holds_is_stepped(base_only):
+    draw(base_only, num_inference_steps=7)
+    assert base_only.scheduler.num_inference_steps == 7
+
+
+def test_a_scheduler_for_other_predictions_is_refused(base_only):
+    for scheduler in (
+        diffusers.FlowMatchEulerDiscreteScheduler(),
+        diffusers.DDIMScheduler(prediction_type="v_prediction"),
+    ):
+        with pytest.raises(ValueError, match="`scheduler` must step noise predictions"):
+            draw(GLIDEPipeline.from_pipe(base_only, scheduler=scheduler))
+
+
+# -- guiders ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_classifier_free_guider_is_the_default_guidance(base_only):
+    np.testing.assert_allclose(
+        draw(base_only, guider=ClassifierFreeGuidance(guidance_scale=3.0)), draw(base_only), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "guider",
+    [
+        ClassifierFreeGuidance(guidance_scale=3.0, guidance_rescale=0.7),
+        ClassifierFreeGuidance(guidance_scale=3.0, start=0.25, stop=0.75),
+        AdaptiveProjectedGuidance(guidance_scale=3.0, adaptive_projected_guidance_momentum=-0.5),
+    ],
+    ids=["rescale", "interval", "APG"],
+)
+def test_other_guiders_change_the_picture_and_repeat_themselves(base_only, guider):
+    picture = draw(base_only, guider=guider, num_inference_steps=4)
+    assert np.isfinite(picture).all()
+    assert not np.allclose(picture, draw(base_only, num_inference_steps=4))
+    np.testing.assert_array_equal(picture, draw(base_only, guider=guider, num_inference_steps=4))
+
+
+def test_an_interval_guider_saves_passes(base_only):
+    batches = []
+    hook = base_only.unet.register_forward_hook(lambda module, args, output: batches.append(len(output.sample)))
+    try:
+        draw(base_only, guider=ClassifierFreeGuidance(3.0, start=0.25, stop=0.75), num_inference_steps=4)
+    finally:
+        hook.remove()
+    assert batches == [1, 2, 2, 1]
+
+
+def test_a_guider_that_hooks_transformer_layers_is_refused(base_only):
+    with pytest.raises(ValueError, match="`guider` must only combine .* SkipLayerGuidance"):
+        draw(base_only, guider=SkipLayerGuidance(skip_layer_guidance_layers=[0]))
+    with pytest.raises(TypeError, match="`guider`"):
+        draw(base_only, guider=3.0)
+
+
+# -- callbacks and progress -------------------------------------------------------------------------------------------
+
+
+def test_callbacks_count_over_both_stages(pipe):
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append((step, pipe.stage, sorted(tensors), tuple(tensors["latents"].shape[-2:])))
+        return tensors
+
+    names = GLIDEPipeline._callback_tensor_inputs
+    draw(pipe, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names, num_inference_steps=3)
+    assert [step for step, *_ in seen] == [0, 1, 2, 3, 4] and pipe.num_timesteps == 5
+    assert [stage for _, stage, *_ in seen] == ["base"] * 3 + ["super_res"] * 2
+    assert seen[0][2:] == (sorted(names), (8, 8)) and seen[-1][3] == (32, 32)
+    assert pipe.stage is None
+
+
+def test_zeroing_the_sample_in_the_last_callback_gives_gray(pipe):
+    def callback(pipe, step, timestep, tensors):
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == pipe.num_timesteps - 1 else {}
+
+    assert (draw(pipe, callback_on_step_end=callback) == 0.5).all()
+
+
+def test_a_change_of_guidance_in_a_callback_counts(base_only):
+    def callback(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 1.0
+        return tensors
+
+    changed = draw(base_only, callback_on_step_end=callback, num_inference_steps=4)
+    assert not np.allclose(changed, draw(base_only, num_inference_steps=4))
+
+
+def test_guidance_cannot_be_switched_on_in_a_callback(base_only):
+    def callback(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 3.0
+        return tensors
+
+    with pytest.raises(ValueError, match="`guidance_scale` was 1"):
+        draw(base_only, callback_on_step_end=callback, guidance_scale=1.0)
+    assert base_only.stage is None
+
+
+def test_a_callback_can_interrupt(pipe):
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append(step)
+        pipe._interrupt = step == 1
+        return tensors
+
+    draw(pipe, callback_on_step_end=callback, num_inference_steps=9)
+    assert seen == [0, 1]
+
+
+def test_pipeline_callbacks_are_accepted(pipe):
+    class Gray(PipelineCallback):
+        tensor_inputs = ["latents"]
+
+        def callback_fn(self, pipe, step, timestep, tensors):
+            return {"latents": torch.zeros_like(tensors["latents"])}
+
+    assert (draw(pipe, callback_on_step_end=Gray(cutoff_step_index=1, cutoff_step_ratio=None)) == 0.5).all()
+
+
+def test_both_stages_show_a_progress_bar_that_can_be_switched_off(capsys):
+    pipe = tiny_pipeline()
+    draw(pipe)
+    assert not capsys.readouterr().err
+    pipe.set_progress_bar_config(disable=False)
+    draw(pipe)
+    shown = capsys.readouterr().err
+    assert "base 8x8" in shown and "super_res 32x32" in shown and "2/2" in shown
+
+
+# -- dtypes and devices -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_finite_and_close(dtype):
+    pipe = tiny_pipeline().to(dtype)
+    picture = draw(pipe, num_inference_steps=10)
+    assert np.isfinite(picture).all()
+    assert np.abs(picture - draw(tiny_pipeline(), num_inference_steps=10)).mean() < 0.05
+
+
+def test_the_sample_stays_in_float32():
+    pipe, dtypes = tiny_pipeline().to(torch.bfloat16), set()
+    draw(pipe, callback_on_step_end=lambda p, i, t, tensors: dtypes.add(tensors["latents"].dtype) or {})
+    assert dtypes == {torch.float32}
+
+
+def test_model_cpu_offload():
+    pipe = tiny_pipeline()
+    expected = draw(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
+    np.testing.assert_allclose(draw(pipe), expected, atol=1e-5)
+    np.testing.assert_allclose(draw(pipe), expected, atol=1e-5)
+
+
+def test_attention_slicing_does_not_change_the_picture():
+    pipe = tiny_pipeline()
+    expected = draw(pipe)
+    pipe.enable_attention_slicing()
+    np.testing.assert_allclose(draw(pipe), expected, atol=1e-4)
+
+
+def test_a_compiled_unet_serves():
+    pipe = tiny_pipeline()
+    expected = draw(pipe)
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    np.testing.assert_allclose(draw(pipe), expected, atol=1e-5)
+    torch._dynamo.reset()
