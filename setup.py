@@ -14,7 +14,6 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "glide_pipelines/version.py
 REQUIRES = [
     "accelerate>=1.10",
     "diffusers>=0.42",
-    "ftfy>=6.1",
     "huggingface_hub>=1.0",
     "numpy>=2.0",
     "pillow>=10.0",
@@ -29,7 +28,7 @@ EXTRAS = {
     "train": ["datasets>=4.0", "peft>=0.18"],
     "eval": ["matplotlib>=3.9", "torchmetrics[image,multimodal]>=1.6"],
     "app": ["gradio>=5.0"],
-    "test": ["datasets>=4.0", "peft>=0.18", "pytest>=8.0", "ruff>=0.12", "setuptools>=77"],
+    "test": ["datasets>=4.0", "packaging>=24.0", "peft>=0.18", "pytest>=8.0", "ruff>=0.12", "setuptools>=77"],
 }
 
 setup(
@@ -38,7 +37,7 @@ setup(
     description="GLIDE (arXiv 2112.10741) as diffusers pipelines: sample, convert the released weights, train.",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     keywords="diffusion text-to-image GLIDE diffusers pytorch",
     classifiers=[

@@ -18,6 +18,7 @@ import torch
 import transformers.utils.logging
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
+from safetensors import SafetensorError
 
 from . import GLIDEPipeline, shapes_checkpoint
 
@@ -71,7 +72,7 @@ def load_pipeline(args: argparse.Namespace) -> GLIDEPipeline:
     left_out = ("super_res_unet", "super_res_text_encoder", "super_res_scheduler") if args.no_upsample else ()
     try:
         pipe = GLIDEPipeline.from_pretrained(model, dtype=getattr(torch, args.dtype), **dict.fromkeys(left_out))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise argparse.ArgumentError(None, f"--model {model}: {error}") from error
     for component, name in (("scheduler", args.scheduler), ("super_res_scheduler", args.super_res_scheduler)):
         current = getattr(pipe, component)
@@ -143,5 +144,4 @@ def _speak_plainly(quiet: bool) -> None:
     handler.setFormatter(logging.Formatter("glide: warning: %(message)s"))
     logger = logging.getLogger("glide_pipelines")
     logger.handlers = [handler]
-    logger.propagate = False
     logger.setLevel(logging.ERROR if quiet else logging.WARNING)

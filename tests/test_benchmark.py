@@ -1,0 +1,104 @@
+"""`examples/benchmark.py` on a tiny model: what it counts and what it prints."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import CONTEXT, WIDTH, tiny_pipeline
+from torch.utils.flop_counter import FlopCounterMode
+
+
+SCRIPT = Path(__file__).parent.parent / "examples" / "benchmark.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+def flops(network: torch.nn.Module, *inputs, **conditions) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(*inputs, **conditions)
+    return counter.get_total_flops()
+
+
+def test_it_counts_the_operations_of_each_part(benchmark, model, tmp_path, capsys):
+    output = tmp_path / "result.json"
+    benchmark.main(["--model", model, "--device", "cpu", "--repeats", "1", "--steps", "7", "--output", str(output)])
+    table = capsys.readouterr().out
+    result = json.loads(output.read_text())
+    rows = result["rows"]
+    assert list(rows) == ["text encoding", "one base step", "one upsampler step", "a picture, 7 + 27 steps, added up"]
+
+    pipe = tiny_pipeline()
+    text = torch.ones(1, CONTEXT, dtype=torch.long)
+    hidden = torch.ones(2, CONTEXT, WIDTH)
+    # The prompt and the empty prompt for the base stage, the prompt for the upsampler.
+    assert rows["text encoding"]["flops"] == 3 * flops(pipe.text_encoder, text, text)
+    # Guidance makes a batch of two; the upsampler runs without.
+    assert rows["one base step"]["flops"] == flops(pipe.unet, torch.ones(2, 3, 8, 8), 1, hidden)
+    assert rows["one upsampler step"]["flops"] == flops(
+        pipe.super_res_unet, torch.ones(1, 3, 32, 32), 1, hidden[:1], low_res=torch.ones(1, 3, 8, 8)
+    )
+    picture = rows["a picture, 7 + 27 steps, added up"]
+    for name in ("seconds", "flops"):
+        parts = [rows[label][name] for label in ("text encoding", "one base step", "one upsampler step")]
+        assert picture[name] == pytest.approx(parts[0] + 7 * parts[1] + 27 * parts[2])
+    assert result["matmul_flops_per_second"] > 0
+    assert table.count("\n| ") == 5
+    assert "float32, eager" in table
+
+
+def test_a_measured_picture_without_guidance_from_a_base_alone(benchmark, tmp_path):
+    tiny_pipeline(upsampler=False).save_pretrained(tmp_path)
+    options = ["--device", "cpu", "--repeats", "1", "--steps", "2", "--guidance_scale", "1", "--whole_picture"]
+    options += ["--dtype", "bfloat16", "--channels_last", "--cpu_time", "--batch_size", "2"]
+    result = benchmark.benchmark(benchmark.parse_args(["--model", str(tmp_path), *options]))
+    assert list(result["rows"]) == ["text encoding", "one base step", "a picture, 2 steps, measured"]
+    pipe = tiny_pipeline()
+    expected = flops(pipe.unet, torch.ones(2, 3, 8, 8), 1, torch.ones(2, CONTEXT, WIDTH))
+    assert result["rows"]["one base step"]["flops"] == expected
+    assert "bfloat16, eager, channels-last, batch 2, processor time" in benchmark.format_table(result)
+
+
+def test_compiling_is_asked_for(benchmark, model, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
+    options = ["--model", model, "--device", "cpu", "--repeats", "1", "--compile"]
+    result = benchmark.benchmark(benchmark.parse_args(options))
+    assert len({id(network) for network, _ in compiled}) == 4
+    assert all(options == {"fullgraph": True} for _, options in compiled)
+    assert result["compile_seconds"] > 0
+
+
+def test_the_random_pipeline_has_the_released_sizes(benchmark):
+    pipe = benchmark.random_pipeline(torch.device("meta"), torch.float32)
+    sizes = [
+        sum(parameter.numel() for parameter in network.parameters())
+        for network in (pipe.text_encoder, pipe.unet, pipe.super_res_text_encoder, pipe.super_res_unet)
+    ]
+    assert sizes[0] + sizes[1] == 385_030_726
+    assert sizes[2] + sizes[3] == 398_361_286
+
+
+@pytest.mark.parametrize(
+    "options", [["--repeats", "0"], ["--steps", "-1"], ["--dtype", "int8"], ["--device", "cuda", "--cpu_time"]]
+)
+def test_bad_options(benchmark, options, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.parse_args(options)
+    assert options[0] in capsys.readouterr().err or "--cpu_time" in options

@@ -1,0 +1,338 @@
+"""The `glide` command: its options, its errors (one line, exit code 2), and the file that it writes."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import diffusers.utils.logging
+import pytest
+import transformers.utils.logging
+from PIL import Image
+from tiny import tiny_pipeline
+
+import glide_cli
+import glide_pipelines
+from glide_pipelines import GLIDEPipeline, cli
+
+
+PROMPT = "a red circle"
+QUICK = ("--steps", "2", "--super-res-steps", "2", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _restore_library_notes():
+    """The command silences other libraries for its process; here the process goes on."""
+    libraries = (transformers.utils.logging, diffusers.utils.logging)
+    before = [library.get_verbosity() for library in libraries]
+    logger = logging.getLogger("glide_pipelines")
+    handlers, level = logger.handlers, logger.level
+    with warnings.catch_warnings():
+        yield
+    logger.handlers, logger.level = handlers, level
+    for library, verbosity in zip(libraries, before, strict=True):
+        library.set_verbosity(verbosity)
+        library.enable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def glide(capsys):
+    """Run the command in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = glide_cli.main([str(argument) for argument in arguments])
+        except SystemExit as exit_:  # --help and --version
+            code = exit_.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def assert_user_error(result: tuple[int, str, str], *words: str) -> None:
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    assert err.startswith("glide: error: ")
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+
+
+# -- drawing --------------------------------------------------------------------------------------------------------
+
+
+def test_draws_what_the_pipeline_draws(glide, model, tmp_path):
+    import torch
+
+    output = tmp_path / "picture.png"
+    code, out, _ = glide(PROMPT, "-o", output, "--model", model, "--seed", 5, *QUICK)
+    assert code == 0
+    assert out == f"{output}: 32 x 32 pixels, seed 5\n"
+    pipe = GLIDEPipeline.from_pretrained(model)
+    expected = pipe(
+        PROMPT,
+        num_inference_steps=2,
+        super_res_num_inference_steps=2,
+        generator=torch.Generator().manual_seed(5),
+    ).images[0]
+    assert Image.open(output).tobytes() == expected.tobytes()
+    assert os.listdir(tmp_path) == ["picture.png"]
+
+
+def test_a_picture_of_a_grid_can_be_drawn_again_alone(glide, model, tmp_path):
+    grid, alone = tmp_path / "grid.png", tmp_path / "alone.png"
+    assert glide(PROMPT, "-o", grid, "--model", model, "--seed", 5, "--num-images", 3, *QUICK)[0] == 0
+    assert glide(PROMPT, "-o", alone, "--model", model, "--seed", 7, *QUICK)[0] == 0
+    with Image.open(grid) as picture:
+        assert picture.size == (65, 65)  # two columns with a gap of one pixel
+        third = picture.crop((0, 33, 32, 65))
+        assert picture.getpixel((64, 64)) == (255, 255, 255)
+    differences = (abs(a - b) for a, b in zip(third.tobytes(), Image.open(alone).convert("RGB").tobytes(), strict=True))
+    assert max(differences) <= 1
+
+
+def test_without_a_seed_it_names_the_one_it_drew(glide, model, tmp_path):
+    output = tmp_path / "picture.png"
+    _, out, _ = glide(PROMPT, "-o", output, "--model", model, *QUICK)
+    first = output.read_bytes()
+    assert glide(PROMPT, "-o", output, "--model", model, "--seed", out.split()[-1], *QUICK)[0] == 0
+    assert output.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "size"),
+    [(1, 1, (32, 32)), (4, 2, (65, 65)), (5, 3, (98, 65)), (6, 2, (65, 98))],
+)
+def test_grid(count, columns, size):
+    images = [Image.new("RGB", (32, 32), (index, 0, 0)) for index in range(count)]
+    grid = cli.make_grid(images, columns)
+    assert grid.size == size
+    for index in range(count):
+        row, column = divmod(index, columns)
+        assert grid.getpixel((column * 33, row * 33)) == (index, 0, 0)
+
+
+def test_several_prompts_with_several_pictures_have_a_row_each(glide, model, tmp_path):
+    output = tmp_path / "grid.png"
+    options = ("--model", model, "--num-images", 3, "--no-upsample", *QUICK)
+    assert glide(PROMPT, "a blue star", "-o", output, *options)[0] == 0
+    assert Image.open(output).size == (3 * 9 - 1, 2 * 9 - 1)
+
+
+@pytest.mark.parametrize("scheduler", glide_cli.SCHEDULERS)
+def test_every_scheduler(glide, model, tmp_path, scheduler):
+    output = tmp_path / "picture.png"
+    options = ("--scheduler", scheduler, "--super-res-scheduler", scheduler, "--steps", 4, "--super-res-steps", 4)
+    code, _, err = glide(PROMPT, "-o", output, "--model", model, "--device", "cpu", "-q", *options)
+    assert (code, err) == (0, "")
+    assert output.exists()
+
+
+def test_the_options_reach_the_pipeline(glide, model, tmp_path, monkeypatch):
+    seen = {}
+    draw_really = GLIDEPipeline.__call__
+
+    def record(self, prompt, **options):
+        seen.update(options, prompt=prompt, scheduler=type(self.scheduler), unet=self.super_res_unet)
+        seen["dtype"] = self.unet.dtype
+        return draw_really(self, prompt, **options)
+
+    monkeypatch.setattr(GLIDEPipeline, "__call__", record)
+    code, _, err = glide(
+        *(PROMPT, "-o", tmp_path / "picture.jpg", "--model", model, "--negative-prompt", "a square"),
+        *("--steps", "1,2", "--super-res-steps", "fast27", "--guidance-scale", "1.5", "--scheduler", "dpm-solver++"),
+        *("--dtype", "bfloat16", "--device", "cpu"),
+    )
+    assert code == 0, err
+    assert seen["prompt"] == [PROMPT]
+    assert seen["negative_prompt"] == "a square"
+    assert seen["timesteps"] == "1,2"
+    assert seen["super_res_timesteps"] == "fast27"
+    assert seen["guidance_scale"] == 1.5
+    assert seen["scheduler"] is diffusers.DPMSolverMultistepScheduler
+    assert str(seen["dtype"]) == "torch.bfloat16"
+    assert Image.open(tmp_path / "picture.jpg").format == "JPEG"
+
+
+def test_quiet(glide, model, tmp_path):
+    assert glide(PROMPT, "-o", tmp_path / "picture.png", "--model", model, "-q", *QUICK) == (0, "", "")
+
+
+def test_progress_of_both_stages(glide, model, tmp_path):
+    _, _, err = glide(PROMPT, "-o", tmp_path / "picture.png", "--model", model, *QUICK)
+    assert err.count("2/2") == 2
+    assert "Loading" not in err
+
+
+def test_a_prompt_outside_the_shapes_world_is_warned_of(glide, model, tmp_path):
+    pipe = GLIDEPipeline.from_pretrained(model)
+    pipe.register_to_config(prompt_domain="shapes")
+    pipe.save_pretrained(tmp_path / "model")
+    output = tmp_path / "picture.png"
+    _, _, err = glide("a corgi", "-o", output, "--model", tmp_path / "model", *QUICK)
+    assert err.count("glide: warning: ") == 1
+    assert "'a corgi'" in err
+    _, _, err = glide(PROMPT, "-o", output, "--model", tmp_path / "model", *QUICK)
+    assert "warning" not in err
+
+
+# -- the page of help -----------------------------------------------------------------------------------------------
+
+
+def test_help_version_and_mistyped_options_do_not_load_torch():
+    code = """
+import sys, glide_cli
+for arguments in (["--help"], ["--version"], ["a prompt", "-o", "x.png", "--steps", "none"]):
+    try:
+        glide_cli.main(arguments)
+    except SystemExit:
+        pass
+assert "torch" not in sys.modules and "glide_pipelines" not in sys.modules
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_help_states_the_pipeline_s_own_defaults(glide):
+    code, page, _ = glide("--help")
+    assert code == 0
+    assert max(map(len, page.splitlines())) <= 105
+    for action in glide_cli.build_parser()._actions:
+        assert action.help, action.dest
+    parameters = inspect.signature(GLIDEPipeline.__call__).parameters
+    assert glide_cli.build_parser().get_default("guidance_scale") == parameters["guidance_scale"].default
+    from glide_pipelines.pipelines import pipeline_utils
+
+    assert f"steps of the base model (default: {pipeline_utils.DEFAULT_TIMESTEPS})" in page
+    assert f"of the upsampler (default: {pipeline_utils.DEFAULT_SUPER_RES_TIMESTEPS})" in page
+
+
+def test_version(glide):
+    assert glide("--version") == (0, f"glide-pipelines {glide_pipelines.__version__}\n", "")
+
+
+def test_python_m():
+    result = subprocess.run([sys.executable, "-m", "glide_pipelines", "--version"], capture_output=True, text=True)
+    assert result.stdout == f"glide-pipelines {glide_pipelines.__version__}\n"
+
+
+# -- errors of the user's ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["PROMPT", "-o"]),
+        ([PROMPT], ["-o"]),
+        (["-o", "x.png"], ["PROMPT"]),
+        ([PROMPT, "-o", "x"], ["--output", "'x'", ".png"]),
+        ([PROMPT, "-o", "x.doc"], ["--output", "x.doc"]),
+        ([PROMPT, "-o", "missing/x.png"], ["--output", "missing"]),
+        ([PROMPT, "-o", "x.png", "--steps", "0"], ["--steps", "'0'", "fast27"]),
+        ([PROMPT, "-o", "x.png", "--steps", "-3"], ["--steps"]),
+        ([PROMPT, "-o", "x.png", "--steps", "fast28"], ["--steps", "fast28"]),
+        ([PROMPT, "-o", "x.png", "--super-res-steps", "many"], ["--super-res-steps", "many"]),
+        ([PROMPT, "-o", "x.png", "--guidance-scale", "strong"], ["--guidance-scale", "strong"]),
+        ([PROMPT, "-o", "x.png", "--guidance-scale", "nan"], ["--guidance-scale", "nan"]),
+        ([PROMPT, "-o", "x.png", "--num-images", "0"], ["--num-images", "'0'"]),
+        ([PROMPT, "-o", "x.png", "--num-images", "1.5"], ["--num-images", "1.5"]),
+        ([PROMPT, "-o", "x.png", "--seed", "-1"], ["--seed", "-1"]),
+        ([PROMPT, "-o", "x.png", "--scheduler", "magic"], ["--scheduler", "magic", "unipc"]),
+        ([PROMPT, "-o", "x.png", "--dtype", "int8"], ["--dtype", "int8", "float16"]),
+        ([PROMPT, "-o", "x.png", "--device", "toaster"], ["--device", "toaster"]),
+        ([PROMPT, "-o", "x.png", "--model", "missing"], ["--model missing", "no such folder"]),
+        ([PROMPT, "-o", "x.png", "--model", "./missing/model"], ["--model", "no such folder"]),
+        ([PROMPT, "-o", "x.png", "--stepps", "3"], ["--stepps"]),
+    ],
+)
+def test_a_bad_option(glide, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert_user_error(glide(*arguments), *words)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--steps", "5000"], ["num_inference_steps", "5000", "1000"]),
+        (["--steps", "ddim999999"], ["timesteps", "ddim999999"]),
+        (["--steps", "fast27", "--scheduler", "unipc"], ["timesteps", "UniPC"]),
+    ],
+)
+def test_what_the_pipeline_refuses(glide, model, tmp_path, options, words):
+    result = glide(PROMPT, "-o", tmp_path / "x.png", "--model", model, "--device", "cpu", *options)
+    assert_user_error(result, *words)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("broken", ["model_index.json", "unet", "text_encoder", "scheduler"])
+def test_a_broken_model(glide, model, tmp_path, broken):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    if broken.endswith(".json"):
+        (folder / broken).write_text("{")
+    elif broken in ("unet", "text_encoder"):
+        weights = next((folder / broken).glob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[:20_000])
+    else:
+        shutil.rmtree(folder / broken)
+    assert_user_error(glide(PROMPT, "-o", tmp_path / "x.png", "--model", folder, *QUICK), "--model")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_model_that_the_hub_does_not_have(glide, tmp_path, monkeypatch):
+    def not_found(name, **kwargs):
+        raise OSError(f"{name} is not a model\nof the Hub")
+
+    monkeypatch.setattr(GLIDEPipeline, "from_pretrained", not_found)
+    result = glide(PROMPT, "-o", tmp_path / "x.png", "--model", "nobody/nothing")
+    assert_user_error(result, "--model nobody/nothing", "is not a model of the Hub")
+
+
+def test_an_output_that_is_a_folder(glide, tmp_path):
+    (tmp_path / "x.png").mkdir()
+    assert_user_error(glide(PROMPT, "-o", tmp_path / "x.png"), "is a folder")
+
+
+def test_the_old_picture_stays_when_writing_fails(glide, model, tmp_path, monkeypatch):
+    output = tmp_path / "x.png"
+    output.write_bytes(b"the old picture")
+
+    def full(self, path, **options):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert_user_error(glide(PROMPT, "-o", output, "--model", model, "-q", *QUICK), "No space left on device", "x.png")
+    assert output.read_bytes() == b"the old picture"
+    assert os.listdir(tmp_path) == ["x.png"]
+
+
+def test_ctrl_c(glide, tmp_path, monkeypatch):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "draw", interrupted)
+    assert glide(PROMPT, "-o", tmp_path / "x.png") == (130, "", "")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(glide, model, tmp_path, monkeypatch):
+    def broken(self, *args, **options):
+        raise TypeError("ours")
+
+    monkeypatch.setattr(GLIDEPipeline, "__call__", broken)
+    with pytest.raises(TypeError, match="ours"):
+        glide(PROMPT, "-o", tmp_path / "x.png", "--model", model, *QUICK)

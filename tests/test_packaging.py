@@ -1,0 +1,175 @@
+"""What an installed package holds, and that every place which repeats a fact repeats the same one."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import glide_cli
+import glide_pipelines
+
+
+ROOT = Path(__file__).parent.parent
+IMPORT_NAMES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}
+INSTALL = 'pip install -c constraints.txt . && glide "a red circle above a blue square" -o picture.png'
+TEST = 'pip install -c constraints.txt -e ".[test]" && pytest'
+
+
+def requirements(extra: str = "") -> dict[str, Requirement]:
+    """What `setup.py` asks for, with an extra or without any, by import name."""
+    wanted = [Requirement(line) for line in importlib.metadata.requires("glide-pipelines")]
+    if extra:
+        wanted = [item for item in wanted if item.marker is not None and item.marker.evaluate({"extra": extra})]
+    else:
+        wanted = [item for item in wanted if item.marker is None]
+    return {IMPORT_NAMES.get(item.name, item.name): item for item in wanted}
+
+
+def imported(source: Path) -> set[str]:
+    """Third-party packages that a file imports, at its top or inside a function."""
+    names = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names - sys.stdlib_module_names - {"glide_pipelines", "glide_cli"}
+
+
+def fenced(page: Path, language: str) -> list[str]:
+    """The code blocks of a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    """The wheel that `pip install .` builds, made without the network, with a checkpoint to ship."""
+    tree = tmp_path_factory.mktemp("tree")
+    ignore = shutil.ignore_patterns("__pycache__", ".*")
+    shutil.copytree(ROOT / "glide_pipelines", tree / "glide_pipelines", ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "glide_cli.py"):
+        shutil.copy(ROOT / name, tree)
+    for name in ("model_index.json", "unet/config.json", "unet/deep/weights.fp16.safetensors", "tokenizer/merges.txt"):
+        path = tree / "glide_pipelines/checkpoints/stand-in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True)
+    return zipfile.ZipFile(next((tree / "dist").glob("*.whl")))
+
+
+def test_the_wheel_holds_the_package(wheel):
+    held = set(wheel.namelist())
+    for source in [*(ROOT / "glide_pipelines").rglob("*.py"), ROOT / "glide_cli.py"]:
+        assert source.relative_to(ROOT).as_posix() in held, "a folder without __init__.py?"
+    assert "glide_pipelines/py.typed" in held
+    for name in ("model_index.json", "unet/config.json", "unet/deep/weights.fp16.safetensors", "tokenizer/merges.txt"):
+        assert f"glide_pipelines/checkpoints/stand-in/{name}" in held
+    for source in (ROOT / "glide_pipelines/checkpoints").rglob("*"):
+        if source.is_file() and "__pycache__" not in source.parts:
+            assert source.relative_to(ROOT).as_posix() in held
+    assert not [name for name in held if name.startswith(("tests", "examples", "conversion"))]
+
+
+def test_the_wheel_s_facts(wheel):
+    folder = f"glide_pipelines-{glide_pipelines.__version__}.dist-info"
+    assert wheel.read(f"{folder}/entry_points.txt").decode().split("\n")[:2] == [
+        "[console_scripts]",
+        "glide = glide_cli:main",
+    ]
+    assert wheel.read(f"{folder}/licenses/LICENSE").decode() == (ROOT / "LICENSE").read_text()
+    facts = wheel.read(f"{folder}/METADATA").decode()
+    assert "License-Expression: Apache-2.0" in facts
+    assert "Requires-Python: >=3.11" in facts
+
+
+def test_the_version_stands_in_one_place():
+    version = glide_pipelines.__version__
+    assert importlib.metadata.version("glide-pipelines") == version, "installed anew since the version changed?"
+    sources = [*(ROOT / "glide_pipelines").rglob("*.py"), ROOT / "setup.py", ROOT / "pyproject.toml"]
+    stated = [source.name for source in sources if f'"{version}"' in source.read_text(encoding="utf-8")]
+    assert stated == ["version.py"]
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_what_is_imported_is_required():
+    library = set.union(*(imported(source) for source in (ROOT / "glide_pipelines").rglob("*.py")))
+    required = set(requirements())
+    optional = set.union(*(set(requirements(extra)) for extra in ("train", "eval", "app")))
+    assert library <= required | optional
+    # diffusers loads large models and offloads them with accelerate.
+    assert required - library <= {"accelerate"}
+
+
+def test_what_scripts_and_tests_import_is_required():
+    known = {*requirements(), *(name for extra in ("train", "eval", "app", "test") for name in requirements(extra))}
+    scripts = [source for folder in ("conversion", "examples") for source in (ROOT / folder).rglob("*.py")]
+    for source in [*scripts, *(ROOT / "tests").rglob("*.py")]:
+        own = {path.stem for folder in (source.parent, ROOT / "tests", ROOT) for path in folder.iterdir()}
+        assert imported(source) - own <= known, source
+
+
+def test_constraints_pin_what_is_required():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    for requirement in [*requirements().values(), *requirements("test").values()]:
+        names = {requirement.name, requirement.name.replace("-", "_")} & set(pins)
+        assert len(names) == 1, requirement
+        assert requirement.specifier.contains(pins[names.pop()]), requirement
+
+
+def test_the_readme_s_commands_are_the_ones_that_ci_runs():
+    commands = [line for block in fenced(ROOT / "README.md", "bash") for line in block.splitlines()]
+    assert commands.count(INSTALL) == 1
+    assert commands.count(TEST) == 1
+    script = (ROOT / ".ci/run").read_text()
+    assert TEST not in script, "it takes the line from the README"
+    pattern = re.search(r"grep -m 1 -E '(.+)' README.md", script).group(1)
+    assert [line for line in commands if re.search(pattern, line)] == [TEST]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_glide_command_of_the_docs_is_accepted(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for block in fenced(page, "bash"):
+        for line in block.replace("\\\n", "").splitlines():
+            for command in line.split(" && "):
+                if command.startswith("glide ") and "--help" not in command:
+                    glide_cli.build_parser().parse_args(shlex.split(command, comments=True)[1:])
+
+
+def test_the_examples_in_the_help_are_accepted(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^    (glide .*)$", glide_cli.EXAMPLES.replace("\\\n", ""), re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        glide_cli.build_parser().parse_args(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_of_the_docs_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_the_docs_uses_names_that_exist(page):
+    for block in fenced(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module == "glide_pipelines":
+                for alias in node.names:
+                    assert hasattr(glide_pipelines, alias.name), alias.name
