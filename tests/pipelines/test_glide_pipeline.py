@@ -390,7 +390,7 @@ def test_an_interval_guider_saves_passes(base_only):
 
 
 def test_a_guider_that_hooks_transformer_layers_is_refused(base_only):
-    with pytest.raises(ValueError, match="`guider` must only combine .* SkipLayerGuidance"):
+    with pytest.raises(ValueError, match=r"`guider` must only combine .* SkipLayerGuidance"):
         draw(base_only, guider=SkipLayerGuidance(skip_layer_guidance_layers=[0]))
     with pytest.raises(TypeError, match="`guider`"):
         draw(base_only, guider=3.0)
