@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
@@ -70,6 +72,17 @@ class GLIDETextEncoder(CLIPPreTrainedModel):
         if isinstance(module, GLIDETextEncoder):
             for embedding in (module.token_embedding.weight, module.position_embedding, module.padding_embedding):
                 init.normal_(embedding, std=self.config.initializer_range)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> GLIDETextEncoder:
+        """Load as any model of transformers, but in float32 unless `dtype` asks otherwise.
+
+        transformers would keep the dtype of the file, while diffusers loads a UNet in float32: a pipeline saved in
+        float16 would come back mixed.
+        """
+        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
+            kwargs["dtype"] = torch.float32
+        return super().from_pretrained(*args, **kwargs)
 
     def forward(
         self,
