@@ -42,6 +42,7 @@ from glide_pipelines.training import (
 
 
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
+PREFIXES = {"base": "", "super_res": "super_res_"}  # of the names of the pipeline's components
 # As in the released notebooks: ancestral steps for the base, DDIM for the upsampler. Training sees no difference.
 SCHEDULERS = {"base": GLIDEDDPMScheduler, "super_res": GLIDEDDIMScheduler}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -99,6 +100,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.dataset_name is not None and args.train_data_dir is not None:
         raise ValueError("Pass only one of `dataset_name` and `train_data_dir`.")
+    for name in ("crop_size", "low_resolution", "low_res_blur", "low_res_noise"):
+        if args.stage == "base" and getattr(args, name):
+            raise ValueError(f"`{name}` is for the stage super_res.")
     if args.dataset_name is None and args.train_data_dir is None:
         args.dataset_name = "shapes"
     return args
@@ -106,9 +110,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_components(args: argparse.Namespace) -> dict[str, object]:
     """The tokenizer and the stage's text encoder, UNet and scheduler, new or from a pipeline."""
-    prefix = "super_res_" if args.stage == "super_res" else ""
+    prefix = PREFIXES[args.stage]
     if args.pretrained_model_name_or_path is not None:
-        pipeline = GLIDEPipeline.from_pretrained(args.pretrained_model_name_or_path, torch_dtype=torch.float32)
+        pipeline = GLIDEPipeline.from_pretrained(args.pretrained_model_name_or_path, dtype=torch.float32)
         if getattr(pipeline, prefix + "unet") is not None:
             names = ("text_encoder", "unet", "scheduler")
             return {"tokenizer": pipeline.tokenizer, **{name: getattr(pipeline, prefix + name) for name in names}}
@@ -158,8 +162,15 @@ def build_dataset(args: argparse.Namespace, components: dict[str, object]) -> Te
     low_resolution = None
     if args.stage == "super_res":
         low_resolution = LowResolution(
-            args.low_resolution or resolution // 4, args.crop_size, args.low_res_blur, args.low_res_noise
+            resolution,
+            args.low_resolution or resolution // 4,
+            args.crop_size,
+            args.low_res_blur,
+            args.low_res_noise,
         )
+        multiple = components["unet"].size_multiple
+        if args.crop_size is not None and args.crop_size % multiple:
+            raise ValueError(f"`crop_size` must be a multiple of {multiple} for this model, got {args.crop_size}.")
     weighting = TimestepWeighting(
         components["scheduler"].config.num_train_timesteps,
         args.noisy_share,
@@ -175,27 +186,22 @@ def save_pipeline(args: argparse.Namespace, components: dict[str, object]) -> Pa
     folder = Path(args.pipeline_dir or Path(args.output_dir) / "pipeline")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    prefix = "super_res_" if args.stage == "super_res" else ""
-    dtype = DTYPES[args.save_dtype]
-    parts: dict[str, object] = {
-        "tokenizer": components["tokenizer"],
-        f"{prefix}text_encoder": components["text_encoder"].to(dtype),
-        f"{prefix}unet": components["unet"].to(dtype),
-        f"{prefix}scheduler": components["scheduler"],
-    }
-    for other in ("", "super_res_") if prefix else ("super_res_", ""):
-        for name, kind in (
-            ("text_encoder", GLIDETextEncoder),
-            ("unet", GLIDEUNet2DConditionModel),
-            ("scheduler", GLIDEDDPMScheduler),
+    prefix = PREFIXES[args.stage]
+    parts = {"tokenizer": components["tokenizer"]}
+    parts |= {prefix + name: components[name] for name in ("text_encoder", "unet", "scheduler")}
+    (other,) = set(PREFIXES) - {args.stage}
+    if (folder / f"{PREFIXES[other]}unet").is_dir():
+        dtype = DTYPES[args.save_dtype]
+        for name, kind, more in (
+            ("text_encoder", GLIDETextEncoder, {"dtype": dtype}),
+            ("unet", GLIDEUNet2DConditionModel, {"dtype": dtype}),
+            ("scheduler", SCHEDULERS[other], {}),
         ):
-            if other + name not in parts and (folder / (other + name)).is_dir():
-                dtype_argument = {} if name == "scheduler" else {"torch_dtype": dtype}
-                parts[other + name] = kind.from_pretrained(folder / (other + name), **dtype_argument)
+            parts[PREFIXES[other] + name] = kind.from_pretrained(folder / (PREFIXES[other] + name), **more)
     if "unet" in parts:
         domain = "shapes" if args.dataset_name == "shapes" else None
         GLIDEPipeline(**parts, prompt_domain=domain).save_pretrained(partial)
-    else:
+    else:  # An upsampler whose base is still to come.
         for name, part in parts.items():
             part.save_pretrained(partial / name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -247,6 +253,7 @@ def main(argv: list[str] | None = None) -> None:
         if done < args.max_train_steps:
             print(f"Stopped at step {done} of {args.max_train_steps}; go on with --resume_from_checkpoint latest.")
         else:
+            model.to(DTYPES[args.save_dtype])
             print(f"The pipeline is in {save_pipeline(args, components)}.")
     accelerator.end_training()
 
@@ -254,5 +261,6 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -119,28 +119,48 @@ class LowResolution:
     anew for each example, so that the upsampler copes with a base model's pictures, which are no perfect reductions.
 
     Args:
-        size (`int`): Width and height of the whole reduced picture.
-        crop (`int`, *optional*): Width and height of the crop of the large picture; by default all of it.
-        blur (`float`): Largest radius of a Gaussian blur of the small picture, in its pixels.
-        noise (`float`): Largest deviation of Gaussian noise in the small picture, which spans [-1, 1].
+        resolution (`int`): Width and height of the whole large picture.
+        low_resolution (`int`): Width and height of the whole small picture.
+        crop_size (`int`, *optional*): Width and height of the crop of the large picture; by default all of it.
+        low_res_blur (`float`): Largest radius of a Gaussian blur of the small picture, in its pixels.
+        low_res_noise (`float`): Largest deviation of Gaussian noise in the small picture, which spans [-1, 1].
+
+    Raises:
+        ValueError: if a value is out of its range.
     """
 
-    size: int
-    crop: int | None = None
-    blur: float = 0.0
-    noise: float = 0.0
+    resolution: int
+    low_resolution: int
+    crop_size: int | None = None
+    low_res_blur: float = 0.0
+    low_res_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.low_resolution < 1 or self.resolution % self.low_resolution:
+            raise ValueError(
+                f"`low_resolution` must divide the resolution, {self.resolution}, got {self.low_resolution}."
+            )
+        factor = self.resolution // self.low_resolution
+        if self.crop_size is not None and not (0 < self.crop_size <= self.resolution and self.crop_size % factor == 0):
+            raise ValueError(
+                f"`crop_size` must be a multiple of {factor} and at most {self.resolution}, got {self.crop_size}."
+            )
+        for name in ("low_res_blur", "low_res_noise"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
 
     def __call__(self, picture: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, torch.Tensor]:
         """The crop of the large picture, and that of the small one as `[3, h, w]`, of 8 bit."""
-        factor = picture.width // self.size
+        factor = self.resolution // self.low_resolution
         small = picture.reduce(factor)
-        crop = (self.crop or picture.width) // factor
-        left, top = (int(rng.integers(self.size - crop + 1)) for _ in range(2))
-        # Blurred before the cut, so that the crop's edge is not the edge of the world.
-        small = small.filter(ImageFilter.GaussianBlur(rng.uniform(0, self.blur))) if self.blur else small
+        crop = (self.crop_size or self.resolution) // factor
+        left, top = (int(rng.integers(self.low_resolution - crop + 1)) for _ in range(2))
+        if self.low_res_blur:
+            # Before the cut, so that the crop's edge is not the edge of the world.
+            small = small.filter(ImageFilter.GaussianBlur(rng.uniform(0, self.low_res_blur)))
         low_res = to_tensor(small.crop((left, top, left + crop, top + crop)))
-        if self.noise:
-            deviation = rng.uniform(0, self.noise)
+        if self.low_res_noise:
+            deviation = rng.uniform(0, self.low_res_noise)
             low_res = low_res + deviation * _normal(rng, tuple(low_res.shape))
             low_res = (((low_res.clamp(-1, 1) + 1) * 127.5).round() / 127.5) - 1
         box = tuple(factor * side for side in (left, top, left + crop, top + crop))
@@ -167,6 +187,9 @@ class TextToImageDataset(Dataset):
         proportion_empty_prompts (`float`): So many captions are replaced by the empty one, for classifier-free
             guidance (20 % in the paper).
         low_resolution ([`LowResolution`], *optional*): For upsamplers.
+
+    Raises:
+        ValueError: if `proportion_empty_prompts` is out of its range.
     """
 
     def __init__(

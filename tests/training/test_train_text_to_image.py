@@ -1,0 +1,175 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from examples import train_text_to_image as script
+from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler, GLIDEPipeline
+
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "text_encoder": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 24,
+    },
+    "unet": {
+        "sample_size": 8,
+        "block_out_channels": [8, 16],
+        "attention_levels": [1],
+        "layers_per_block": 1,
+        "attention_head_dim": 8,
+        "norm_num_groups": 4,
+        "dropout": 0.0,
+    },
+    "scheduler": {"beta_schedule": "squaredcos_cap_v2"},
+}
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """Arguments of a tiny run of a stage."""
+
+    def make(stage, *more, steps=2):
+        sizes = json.loads(json.dumps(SMALL))
+        if stage == "super_res":
+            sizes["unet"] |= {"sample_size": 32, "in_channels": 6}
+            sizes["scheduler"] = {"beta_schedule": "linear"}
+            more = ("--crop_size", "16", "--low_res_blur", "0.5", "--low_res_noise", "0.05", *more)
+        path = tmp_path / f"{stage}.json"
+        path.write_text(json.dumps(sizes))
+        fixed = {"stage": stage, "model_config": path, "output_dir": tmp_path / stage, "max_train_steps": steps}
+        fixed |= {"train_batch_size": 2, "pipeline_dir": tmp_path / "pipeline"}
+        return [part for name, value in fixed.items() for part in (f"--{name}", str(value))] + list(more)
+
+    return make
+
+
+def test_two_stages_make_one_pipeline(arguments, tmp_path, monkeypatch):
+    # The upsampler may be ready first.
+    script.main(arguments("super_res", "--save_dtype", "fp16"))
+    folder = tmp_path / "pipeline"
+    assert not (folder / "model_index.json").exists()
+    script.main(arguments("base", "--save_dtype", "fp16"))
+    assert not list(tmp_path.glob("*.partial"))
+
+    pipe = GLIDEPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    assert isinstance(pipe.scheduler, GLIDEDDPMScheduler) and isinstance(pipe.super_res_scheduler, GLIDEDDIMScheduler)
+    assert pipe.scheduler.config.beta_schedule == "squaredcos_cap_v2"
+    assert pipe.super_res_scheduler.config.beta_schedule == "linear"
+    assert pipe.config.prompt_domain == "shapes"
+    assert load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.bias"].dtype == torch.float16
+    picture = pipe("a red circle", num_inference_steps=2, super_res_num_inference_steps=2).images[0]
+    assert picture.size == (32, 32)
+
+    # Going on from it trains the same model further, at its own sizes, and leaves the other stage as it is.
+    more = ["--pretrained_model_name_or_path", str(folder), "--learning_rate", "1e-2", "--ema_decay", "0"]
+    script.main(arguments("base", *more, "--seed", "5", "--output_dir", str(tmp_path / "more")))
+    tuned = GLIDEPipeline.from_pretrained(folder)
+    assert not torch.equal(tuned.unet.conv_in.weight, pipe.unet.conv_in.weight)
+    assert torch.equal(tuned.super_res_unet.conv_in.weight.float(), pipe.super_res_unet.conv_in.weight.float())
+
+
+def test_a_folder_of_pictures(arguments, tmp_path):
+    pytest.importorskip("datasets")
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = []
+    for index in range(3):
+        Image.new("RGB", (24, 16), (60 * index, 0, 0)).save(data / f"{index}.png")
+        rows.append({"file_name": f"{index}.png", "caption": f"picture {index}"})
+    (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    script.main(arguments("base", "--train_data_dir", str(data), "--caption_column", "caption"))
+    pipe = GLIDEPipeline.from_pretrained(tmp_path / "pipeline")
+    assert pipe.config.prompt_domain is None and pipe.super_res_unet is None
+
+
+def test_a_stopped_run_makes_no_pipeline(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "train", lambda *_: 1)
+    script.main(arguments("base"))
+    assert "Stopped at step 1 of 2" in capsys.readouterr().out
+    assert not (tmp_path / "pipeline").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--lr_scheduler", "step"], "`lr_scheduler` must be one of constant, linear, cosine, got 'step'"),
+        (["--model_config", "nothing.json"], "`model_config` must be a JSON file, got 'nothing.json'"),
+        (["--train_data_dir", "nothing"], "`train_data_dir` must be a folder, got 'nothing'"),
+        (["--dataset_name", "shapes", "--train_data_dir", "x"], "only one of `dataset_name` and `train_data_dir`"),
+        (["--resume_from_checkpoint", "checkpoint-7"], "`resume_from_checkpoint` must be 'latest' or a checkpoint"),
+        (["--crop_size", "16"], "`crop_size` is for the stage super_res"),
+        (["--proportion_empty_prompts", "2"], "`proportion_empty_prompts` must lie between 0 and 1"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, more, message):
+    with pytest.raises(ValueError) as error:
+        script.main(arguments("base", *more))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--crop_size", "18"], "`crop_size` must be a multiple of 4"),
+        (["--crop_size", "64"], "`crop_size` must be a multiple of 4 and at most 32, got 64"),
+        (["--low_resolution", "12"], "`low_resolution` must divide the resolution, 32, got 12"),
+        (["--low_res_noise", "-1"], "`low_res_noise` must be at least 0"),
+        (["--pretrained_model_name_or_path", "{folder}"], "has no super_res model"),
+    ],
+)
+def test_bad_arguments_of_the_upsampler_are_named(arguments, tmp_path, more, message):
+    if "{folder}" in more:
+        from tiny import tiny_pipeline
+
+        tiny_pipeline(upsampler=False).save_pretrained(tmp_path / "other")
+        more = [more[0], str(tmp_path / "other")]
+    with pytest.raises(ValueError) as error:
+        script.main(arguments("super_res", *more))
+    assert message in str(error.value)
+
+
+def launch(processes, arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    command += ["--master_port", "29517", str(ROOT / "examples" / "train_text_to_image.py"), *arguments]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_two_processes_equal_one_at_the_same_global_batch(arguments, tmp_path):
+    """Also across a resumption: one process goes on with what two began."""
+    # Where the gradient is zero in exact arithmetic, AdamW would blow rounding up to full steps.
+    common = ["--adam_epsilon", "1e-3", "--learning_rate", "1e-2", "--ema_decay", "0.5"]
+    one = [*common, "--output_dir", str(tmp_path / "one"), "--pipeline_dir", str(tmp_path / "p1")]
+    script.main(arguments("base", *one, "--train_batch_size", "4", steps=3))
+    two = [*common, "--output_dir", str(tmp_path / "two"), "--pipeline_dir", str(tmp_path / "p2")]
+    result = launch(2, arguments("base", *two, steps=2))
+    assert result.returncode == 0, result.stderr
+    resume = ["--train_batch_size", "4", "--resume_from_checkpoint", "latest"]
+    script.main(arguments("base", *two, *resume, steps=3))
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").open()] for name in ("one", "two")]
+    assert [line["step"] for line in logs[1]] == [2, 3]
+    for part in ("unet/diffusion_pytorch_model", "text_encoder/model"):
+        expected, got = (load_file(tmp_path / name / f"{part}.safetensors") for name in ("p1", "p2"))
+        for name, value in expected.items():
+            torch.testing.assert_close(got[name], value, atol=1e-6, rtol=1e-4)
+
+
+def test_an_error_is_one_line(arguments):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "examples" / "train_text_to_image.py")]
+    command += arguments("base", "--lr_scheduler", "step")
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == "error: `lr_scheduler` must be one of constant, linear, cosine, got 'step'.\n"

@@ -1,0 +1,218 @@
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors.torch import load_file
+from tiny import tiny_text_encoder, tiny_tokenizer, tiny_unet
+
+from glide_pipelines import GLIDEDDPMScheduler
+from glide_pipelines.training import (
+    LearningRate,
+    ShapesSource,
+    TextConditionedUNet,
+    TextToImageDataset,
+    TimestepWeighting,
+    TrainingConfig,
+    text_to_image_loss,
+    train,
+)
+
+
+def make_config(output_dir, **changes):
+    arguments = {
+        "output_dir": str(output_dir),
+        "seed": 0,
+        "max_train_steps": 4,
+        "train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": LearningRate(1e-3, 4, 1, "linear"),
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_weight_decay": 0.01,
+        "adam_epsilon": 1e-8,
+        "max_grad_norm": 1.0,
+        "ema_decay": 0.9,
+        "checkpointing_steps": None,
+        "checkpointing_minutes": None,
+        "checkpoints_total_limit": None,
+        "resume_from_checkpoint": None,
+        "logging_steps": 2,
+        "dataloader_num_workers": 0,
+    }
+    return TrainingConfig(**(arguments | changes))
+
+
+def run(config, mixed_precision="no", compute_loss=None, dropout=0.2, dataset=None):
+    """One training run in this process; returns the model and the number of steps done."""
+    scheduler = GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    weighting = TimestepWeighting(1000, noisy_share=0.2)
+    dataset = dataset or TextToImageDataset(ShapesSource(8, 0), tiny_tokenizer(), weighting, config.seed)
+    accelerator = Accelerator(
+        cpu=True,
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+    )
+    model = TextConditionedUNet(tiny_text_encoder(0), tiny_unet(seed=1, dropout=dropout))
+    set_seed(0)
+    compute_loss = compute_loss or text_to_image_loss(scheduler, weighting)
+    return model, train(accelerator, config, model, dataset, compute_loss, 1000)
+
+
+def read_checkpoint(path):
+    return {
+        "optimizer": torch.load(path / "optimizer.bin", weights_only=True),
+        "ema": torch.load(path / "custom_checkpoint_0.pkl", weights_only=True),
+        "progress": torch.load(path / "custom_checkpoint_1.pkl", weights_only=True),
+        "model": load_file(path / "model.safetensors"),
+    }
+
+
+def assert_equal(one, other):
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_equal(left, right)
+    else:
+        assert one == other
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(tmp_path, accumulation):
+    """With dropout, whose masks come from the random state that a checkpoint holds."""
+    unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
+    changes = {"gradient_accumulation_steps": accumulation}
+    model, _ = run(make_config(unbroken, **changes))
+    run(make_config(resumed, max_train_steps=2, **changes))
+    again, done = run(make_config(resumed, resume_from_checkpoint="latest", **changes))
+    assert done == 4
+    assert_equal(read_checkpoint(unbroken / "checkpoint-4"), read_checkpoint(resumed / "checkpoint-4"))
+    assert_equal(model.state_dict(), again.state_dict())
+    assert read_checkpoint(resumed / "checkpoint-4")["progress"] == {"seed": 0, "step": 4, "examples": 8 * accumulation}
+
+
+def test_a_finished_run_resumed_does_nothing(tmp_path):
+    model, _ = run(make_config(tmp_path))
+    again, done = run(make_config(tmp_path, resume_from_checkpoint="latest"))
+    assert done == 4
+    assert_equal(model.state_dict(), again.state_dict())
+
+
+def test_accumulation_equals_a_larger_batch(tmp_path):
+    # Where the gradient is zero in exact arithmetic (the biases of keys), AdamW would blow rounding up to full steps.
+    changes = {"adam_epsilon": 1e-3, "max_train_steps": 2}
+    large, _ = run(make_config(tmp_path / "large", train_batch_size=4, **changes), dropout=0.0)
+    small, _ = run(make_config(tmp_path / "small", gradient_accumulation_steps=2, **changes), dropout=0.0)
+    for name, value in large.state_dict().items():
+        torch.testing.assert_close(value, small.state_dict()[name], atol=1e-6, rtol=1e-5)
+
+
+def test_weights_and_average_stay_float32_under_bfloat16(tmp_path):
+    model, _ = run(make_config(tmp_path, ema_decay=0.9999), mixed_precision="bf16")
+    held = read_checkpoint(tmp_path / "checkpoint-4")
+    assert all(value.dtype == torch.float32 for value in model.state_dict().values())
+    assert all(value.dtype == torch.float32 for value in held["model"].values())
+    average = held["ema"]["shadow_params"]
+    assert all(value.dtype == torch.float32 for value in average)
+    states = held["optimizer"]["state"].values()
+    assert all(state[name].dtype == torch.float32 for state in states for name in ("exp_avg", "exp_avg_sq"))
+    # The average is left in the model, and it moves.
+    assert_equal(list(model.parameters()), average)
+    assert not torch.equal(average[0], next(iter(held["model"].values())))
+
+
+def test_a_signal_saves_and_ends(tmp_path):
+    plain = text_to_image_loss(GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2"), TimestepWeighting(1000))
+    steps = 0
+
+    def stopped_in_the_second_step(model, batch):
+        nonlocal steps
+        steps += 1
+        if steps == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(model, batch)
+
+    before = signal.getsignal(signal.SIGTERM)
+    _, done = run(make_config(tmp_path), compute_loss=stopped_in_the_second_step)
+    assert done == 2 and (tmp_path / "checkpoint-2").is_dir()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_checkpoints_come_by_steps_and_by_minutes(tmp_path):
+    run(make_config(tmp_path / "steps", checkpointing_steps=2, max_train_steps=5))
+    assert sorted(path.name for path in (tmp_path / "steps").glob("checkpoint-*")) == [
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-5",
+    ]
+    run(make_config(tmp_path / "minutes", checkpointing_minutes=1e-9, checkpoints_total_limit=2))
+    assert sorted(path.name for path in (tmp_path / "minutes").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, broken):
+    def compute_loss(model, batch):
+        output = model.unet.conv_in.bias.sum() * torch.zeros(2)
+        loss = output * float("nan") if broken == "loss" else (output * 0).sqrt()
+        return loss, {}
+
+    with pytest.raises(FloatingPointError, match="not finite between steps 0 and 1"):
+        run(make_config(tmp_path, logging_steps=100, checkpointing_steps=1), compute_loss=compute_loss)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_the_log_tells_the_quarters_apart(tmp_path):
+    def compute_loss(model, batch):
+        loss = (batch["timesteps"] // 250).float() + 0 * model.unet.conv_in.bias.sum()
+        return loss, {"mse": loss}
+
+    run(make_config(tmp_path, train_batch_size=16), compute_loss=compute_loss)
+    lines = read_log(tmp_path)
+    assert [line["step"] for line in lines] == [2, 4]
+    assert lines[0]["mse_by_quarter"] == [0, 1, 2, 3]
+    # (0 + 1) * 0.8 and (2 + 3) * 1.2 over 4.
+    assert lines[0]["loss"] == pytest.approx(1.7, abs=0.1)
+    assert lines[0]["learning_rate"] == pytest.approx(1e-3) and lines[0]["seconds_per_step"] > 0
+
+
+def test_the_loss_falls(tmp_path):
+    config = make_config(tmp_path, max_train_steps=24, train_batch_size=8, logging_steps=4)
+    run(replace(config, learning_rate=LearningRate(1e-2, 24)), dropout=0.0)
+    lines = read_log(tmp_path)
+    assert lines[-1]["mse"] < 0.6 * lines[0]["mse"]
+
+
+def test_another_seed_is_another_run(tmp_path):
+    run(make_config(tmp_path, max_train_steps=1))
+    with pytest.raises(ValueError, match="`seed` of the run to resume is 0, got 1"):
+        run(make_config(tmp_path, seed=1, resume_from_checkpoint="latest"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train_batch_size": 0},
+        {"gradient_accumulation_steps": 0},
+        {"checkpoints_total_limit": 0},
+        {"checkpointing_minutes": 0.0},
+        {"ema_decay": 1.0},
+        {"max_grad_norm": 0.0},
+    ],
+)
+def test_values_out_of_range_are_named(change):
+    with pytest.raises(ValueError, match=f"`{next(iter(change))}`"):
+        make_config("unused", **change)
