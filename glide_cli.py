@@ -36,7 +36,7 @@ examples:
     glide "a red circle above a blue square" -o picture.png
 
   A grid of nine, in 20 steps of a faster sampler, the same ones each time:
-    glide "two stars on a white background" -o grid.png --num-images 9 \\
+    glide "a green star and a red circle on a white background" -o grid.png --num-images 9 \\
         --scheduler dpm-solver++ --steps 20 --seed 7
 
   OpenAI's GLIDE, converted to a folder (see docs/released_checkpoints.md):

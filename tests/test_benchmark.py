@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import CONTEXT, WIDTH, tiny_pipeline
-from torch.utils.flop_counter import FlopCounterMode
 
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "benchmark.py"
@@ -30,13 +29,25 @@ def model(tmp_path_factory) -> str:
     return str(folder)
 
 
-def flops(network: torch.nn.Module, *inputs, **conditions) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(*inputs, **conditions)
-    return counter.get_total_flops()
+@pytest.fixture
+def flops(benchmark):
+    def count(network, *inputs, **conditions) -> int:
+        with torch.no_grad(), benchmark.flop_counter() as counter:
+            network(*inputs, **conditions)
+        return counter.get_total_flops()
+
+    return count
 
 
-def test_it_counts_the_operations_of_each_part(benchmark, model, tmp_path, capsys):
+@pytest.mark.parametrize("length", [64, 96])
+def test_attention_is_counted(flops, length):
+    query, key = torch.ones(2, 4, 64, 32), torch.ones(2, 4, length, 32)
+    products = 2  # of queries with keys, of weights with values
+    multiply_adds = 2 * 4 * 64 * length * 32 * products
+    assert flops(torch.nn.functional.scaled_dot_product_attention, query, key, key) == 2 * multiply_adds
+
+
+def test_it_counts_the_operations_of_each_part(benchmark, flops, model, tmp_path, capsys):
     output = tmp_path / "result.json"
     benchmark.main(["--model", model, "--device", "cpu", "--repeats", "1", "--steps", "7", "--output", str(output)])
     table = capsys.readouterr().out
@@ -63,7 +74,7 @@ def test_it_counts_the_operations_of_each_part(benchmark, model, tmp_path, capsy
     assert "float32, eager" in table
 
 
-def test_a_measured_picture_without_guidance_from_a_base_alone(benchmark, tmp_path):
+def test_a_measured_picture_without_guidance_from_a_base_alone(benchmark, flops, tmp_path):
     tiny_pipeline(upsampler=False).save_pretrained(tmp_path)
     options = ["--device", "cpu", "--repeats", "1", "--steps", "2", "--guidance_scale", "1", "--whole_picture"]
     options += ["--dtype", "bfloat16", "--channels_last", "--cpu_time", "--batch_size", "2"]
