@@ -10,7 +10,13 @@ import diffusers
 
 from .checkpoints import shapes_checkpoint
 from .models import GLIDETextConfig, GLIDETextEncoder, GLIDEUNet2DConditionModel
-from .pipelines import GLIDEPipeline, GLIDEPipelineOutput
+from .pipelines import (
+    GLIDEImg2ImgPipeline,
+    GLIDEInpaintPipeline,
+    GLIDEPipeline,
+    GLIDEPipelineOutput,
+    GLIDESuperResolutionPipeline,
+)
 from .schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from .version import __version__
 
@@ -18,8 +24,11 @@ from .version import __version__
 __all__ = [
     "GLIDEDDIMScheduler",
     "GLIDEDDPMScheduler",
+    "GLIDEImg2ImgPipeline",
+    "GLIDEInpaintPipeline",
     "GLIDEPipeline",
     "GLIDEPipelineOutput",
+    "GLIDESuperResolutionPipeline",
     "GLIDETextConfig",
     "GLIDETextEncoder",
     "GLIDEUNet2DConditionModel",

@@ -13,6 +13,7 @@ from transformers import GPT2Tokenizer
 from glide_pipelines import (
     GLIDEDDIMScheduler,
     GLIDEDDPMScheduler,
+    GLIDEInpaintPipeline,
     GLIDEPipeline,
     GLIDETextConfig,
     GLIDETextEncoder,
@@ -102,3 +103,13 @@ def tiny_call(**changes) -> dict:
         "generator": torch.Generator().manual_seed(0),
         "output_type": "np",
     } | changes
+
+
+def tiny_inpaint_pipeline(upsampler: bool = True) -> GLIDEInpaintPipeline:
+    """The fine-tuned kind: models that take the picture and the mask."""
+    components = tiny_components(upsampler) | {"unet": tiny_unet(7, 8, 1)}
+    if upsampler:
+        components |= {"super_res_unet": tiny_unet(10, 32, 3), "super_res_scheduler": GLIDEDDPMScheduler()}
+    pipe = GLIDEInpaintPipeline(**components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -1,7 +1,16 @@
 """Tasks: prompt in, pictures out."""
 
 from .pipeline_glide import GLIDEPipeline
+from .pipeline_glide_img2img import GLIDEImg2ImgPipeline
+from .pipeline_glide_inpaint import GLIDEInpaintPipeline
+from .pipeline_glide_super_resolution import GLIDESuperResolutionPipeline
 from .pipeline_output import GLIDEPipelineOutput
 
 
-__all__ = ["GLIDEPipeline", "GLIDEPipelineOutput"]
+__all__ = [
+    "GLIDEImg2ImgPipeline",
+    "GLIDEInpaintPipeline",
+    "GLIDEPipeline",
+    "GLIDEPipelineOutput",
+    "GLIDESuperResolutionPipeline",
+]

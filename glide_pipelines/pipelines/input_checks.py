@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers.guiders import BaseGuidance
 
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -82,6 +83,20 @@ def check_output_type(output_type: Any) -> None:
     """`output_type` must be one of `OUTPUT_TYPES`."""
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"`output_type` must be one of {', '.join(map(repr, OUTPUT_TYPES))}, got {output_type!r}.")
+
+
+def check_guider(guider: Any) -> None:
+    """`guider` must be None or one of `diffusers.guiders` that works on the predictions alone."""
+    if guider is None:
+        return
+    if not isinstance(guider, BaseGuidance):
+        raise TypeError(f"`guider` must be one of `diffusers.guiders`, got {_describe(guider)}.")
+    hooks_model = type(guider).prepare_models is not BaseGuidance.prepare_models
+    if hooks_model or not set(guider._input_predictions) <= {"pred_cond", "pred_uncond"}:
+        raise ValueError(
+            f"`guider` must only combine the conditional and the unconditional prediction; {type(guider).__name__} "
+            "works on transformer layers, which GLIDE's UNet does not have."
+        )
 
 
 def check_callback_inputs(names: Sequence[str], allowed: Sequence[str]) -> None:

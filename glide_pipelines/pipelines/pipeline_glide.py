@@ -6,17 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
 from diffusers.utils import replace_example_docstring
-from transformers import GPT2Tokenizer
 
-from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
-from ..schedulers import SchedulerAdapter
-from .input_checks import check_generator, check_latents, check_multiple, check_output_type
+from .input_checks import check_latents, check_multiple
 from .pipeline_output import GLIDEPipelineOutput
-from .pipeline_utils import DEFAULT_SUPER_RES_TIMESTEPS, DEFAULT_TIMESTEPS, GLIDEPipelineBase
+from .pipeline_utils import GLIDEPipelineBase
 
 
 EXAMPLE_DOC_STRING = """
@@ -48,50 +44,26 @@ class GLIDEPipeline(GLIDEPipelineBase):
             warning.
     """
 
-    def __init__(
-        self,
-        tokenizer: GPT2Tokenizer,
-        text_encoder: GLIDETextEncoder,
-        unet: GLIDEUNet2DConditionModel,
-        scheduler: SchedulerMixin,
-        super_res_text_encoder: GLIDETextEncoder | None = None,
-        super_res_unet: GLIDEUNet2DConditionModel | None = None,
-        super_res_scheduler: SchedulerMixin | None = None,
-        prompt_domain: str | None = None,
-    ) -> None:
-        super().__init__()
-        self.register_modules(
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
-            unet=unet,
-            scheduler=scheduler,
-            super_res_text_encoder=super_res_text_encoder,
-            super_res_unet=super_res_unet,
-            super_res_scheduler=super_res_scheduler,
-        )
-        self.register_to_config(prompt_domain=prompt_domain)
-
     def check_inputs(
         self,
-        batch_size: int,
+        num_images: int,
         height: int,
         width: int,
-        num_images_per_prompt: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None,
-        super_res_latents: torch.Tensor | None,
-        output_type: str,
+        latents: torch.Tensor | None = None,
+        super_res_latents: torch.Tensor | None = None,
     ) -> None:
-        """Check sizes, noise and output before any network runs.
+        """Check the size of the picture and the given noise.
+
+        Args:
+            num_images (`int`): Pictures in all.
+            height, width (`int`): Size of the returned picture in pixels.
+            latents, super_res_latents (`torch.Tensor`, *optional*): Given noise of each stage.
 
         Raises:
             ValueError, TypeError: naming the argument, what was given and what is allowed.
         """
         for name, size in (("height", height), ("width", width)):
             check_multiple(name, size, self.size_multiple)
-        num_images = batch_size * num_images_per_prompt
-        check_generator(generator, num_images)
-        check_output_type(output_type)
         if latents is not None:
             check_latents("latents", latents, (num_images, 3, height // self.scale_factor, width // self.scale_factor))
         if super_res_latents is not None:
@@ -172,93 +144,44 @@ class GLIDEPipeline(GLIDEPipelineBase):
         Raises:
             ValueError, TypeError: before any network runs, naming the argument, what was given and what is allowed.
         """
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-
         # 1. Check everything before any network runs.
-        self._check_sampling(
-            num_images_per_prompt,
-            guidance_scale,
-            eta,
-            upsample_temperature,
-            guider,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
-        self._guidance_scale = guidance_scale
-        self._interrupt = False
-        batch_size = self._check_prompts(
-            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, super_res_prompt_embeds
+        self._check_channels(unet=(3,), super_res_unet=(6,))
+        call = self._prepare_call(
+            prompt=prompt,
+            num_images_per_prompt=num_images_per_prompt,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            super_res_prompt_embeds=super_res_prompt_embeds,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            super_res_num_inference_steps=super_res_num_inference_steps,
+            super_res_timesteps=super_res_timesteps,
+            eta=eta,
+            upsample_temperature=upsample_temperature,
+            generator=generator,
+            guider=guider,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         default_height, default_width = self.default_size
         height = default_height if height is None else height
         width = default_width if width is None else width
-        self.check_inputs(
-            batch_size, height, width, num_images_per_prompt, generator, latents, super_res_latents, output_type
-        )
+        self.check_inputs(call.num_images, height, width, latents, super_res_latents)
         self._warn_far_from_training(height, width)
-        device = self._execution_device
-        base = SchedulerAdapter(
-            self.scheduler, num_inference_steps, timesteps, DEFAULT_TIMESTEPS, generator=generator, eta=eta
-        )
-        self._num_timesteps = len(base.start(device))
-        super_res = None
-        if self.super_res_unet is not None:
-            super_res = SchedulerAdapter(
-                self.super_res_scheduler,
-                super_res_num_inference_steps,
-                super_res_timesteps,
-                DEFAULT_SUPER_RES_TIMESTEPS,
-                generator=generator,
-                prefix="super_res_",
-            )
-            self._num_timesteps += len(super_res.start(device))
 
-        # 2. Encode the prompts, once for all steps.
-        prompt_embeds, negative_prompt_embeds, super_res_prompt_embeds = self.encode_prompt(
-            prompt,
-            num_images_per_prompt,
-            self.do_classifier_free_guidance or guider is not None,
-            negative_prompt,
-            device,
-            prompt_embeds,
-            negative_prompt_embeds,
-            super_res_prompt_embeds,
-        )
+        # 2. Encode the prompts.
+        self._encode_call(call)
 
         # 3. Draw the small picture.
-        callback = {
-            "callback_on_step_end": callback_on_step_end,
-            "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
-        }
-        shape = (batch_size * num_images_per_prompt, 3, height // self.scale_factor, width // self.scale_factor)
+        shape = (call.num_images, 3, height // self.scale_factor, width // self.scale_factor)
         latents = self.prepare_latents(shape, generator, latents, self.scheduler.init_noise_sigma)
-        with self._run_stage("base"):
-            image = self._denoise(
-                self.unet,
-                base,
-                latents,
-                prompt_embeds,
-                negative_prompt_embeds,
-                guider=guider,
-                cond_fn=cond_fn,
-                cross_attention_kwargs=cross_attention_kwargs,
-                **callback,
-            )
+        image = self._draw_base(call, latents, cond_fn=cond_fn, cross_attention_kwargs=cross_attention_kwargs)
 
         # 4. Enlarge it.
-        if super_res is not None:
-            image = self._enlarge(
-                image,
-                (height, width),
-                super_res,
-                super_res_prompt_embeds,
-                super_res_latents,
-                upsample_temperature,
-                generator,
-                **callback,
-            )
-
-        images = self.image_processor.postprocess(image, output_type)
-        self.maybe_free_model_hooks()
-        return GLIDEPipelineOutput(images) if return_dict else (images,)
+        if call.super_res is not None:
+            image = self._enlarge(call, image, (height, width), super_res_latents)
+        return self._finish(call, image)

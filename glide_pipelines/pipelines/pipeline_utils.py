@@ -1,27 +1,37 @@
-"""The steps that every GLIDE pipeline shares: encode, choose timesteps, denoise, enlarge, compose."""
+"""What every GLIDE pipeline shares around the sampling: prompts, checks, composition."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import logging
-from diffusers.utils.torch_utils import randn_tensor
-from transformers import BatchEncoding
+from PIL import Image
+from transformers import BatchEncoding, GPT2Tokenizer
 
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
 from ..schedulers import SchedulerAdapter
-from .input_checks import check_callback_inputs, check_embeds, check_number, check_positive_int, check_prompt
+from .image_inputs import common_size
+from .input_checks import (
+    check_callback_inputs,
+    check_embeds,
+    check_generator,
+    check_guider,
+    check_number,
+    check_output_type,
+    check_positive_int,
+    check_prompt,
+)
+from .pipeline_output import GLIDEPipelineOutput
+from .sampling import Call, SamplingMixin
 
 
 logger = logging.get_logger(__name__)
@@ -31,8 +41,23 @@ DEFAULT_TIMESTEPS = "100"
 DEFAULT_SUPER_RES_TIMESTEPS = "fast27"
 
 
-class GLIDEPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
-    """What the pipelines have in common. A pipeline adds its components and tells the story of its task."""
+class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+    """What the pipelines have in common: the components of both stages and the steps around the sampling.
+
+    A pipeline tells the story of its task. Its components, all of which a checkpoint may share with other pipelines:
+
+    Args:
+        tokenizer (`GPT2Tokenizer`): GLIDE's byte-level BPE; its `model_max_length` is the text context.
+        text_encoder ([`GLIDETextEncoder`]): Of the base model.
+        unet ([`GLIDEUNet2DConditionModel`]): The base model.
+        scheduler (`SchedulerMixin`): Of the base model; any noise-predicting diffusers scheduler.
+        super_res_text_encoder ([`GLIDETextEncoder`], *optional*): Of the upsampler, which has its own.
+        super_res_unet ([`GLIDEUNet2DConditionModel`], *optional*): The upsampler. Without it the base picture is
+            returned.
+        super_res_scheduler (`SchedulerMixin`, *optional*): Of the upsampler.
+        prompt_domain (`str`, *optional*): `"shapes"` for a checkpoint of the shapes world: prompts outside it get a
+            warning.
+    """
 
     model_cpu_offload_seq = "text_encoder->super_res_text_encoder->unet->super_res_unet"
     _optional_components = [
@@ -45,9 +70,29 @@ class GLIDEPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     _lora_loadable_modules = ["unet", "text_encoder"]
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        tokenizer: GPT2Tokenizer,
+        text_encoder: GLIDETextEncoder,
+        unet: GLIDEUNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        super_res_text_encoder: GLIDETextEncoder | None = None,
+        super_res_unet: GLIDEUNet2DConditionModel | None = None,
+        super_res_scheduler: SchedulerMixin | None = None,
+        prompt_domain: str | None = None,
+    ) -> None:
         super().__init__()
-        self.image_processor = VaeImageProcessor(vae_scale_factor=1, resample="bicubic")
+        self.register_modules(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            unet=unet,
+            scheduler=scheduler,
+            super_res_text_encoder=super_res_text_encoder,
+            super_res_unet=super_res_unet,
+            super_res_scheduler=super_res_scheduler,
+        )
+        self.register_to_config(prompt_domain=prompt_domain)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
     # -- properties that a callback may read, or change while the pipeline runs ---------------------------------------
 
@@ -141,22 +186,21 @@ class GLIDEPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 *optional*): Used in place of the encoders' outputs, before they are repeated.
 
         Returns:
-            `tuple`: `prompt_embeds`, `negative_prompt_embeds` (None without guidance) and `super_res_prompt_embeds`
-            (None without a text encoder of the upsampler), each of shape `[B * N, L, C]`.
+            `tuple`: `prompt_embeds` (None without a base model), `negative_prompt_embeds` (None without guidance) and
+            `super_res_prompt_embeds` (None without an upsampler), each of shape `[B * N, L, C]`.
         """
         device = device or self._execution_device
         tokens = self.tokenize(prompt) if prompt is not None else None
         if tokens is not None:
             self._warn_outside_domain(prompt)
-        if prompt_embeds is None:
+        if prompt_embeds is None and self.text_encoder is not None:
             prompt_embeds = self._encode(self.text_encoder, tokens, device)
-        batch_size = prompt_embeds.shape[0]
-        if not do_classifier_free_guidance:
+        if not do_classifier_free_guidance or prompt_embeds is None:
             negative_prompt_embeds = None
         elif negative_prompt_embeds is None:
             # One prompt for the whole batch is encoded once.
             negative_prompt_embeds = self._encode(self.text_encoder, self.tokenize(negative_prompt or ""), device)
-            negative_prompt_embeds = negative_prompt_embeds.expand(batch_size, -1, -1)
+            negative_prompt_embeds = negative_prompt_embeds.expand(prompt_embeds.shape[0], -1, -1)
         if super_res_prompt_embeds is None and self.super_res_text_encoder is not None and tokens is not None:
             super_res_prompt_embeds = self._encode(self.super_res_text_encoder, tokens, device)
 
@@ -193,23 +237,28 @@ class GLIDEPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         prompt_embeds: torch.Tensor | None,
         negative_prompt_embeds: torch.Tensor | None,
         super_res_prompt_embeds: torch.Tensor | None,
-        needs_base: bool = True,
     ) -> int:
         """Check everything about prompts and their embeddings, and return the batch size."""
-        if prompt is None and prompt_embeds is None and (needs_base or super_res_prompt_embeds is None):
-            raise ValueError("Pass `prompt` or `prompt_embeds`: there is nothing to draw.")
-        if prompt is not None and prompt_embeds is not None:
-            raise ValueError("Pass either `prompt` or `prompt_embeds`, not both.")
+        # The first stage that runs decides the batch: the upsampler, in a pipeline without a base model.
+        prefix, unet, embeds = "", self.unet, prompt_embeds
+        if unet is None:
+            prefix, unet, embeds = "super_res_", self.super_res_unet, super_res_prompt_embeds
+        if prompt is None and embeds is None:
+            raise ValueError(f"Pass `prompt` or `{prefix}prompt_embeds`: there is nothing to draw.")
+        if prompt is not None and embeds is not None:
+            raise ValueError(f"Pass either `prompt` or `{prefix}prompt_embeds`, not both.")
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise ValueError("Pass either `negative_prompt` or `negative_prompt_embeds`, not both.")
         if prompt is not None:
             check_prompt("prompt", prompt)
-            if self.text_encoder is None or self.tokenizer is None:
-                raise ValueError("`prompt` needs a text encoder and a tokenizer; without them pass `prompt_embeds`.")
+            if getattr(self, f"{prefix}text_encoder") is None or self.tokenizer is None:
+                raise ValueError(
+                    f"`prompt` needs a tokenizer and `{prefix}text_encoder`; without them pass `{prefix}prompt_embeds`."
+                )
             batch_size = 1 if isinstance(prompt, str) else len(prompt)
         else:
-            check_embeds("prompt_embeds", prompt_embeds, self.unet.config.cross_attention_dim)
-            batch_size = prompt_embeds.shape[0]
+            check_embeds(f"{prefix}prompt_embeds", embeds, unet.config.cross_attention_dim)
+            batch_size = embeds.shape[0]
         if negative_prompt is not None:
             check_prompt("negative_prompt", negative_prompt)
             if isinstance(negative_prompt, list) and len(negative_prompt) != batch_size:
@@ -220,7 +269,7 @@ class GLIDEPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if negative_prompt_embeds is not None:
             width = self.unet.config.cross_attention_dim
             check_embeds("negative_prompt_embeds", negative_prompt_embeds, width, batch_size)
-        elif self.text_encoder is None and self.do_classifier_free_guidance:
+        elif self.unet is not None and self.text_encoder is None and self.do_classifier_free_guidance:
             raise ValueError("Guidance without a text encoder needs `negative_prompt_embeds`.")
         if self.super_res_unet is not None:
             if super_res_prompt_embeds is not None:
@@ -232,33 +281,138 @@ class GLIDEPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 raise ValueError("The upsampler needs `super_res_text_encoder`, or `super_res_prompt_embeds`.")
         return batch_size
 
-    def _check_sampling(
+    def _prepare_call(
         self,
+        *,
+        prompt: str | list[str] | None,
         num_images_per_prompt: int,
-        guidance_scale: float,
-        eta: float,
+        guidance_scale: float = 1.0,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        super_res_prompt_embeds: torch.Tensor | None,
+        num_inference_steps: int | None = None,
+        timesteps: str | list[int] | None = None,
+        super_res_num_inference_steps: int | None,
+        super_res_timesteps: str | list[int] | None,
+        strength: float = 1.0,
+        eta: float = 0.0,
         upsample_temperature: float,
-        guider: BaseGuidance | None,
-        callback_on_step_end: Callable | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        guider: BaseGuidance | None = None,
+        output_type: str,
+        return_dict: bool,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None,
         callback_on_step_end_tensor_inputs: list[str],
-    ) -> None:
+        num_resample: int = 1,
+    ) -> Call:
+        """Check the arguments that pipelines share, plan the schedulers' runs, and bind them for the stages."""
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise TypeError(f"`callback_on_step_end` must be callable, got {callback_on_step_end!r}.")
+        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         check_positive_int("num_images_per_prompt", num_images_per_prompt)
         check_number("guidance_scale", guidance_scale)
         check_number("eta", eta, 0, 1)
         check_number("upsample_temperature", upsample_temperature, 0)
-        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        if callback_on_step_end is not None and not callable(callback_on_step_end):
-            raise TypeError(f"`callback_on_step_end` must be callable, got {callback_on_step_end!r}.")
-        if guider is None:
-            return
-        if not isinstance(guider, BaseGuidance):
-            raise TypeError(f"`guider` must be one of `diffusers.guiders`, got {guider!r}.")
-        hooks_model = type(guider).prepare_models is not BaseGuidance.prepare_models
-        if hooks_model or not set(guider._input_predictions) <= {"pred_cond", "pred_uncond"}:
-            raise ValueError(
-                f"`guider` must only combine the conditional and the unconditional prediction; "
-                f"{type(guider).__name__} works on transformer layers, which GLIDE's UNet does not have."
+        check_output_type(output_type)
+        check_guider(guider)
+        self._guidance_scale = guidance_scale
+        self._interrupt = False
+        embeds = {
+            "prompt_embeds": prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "super_res_prompt_embeds": super_res_prompt_embeds,
+        }
+        batch_size = self._check_prompts(prompt, negative_prompt, **embeds)
+        check_generator(generator, batch_size * num_images_per_prompt)
+
+        base = super_res = None
+        self._num_timesteps = 0
+        if self.unet is not None:
+            base = SchedulerAdapter(
+                self.scheduler,
+                num_inference_steps,
+                timesteps,
+                DEFAULT_TIMESTEPS,
+                generator=generator,
+                eta=eta,
+                strength=strength,
             )
+            self._num_timesteps += num_resample * len(base.start(self._execution_device))
+        if self.super_res_unet is not None:
+            super_res = SchedulerAdapter(
+                self.super_res_scheduler,
+                super_res_num_inference_steps,
+                super_res_timesteps,
+                DEFAULT_SUPER_RES_TIMESTEPS,
+                generator=generator,
+                prefix="super_res_",
+            )
+            self._num_timesteps += num_resample * len(super_res.start(self._execution_device))
+        return Call(
+            batch_size=batch_size,
+            num_images_per_prompt=num_images_per_prompt,
+            base=base,
+            super_res=super_res,
+            prompt={"prompt": prompt, "negative_prompt": negative_prompt, **embeds},
+            generator=generator,
+            upsample_temperature=upsample_temperature,
+            output_type=output_type,
+            return_dict=return_dict,
+            guider=guider,
+            callback=callback_on_step_end,
+            callback_inputs=callback_on_step_end_tensor_inputs,
+        )
+
+    def _encode_call(self, call: Call) -> None:
+        """Encode a call's prompts, once for all steps."""
+        call.prompt_embeds, call.negative_prompt_embeds, call.super_res_prompt_embeds = self.encode_prompt(
+            **call.prompt,
+            num_images_per_prompt=call.num_images_per_prompt,
+            do_classifier_free_guidance=self.do_classifier_free_guidance or call.guider is not None,
+        )
+
+    def _finish(self, call: Call, image: torch.Tensor) -> GLIDEPipelineOutput | tuple:
+        images = self.image_processor.postprocess(image, call.output_type)
+        self.maybe_free_model_hooks()
+        return GLIDEPipelineOutput(images) if call.return_dict else (images,)
+
+    def _check_channels(self, super_res_unet: tuple[int, ...], unet: tuple[int, ...] = ()) -> None:
+        """The UNets must be of a kind that fits the task, told by their input channels."""
+        for name, allowed in (("unet", unet), ("super_res_unet", super_res_unet)):
+            network = getattr(self, name)
+            if network is not None and network.config.in_channels not in allowed:
+                raise ValueError(
+                    f"`{name}` has {network.config.in_channels} input channels; {type(self).__name__} needs one with "
+                    f"{' or '.join(map(str, allowed))}."
+                )
+
+    def _prepare_images(
+        self, name: str, images: list[Image.Image], batch_size: int, num_images_per_prompt: int = 1
+    ) -> list[Image.Image]:
+        """One picture for each that is drawn: a single one serves all prompts."""
+        if len(images) not in (1, batch_size):
+            raise ValueError(f"`{name}` must be one picture or {batch_size}, as the prompts are, got {len(images)}.")
+        each = images * batch_size if len(images) == 1 else images
+        return [image for image in each for _ in range(num_images_per_prompt)]
+
+    def _picture_size(
+        self, images: list[Image.Image], height: int | None, width: int | None
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Size of the returned picture, the given pictures' own by default, and the size it is drawn at inside."""
+        own = common_size("image", images) if height is None or width is None else (height, width)
+        size = (own[0] if height is None else height, own[1] if width is None else width)
+        for name, value in zip(("height", "width"), size, strict=True):
+            check_positive_int(name, value)
+        inside = self._padded(size)
+        self._warn_far_from_training(*inside)
+        return size, inside
+
+    def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
+        height, width = (math.ceil(length / self.size_multiple) * self.size_multiple for length in size)
+        return height, width
 
     def _warn_far_from_training(self, height: int, width: int) -> None:
         trained_height, trained_width = self.default_size
@@ -267,171 +421,6 @@ class GLIDEPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             logger.warning(
                 f"The model was trained on pictures of {trained_height} x {trained_width} pixels; "
                 f"{height} x {width} is far from that, and the picture may be incoherent."
-            )
-
-    # -- sampling -----------------------------------------------------------------------------------------------------
-
-    def prepare_latents(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-        scale: float | torch.Tensor = 1.0,
-        device: torch.device | None = None,
-    ) -> torch.Tensor:
-        """The noise that sampling starts from.
-
-        The sample stays in float32 through the whole loop, whatever the networks' dtype.
-
-        Args:
-            shape (`tuple[int, ...]`): `(B, 3, H, W)`.
-            generator (`torch.Generator` or a list of them, *optional*): Source of the noise.
-            latents (`torch.Tensor`, *optional*): Unit noise of that shape, in place of a draw.
-            scale (`float`, defaults to 1.0): Factor on the noise.
-            device (`torch.device`, *optional*): Where to put it; the pipeline's device by default.
-
-        Returns:
-            `torch.Tensor` of the given shape.
-        """
-        device = device or self._execution_device
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        return latents.to(device, torch.float32) * scale
-
-    @contextlib.contextmanager
-    def _run_stage(self, stage: str) -> Iterator[None]:
-        self._stage = stage
-        try:
-            yield
-        finally:
-            self._stage = None
-
-    def _denoise(
-        self,
-        unet: GLIDEUNet2DConditionModel,
-        adapter: SchedulerAdapter,
-        latents: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        conditions: dict[str, torch.Tensor] | None = None,
-        guider: BaseGuidance | None = None,
-        denoised_fn: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        cond_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-        cross_attention_kwargs: dict[str, Any] | None = None,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> torch.Tensor:
-        """One stage: from noise to pictures in [-1, 1]; the loop of every pipeline."""
-        timesteps = adapter.start(latents.device)
-        conditions = {name: condition.to(unet.dtype) for name, condition in (conditions or {}).items()}
-        # Callbacks see one running index over both stages.
-        first_step = 0 if self.stage == "base" else self.num_timesteps - len(timesteps)
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
-            if "desc" not in self._progress_bar_config:
-                progress_bar.set_description(f"{self.stage} {latents.shape[-1]}x{latents.shape[-2]}")
-            for i, timestep in enumerate(timesteps):
-                if self.interrupt:
-                    break
-                model_input = adapter.scheduler.scale_model_input(latents, timestep)
-                if guider is not None:
-                    guider.set_state(step=i, num_inference_steps=len(timesteps), timestep=timestep)
-                noise_pred, model_variance = self._predict(
-                    functools.partial(unet, cross_attention_kwargs=cross_attention_kwargs),
-                    model_input.to(unet.dtype),
-                    timestep,
-                    prompt_embeds.to(unet.dtype),
-                    None if negative_prompt_embeds is None else negative_prompt_embeds.to(unet.dtype),
-                    conditions,
-                    guider,
-                )
-                cond_grad = None
-                if cond_fn is not None:
-                    cond_grad = cond_fn(model_input, timestep.expand(model_input.shape[0])).to(latents)
-                latents = adapter.step(i, noise_pred, model_variance, latents, model_input, denoised_fn, cond_grad)
-
-                if callback_on_step_end is not None:
-                    tensors = {
-                        "latents": latents,
-                        "prompt_embeds": prompt_embeds,
-                        "negative_prompt_embeds": negative_prompt_embeds,
-                    }
-                    asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    tensors.update(callback_on_step_end(self, first_step + i, timestep, asked) or {})
-                    latents = tensors["latents"]
-                    prompt_embeds = tensors["prompt_embeds"]
-                    negative_prompt_embeds = tensors["negative_prompt_embeds"]
-                progress_bar.update()
-        return latents
-
-    def _predict(
-        self,
-        unet: Callable,
-        model_input: torch.Tensor,
-        timestep: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        negative_prompt_embeds: torch.Tensor | None,
-        conditions: dict[str, torch.Tensor],
-        guider: BaseGuidance | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The guided noise prediction and the variance channels, in float32; one pass of the UNet.
-
-        Guidance acts on the noise; the variance is that of the prompt (GLIDE, section 2.2 and the released code).
-        """
-        if (
-            guider is None
-            and negative_prompt_embeds is None
-            and self.stage == "base"
-            and self.do_classifier_free_guidance
-        ):
-            raise ValueError(
-                "`guidance_scale` was 1 when the call began: guidance cannot be switched on in a callback."
-            )
-        if guider is not None:
-            batches = guider.prepare_inputs({"encoder_hidden_states": (prompt_embeds, negative_prompt_embeds)})
-            embeds = [batch.encoder_hidden_states for batch in batches]
-        elif negative_prompt_embeds is not None and self.do_classifier_free_guidance:
-            embeds = [prompt_embeds, negative_prompt_embeds]
-        else:
-            embeds = [prompt_embeds]
-        copies = len(embeds)
-        output = unet(
-            torch.cat([model_input] * copies),
-            timestep,
-            encoder_hidden_states=torch.cat(embeds),
-            **{name: torch.cat([condition] * copies) for name, condition in conditions.items()},
-        ).sample.float()
-        noise_pred, *variance = output.split(model_input.shape[1], dim=1)
-        model_variance = variance[0][: len(model_input)] if variance else None
-        predictions = noise_pred.chunk(copies)
-        if guider is not None:
-            for batch, prediction in zip(batches, predictions, strict=True):
-                batch.noise_pred = prediction
-            return guider(batches).pred, model_variance
-        if copies == 1:
-            return noise_pred, model_variance
-        cond, uncond = predictions
-        # Classifier-free guidance: GLIDE, equation 6.
-        return uncond + self.guidance_scale * (cond - uncond), model_variance
-
-    def _enlarge(
-        self,
-        low_res: torch.Tensor,
-        size: tuple[int, int],
-        adapter: SchedulerAdapter,
-        prompt_embeds: torch.Tensor,
-        latents: torch.Tensor | None,
-        upsample_temperature: float,
-        generator: torch.Generator | list[torch.Generator] | None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """The upsampler's stage: pictures in [-1, 1] of shape `[B, 3, h, w]` to `size`, without guidance."""
-        # Training pictures came from 8-bit files: round the small picture as they were.
-        low_res = ((low_res + 1) * 127.5).round() / 127.5 - 1
-        scale = upsample_temperature * adapter.scheduler.init_noise_sigma
-        latents = self.prepare_latents((low_res.shape[0], 3, *size), generator, latents, scale)
-        with self._run_stage("super_res"):
-            return self._denoise(
-                self.super_res_unet, adapter, latents, prompt_embeds, conditions={"low_res": low_res}, **kwargs
             )
 
     # -- composition --------------------------------------------------------------------------------------------------

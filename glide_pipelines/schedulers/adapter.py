@@ -31,6 +31,7 @@ class SchedulerAdapter:
         default (`str`): A respacing; a stock scheduler gets as many steps in its own spacing.
         generator (`torch.Generator` or a list of them, *optional*): Source of the noise of stochastic schedulers.
         eta (`float`, defaults to 0.0): DDIM's eta, for the schedulers that have one.
+        strength (`float`, defaults to 1.0): The share of the steps, from the clean end, that is run (SDEdit).
         prefix (`str`, defaults to `""`): What the arguments' names begin with in error messages (`"super_res_"`).
 
     Raises:
@@ -45,12 +46,14 @@ class SchedulerAdapter:
         default: str = "100",
         generator: torch.Generator | list[torch.Generator] | None = None,
         eta: float = 0.0,
+        strength: float = 1.0,
         prefix: str = "",
     ) -> None:
         self.scheduler = scheduler
         self.num_inference_steps = num_inference_steps
         self.timesteps = timesteps
         self.default = default
+        self.strength = strength
         self.prefix = prefix
         self.is_glide = isinstance(scheduler, GLIDEScheduler)
         if not self.is_glide:
@@ -83,7 +86,7 @@ class SchedulerAdapter:
             device (`torch.device`, *optional*): Where the timesteps are put.
 
         Returns:
-            `torch.Tensor`: `scheduler.timesteps`, one entry per evaluation of the model.
+            `torch.Tensor`: The timesteps of the run, one entry per evaluation of the model.
 
         Raises:
             ValueError: if the choice of steps does not fit the scheduler.
@@ -94,12 +97,25 @@ class SchedulerAdapter:
             # The scheduler speaks of its own arguments; say which of the pipeline's is meant.
             message = re.sub(r"\b(num_inference_steps|timesteps)(?=[`=])", rf"{self.prefix}\1", str(error))
             raise ValueError(message) from None
+        steps = self.scheduler.num_inference_steps
+        skipped = steps - min(int(steps * self.strength), steps)
+        if skipped == steps:
+            raise ValueError(f"`strength` {self.strength} leaves none of the {steps} steps: raise it, or take more.")
+        self._first = skipped * self.scheduler.order
         if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(0)
+            self.scheduler.set_begin_index(self._first)
         # Read once: asking a tensor on an accelerator for its values inside the loop would wait for it.
         self._timestep_values = self.scheduler.timesteps.tolist()
         self._alpha_bars = self._interpolate_alpha_bars()
-        return self.scheduler.timesteps
+        return self.scheduler.timesteps[self._first :]
+
+    def timestep(self, index: int) -> torch.Tensor:
+        """The timestep at an index into the run, of shape `[1]`, on the run's device."""
+        return self.scheduler.timesteps[self._first + index].reshape(1)
+
+    def timestep_value(self, index: int) -> float:
+        """The timestep at an index into the run, as a number."""
+        return self._timestep_values[self._first + index]
 
     def _set_timesteps(self, device: torch.device | str | None) -> None:
         total = self.scheduler.config.num_train_timesteps
@@ -141,7 +157,7 @@ class SchedulerAdapter:
         """One step of the run that [`~SchedulerAdapter.start`] began.
 
         Args:
-            index (`int`): Index into `scheduler.timesteps`.
+            index (`int`): Index into the run's timesteps.
             noise_pred (`torch.Tensor` of shape `[B, 3, H, W]`): The (guided) noise prediction.
             model_variance (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): The model's variance channels.
             sample (`torch.Tensor` of shape `[B, 3, H, W]`): The scheduler's current sample.
@@ -155,15 +171,17 @@ class SchedulerAdapter:
         if self.is_glide:
             return self.scheduler.step(
                 self._join(noise_pred, model_variance),
-                self._timestep_values[index],
+                self.timestep_value(index),
                 sample,
                 denoised_fn=denoised_fn,
                 cond_grad=cond_grad,
                 **self.step_kwargs,
             ).prev_sample
-        noise_pred = self._rewrite(noise_pred, model_input, self._alpha_bars[index], denoised_fn, cond_grad)
+        noise_pred = self._rewrite(
+            noise_pred, model_input, self._alpha_bars[self._first + index], denoised_fn, cond_grad
+        )
         model_output = self._join(noise_pred, model_variance) if self.takes_variance else noise_pred
-        timestep = self.scheduler.timesteps[index]
+        timestep = self.scheduler.timesteps[self._first + index]
         return self.scheduler.step(model_output, timestep, sample, **self.step_kwargs, return_dict=False)[0]
 
     @staticmethod

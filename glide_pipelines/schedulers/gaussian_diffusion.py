@@ -136,7 +136,7 @@ class GaussianDiffusion:
         return coef_x0 * x_start + self.at(self.posterior_mean_coef_xt, step, x_t) * x_t
 
     def learned_log_variance(self, model_variance: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
-        """log Sigma between log beta~_t and log beta_t, as the variance channels in [-1, 1] say (Improved DDPM, eq. 15)."""
+        """log Sigma between log beta~_t and log beta_t, as the channels in [-1, 1] say (Improved DDPM, eq. 15)."""
         low = self.at(self.posterior_log_variance, step, model_variance)
         high = self.at(self.betas.log(), step, model_variance)
         fraction = (model_variance + 1) / 2

@@ -72,7 +72,7 @@ def test_bad_arguments_are_named(pipe, arguments, error, message):
 def test_a_pipeline_without_text_encoders_needs_embeddings():
     pipe = tiny_pipeline()
     pipe.text_encoder = None
-    with pytest.raises(ValueError, match="`prompt` needs a text encoder"):
+    with pytest.raises(ValueError, match="`prompt` needs a tokenizer and `text_encoder`"):
         pipe("a red circle")
     with pytest.raises(ValueError, match="`negative_prompt_embeds`"):
         pipe(prompt_embeds=EMBEDS, super_res_prompt_embeds=EMBEDS)

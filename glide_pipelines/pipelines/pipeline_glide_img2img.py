@@ -1,0 +1,146 @@
+"""SDEdit: a sketch and a prompt in, a picture out (GLIDE, figure 5; arXiv 2108.01073)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.guiders import BaseGuidance
+from diffusers.utils import replace_example_docstring
+from PIL import Image
+
+from .image_inputs import load_images, pad_to, to_tensor
+from .input_checks import check_latents, check_number
+from .pipeline_output import GLIDEPipelineOutput
+from .pipeline_utils import GLIDEPipelineBase
+
+
+EXAMPLE_DOC_STRING = """
+    Examples:
+        ```py
+        >>> from diffusers.utils import load_image
+        >>> from glide_pipelines import GLIDEImg2ImgPipeline, shapes_checkpoint
+
+        >>> pipe = GLIDEImg2ImgPipeline.from_pretrained(shapes_checkpoint())
+        >>> sketch = load_image("sketch.png")
+        >>> pipe("a red circle above a blue square", image=sketch, strength=0.7).images[0].save("picture.png")
+        ```
+"""
+
+
+class GLIDEImg2ImgPipeline(GLIDEPipelineBase):
+    """SDEdit with GLIDE: the base stage starts from a noised sketch in place of noise; then it is enlarged.
+
+    Args:
+        tokenizer, text_encoder, unet, scheduler, super_res_text_encoder, super_res_unet, super_res_scheduler,
+        prompt_domain: As in [`GLIDEPipeline`], whose checkpoints it opens.
+    """
+
+    @torch.no_grad()
+    @replace_example_docstring(EXAMPLE_DOC_STRING)
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        image: Any = None,
+        strength: float = 0.8,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        timesteps: str | list[int] | None = None,
+        super_res_num_inference_steps: int | None = None,
+        super_res_timesteps: str | list[int] | None = None,
+        guidance_scale: float = 3.0,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        upsample_temperature: float = 0.997,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        super_res_latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        super_res_prompt_embeds: torch.Tensor | None = None,
+        guider: BaseGuidance | None = None,
+        cond_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+    ) -> GLIDEPipelineOutput | tuple:
+        """Turn sketches into pictures.
+
+        Args:
+            prompt (`str` or `list[str]`, *optional*): What the picture shows; or `prompt_embeds`.
+            image (PIL, `np.ndarray`, `torch.Tensor` or a list of them): The sketch, see `load_images`; one for all
+                prompts, or one for each.
+            strength (`float`, defaults to 0.8): The share of the base stage's steps that is run, from 0 (excluded) to
+                1. The more, the more noise the sketch gets, and the less of it is left.
+            height, width (`int`, *optional*): Size of the returned picture in pixels; the sketch's own by default.
+            latents (`torch.Tensor` of shape `[B, 3, h, w]`, *optional*): Unit noise to be added to the sketch, a
+                quarter of the size padded to multiples of 32.
+            super_res_latents (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): Unit noise for the upsampler.
+            num_inference_steps, timesteps, super_res_num_inference_steps, super_res_timesteps, guidance_scale,
+            negative_prompt, num_images_per_prompt, eta, upsample_temperature, generator, prompt_embeds,
+            negative_prompt_embeds, super_res_prompt_embeds, guider, cond_fn, cross_attention_kwargs, output_type,
+            return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: As in [`GLIDEPipeline`].
+
+        Examples:
+
+        Returns:
+            [`GLIDEPipelineOutput`], or with `return_dict=False` a tuple with the pictures.
+
+        Raises:
+            ValueError, TypeError: before any network runs, naming the argument, what was given and what is allowed.
+        """
+        # 1. Check everything before any network runs.
+        self._check_channels(unet=(3,), super_res_unet=(6,))
+        check_number("strength", strength, 0, 1)
+        call = self._prepare_call(
+            prompt=prompt,
+            num_images_per_prompt=num_images_per_prompt,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            super_res_prompt_embeds=super_res_prompt_embeds,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            super_res_num_inference_steps=super_res_num_inference_steps,
+            super_res_timesteps=super_res_timesteps,
+            strength=strength,
+            eta=eta,
+            upsample_temperature=upsample_temperature,
+            generator=generator,
+            guider=guider,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        if image is None:
+            raise ValueError("Pass `image`: there is no sketch to start from.")
+        sketches = self._prepare_images("image", load_images("image", image), call.batch_size, num_images_per_prompt)
+        size, inside = self._picture_size(sketches, height, width)
+        base_size = tuple(length // self.scale_factor for length in inside)
+        if latents is not None:
+            check_latents("latents", latents, (call.num_images, 3, *base_size))
+        if super_res_latents is not None:
+            check_latents("super_res_latents", super_res_latents, (call.num_images, 3, *inside))
+
+        # 2. Encode the prompts.
+        self._encode_call(call)
+
+        # 3. Noise the small sketch as far as the first step that is run, and go on from there.
+        sketches = pad_to([s.resize(size[::-1], Image.Resampling.BICUBIC) for s in sketches], inside)
+        noise = self.prepare_latents((call.num_images, 3, *base_size), generator, latents)
+        first = call.base.timestep(0).expand(call.num_images)
+        latents = self.scheduler.add_noise(to_tensor(sketches, base_size).to(noise), noise, first)
+        drawn = self._draw_base(call, latents, cond_fn=cond_fn, cross_attention_kwargs=cross_attention_kwargs)
+
+        # 4. Enlarge it, as in text to image.
+        if call.super_res is not None:
+            drawn = self._enlarge(call, drawn, inside, super_res_latents)
+        return self._finish(call, drawn[..., : size[0], : size[1]])

@@ -1,0 +1,271 @@
+"""Inpainting: a picture, a mask and a prompt in; the picture repainted under the mask out (GLIDE, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.guiders import BaseGuidance
+from diffusers.utils import logging, replace_example_docstring
+from PIL import Image
+
+from ..models import GLIDEUNet2DConditionModel
+from ..schedulers import GLIDEDDPMScheduler
+from .image_inputs import load_images, load_masks, pad_to, to_mask_tensor, to_tensor
+from .input_checks import check_latents, check_positive_int
+from .known_region import KnownRegion
+from .pipeline_output import GLIDEPipelineOutput
+from .pipeline_utils import GLIDEPipelineBase
+
+
+logger = logging.get_logger(__name__)
+
+EXAMPLE_DOC_STRING = """
+    Examples:
+        ```py
+        >>> from diffusers.utils import load_image
+        >>> from glide_pipelines import GLIDEInpaintPipeline
+
+        >>> pipe = GLIDEInpaintPipeline.from_pretrained("path/to/converted/inpaint/folder")
+        >>> image, mask = load_image("picture.png"), load_image("mask.png")  # white in the mask is repainted
+        >>> pipe("a vase of flowers", image=image, mask_image=mask).images[0].save("edited.png")
+        ```
+"""
+
+
+class GLIDEInpaintPipeline(GLIDEPipelineBase):
+    """Inpainting with GLIDE, in one of two modes; which one follows from the UNets' input channels.
+
+    - fine-tuned (7 and 10 channels): the models see the known picture and the mask, and the known pixels are put back
+      into each estimate of the clean picture.
+    - implicit (3 and 6 channels, the text-to-image models): the known region of x_t is replaced at every step by the
+      picture with the noise of that step (appendix E). It follows prompts better and fits the scene less well.
+
+    Args:
+        tokenizer (`GPT2Tokenizer`): GLIDE's byte-level BPE; its `model_max_length` is the text context.
+        text_encoder ([`GLIDETextEncoder`]): Of the base model.
+        unet ([`GLIDEUNet2DConditionModel`]): The base model, with 7 input channels (or 3).
+        scheduler (`SchedulerMixin`): [`GLIDEDDPMScheduler`] as released; any noise-predicting diffusers scheduler.
+        super_res_text_encoder ([`GLIDETextEncoder`], *optional*): Of the upsampler, which has its own.
+        super_res_unet ([`GLIDEUNet2DConditionModel`], *optional*): The upsampler, with 10 input channels (or 6).
+        super_res_scheduler (`SchedulerMixin`, *optional*): [`GLIDEDDPMScheduler`] as released for inpainting.
+        prompt_domain (`str`, *optional*): See [`GLIDEPipeline`].
+    """
+
+    @property
+    def mode(self) -> str:
+        """`"fine-tuned"` or `"implicit"`, see the class."""
+        return "fine-tuned" if self.unet.is_inpainter else "implicit"
+
+    @torch.no_grad()
+    @replace_example_docstring(EXAMPLE_DOC_STRING)
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        padding_mask_crop: int | None = None,
+        num_inference_steps: int | None = None,
+        timesteps: str | list[int] | None = None,
+        super_res_num_inference_steps: int | None = None,
+        super_res_timesteps: str | list[int] | None = None,
+        guidance_scale: float = 5.0,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        num_resample: int = 1,
+        eta: float = 0.0,
+        upsample_temperature: float = 0.997,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        super_res_latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        super_res_prompt_embeds: torch.Tensor | None = None,
+        guider: BaseGuidance | None = None,
+        cond_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+    ) -> GLIDEPipelineOutput | tuple:
+        """Repaint a picture where the mask is white. The defaults are those of OpenAI's released notebook.
+
+        What the mask keeps comes back unchanged, to the bit, whenever the returned picture has the size of the input.
+
+        Args:
+            prompt (`str` or `list[str]`, *optional*): What the whole picture shows afterwards; or `prompt_embeds`.
+            image (PIL, `np.ndarray`, `torch.Tensor` or a list of them): The picture, see `load_images`; one for all
+                prompts, or one for each.
+            mask_image (PIL, `np.ndarray`, `torch.Tensor` or a list of them): White (0.5 and above) is repainted; of any
+                size, see `load_masks`.
+            height, width (`int`, *optional*): Size of the returned picture in pixels; the picture's own by default.
+                Inside, the picture is padded to multiples of 32.
+            padding_mask_crop (`int`, *optional*): Work only on the part around the mask, with so many pixels of
+                surroundings at least (and no less than the size that the model was trained on, where the picture allows
+                it), and paste the result back: for a small hole in a large picture.
+            num_resample (`int`, defaults to 1): In implicit mode, take each step so many times (RePaint); needs GLIDE's
+                ancestral scheduler in each stage.
+            num_inference_steps, timesteps, super_res_num_inference_steps, super_res_timesteps, negative_prompt,
+            num_images_per_prompt, eta, upsample_temperature, generator, prompt_embeds, negative_prompt_embeds,
+            super_res_prompt_embeds, guider, cond_fn, cross_attention_kwargs, output_type, return_dict,
+            callback_on_step_end, callback_on_step_end_tensor_inputs: As in [`GLIDEPipeline`].
+            guidance_scale (`float`, defaults to 5.0): Classifier-free guidance of the base stage.
+            latents (`torch.Tensor` of shape `[B, 3, h, w]`, *optional*): Unit noise for the base stage, a quarter of
+                the padded size.
+            super_res_latents (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): Unit noise for the upsampler, of
+                the padded size, before `upsample_temperature`.
+
+        Examples:
+
+        Returns:
+            [`GLIDEPipelineOutput`], or with `return_dict=False` a tuple with the pictures.
+
+        Raises:
+            ValueError, TypeError: before any network runs, naming the argument, what was given and what is allowed.
+        """
+        # 1. Check everything before any network runs.
+        self._check_channels(unet=(7, 3), super_res_unet=(10, 6))
+        self._check_resampling(num_resample)
+        call = self._prepare_call(
+            prompt=prompt,
+            num_images_per_prompt=num_images_per_prompt,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            super_res_prompt_embeds=super_res_prompt_embeds,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            super_res_num_inference_steps=super_res_num_inference_steps,
+            super_res_timesteps=super_res_timesteps,
+            eta=eta,
+            upsample_temperature=upsample_temperature,
+            generator=generator,
+            guider=guider,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            num_resample=num_resample,
+        )
+        if image is None or mask_image is None:
+            raise ValueError(f"Pass `{'image' if image is None else 'mask_image'}`: there is nothing to inpaint.")
+        pictures = self._prepare_images("image", load_images("image", image), call.batch_size, num_images_per_prompt)
+        masks = load_masks("mask_image", mask_image)
+        masks = self._prepare_images("mask_image", masks, call.batch_size, num_images_per_prompt)
+        whole = None
+        if padding_mask_crop is not None:
+            whole = pictures, masks, self._boxes(pictures, masks, padding_mask_crop)
+            pictures = [picture.crop(box) for picture, box in zip(pictures, whole[2], strict=True)]
+            masks = [_resize_like(m, p).crop(box) for m, p, box in zip(masks, whole[0], whole[2], strict=True)]
+        size, inside = self._picture_size(pictures, height, width)
+        base_size = tuple(length // self.scale_factor for length in inside)
+        if latents is not None:
+            check_latents("latents", latents, (call.num_images, 3, *base_size))
+        if super_res_latents is not None:
+            check_latents("super_res_latents", super_res_latents, (call.num_images, 3, *inside))
+        logger.info(f"Inpainting in {self.mode} mode.")
+
+        # 2. Encode the prompts, and make the pictures ready for each stage.
+        self._encode_call(call)
+        pictures = pad_to([p.resize(size[::-1], Image.Resampling.BICUBIC) for p in pictures], inside)
+        masks = pad_to([m.resize(size[::-1], Image.Resampling.BICUBIC) for m in masks], inside)
+        device = self._execution_device
+
+        def stage(unet: GLIDEUNet2DConditionModel, size: tuple[int, int]) -> dict[str, Any]:
+            known, mask = to_tensor(pictures, size).to(device), to_mask_tensor(masks, size).to(device)
+            if not unet.is_inpainter:
+                return {"known": KnownRegion(known, mask, generator, num_resample)}
+            return {
+                "conditions": {"image": known, "mask": mask},
+                "denoised_fn": lambda x_start: torch.where(mask.bool(), x_start, known),
+            }
+
+        # 3. Paint the small picture.
+        latents = self.prepare_latents(
+            (call.num_images, 3, *base_size), generator, latents, self.scheduler.init_noise_sigma
+        )
+        painted = self._draw_base(
+            call,
+            latents,
+            cond_fn=cond_fn,
+            cross_attention_kwargs=cross_attention_kwargs,
+            **stage(self.unet, base_size),
+        )
+
+        # 4. Enlarge it; the upsampler sees the whole small picture, and what is kept of the large one.
+        if call.super_res is not None:
+            small, mask = to_tensor(pictures, base_size).to(painted), to_mask_tensor(masks, base_size).to(device)
+            painted = torch.where(mask.bool(), painted, small)
+            painted = self._enlarge(call, painted, inside, super_res_latents, **stage(self.super_res_unet, inside))
+
+        # 5. What is kept is the picture itself.
+        known, mask = to_tensor(pictures, inside).to(painted), to_mask_tensor(masks, inside).to(device)
+        painted = torch.where(mask.bool(), painted, known)[..., : size[0], : size[1]]
+        if whole is not None:
+            painted = _paste(painted, *whole)
+        return self._finish(call, painted)
+
+    def _check_resampling(self, num_resample: int) -> None:
+        check_positive_int("num_resample", num_resample)
+        if num_resample == 1:
+            return
+        if self.mode == "fine-tuned":
+            raise ValueError("`num_resample` is for the implicit mode; a fine-tuned inpainting model needs none.")
+        for scheduler in (self.scheduler, self.super_res_scheduler):
+            if scheduler is not None and not isinstance(scheduler, GLIDEDDPMScheduler):
+                raise ValueError(
+                    f"`num_resample` above 1 needs GLIDEDDPMScheduler in each stage, got {type(scheduler).__name__}."
+                )
+
+    def _boxes(
+        self, pictures: list[Image.Image], masks: list[Image.Image], padding: int
+    ) -> list[tuple[int, int, int, int]]:
+        """Boxes of one size, `(left, top, right, lower)` inside each picture, around each mask."""
+        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+            raise ValueError(f"`padding_mask_crop` must be an integer of 0 or more, got {padding!r}.")
+        holes = [
+            _resize_like(mask, picture).point(lambda value: 255 * (value >= 128)).getbbox()
+            for mask, picture in zip(masks, pictures, strict=True)
+        ]
+        widest = max(right - left for left, _, right, _ in holes) + 2 * padding
+        highest = max(lower - top for _, top, _, lower in holes) + 2 * padding
+        width = min(max(widest, self.default_size[1]), *(picture.width for picture in pictures))
+        height = min(max(highest, self.default_size[0]), *(picture.height for picture in pictures))
+        boxes = []
+        for picture, (left, top, right, lower) in zip(pictures, holes, strict=True):
+            x = min(max((left + right - width) // 2, 0), picture.width - width)
+            y = min(max((top + lower - height) // 2, 0), picture.height - height)
+            boxes.append((x, y, x + width, y + height))
+        return boxes
+
+
+def _resize_like(mask: Image.Image, picture: Image.Image) -> Image.Image:
+    return mask.resize(picture.size, Image.Resampling.BICUBIC)
+
+
+def _paste(
+    painted: torch.Tensor,
+    pictures: list[Image.Image],
+    masks: list[Image.Image],
+    boxes: list[tuple[int, int, int, int]],
+) -> torch.Tensor:
+    """The whole pictures, with what was painted in their boxes where the mask is white."""
+    size = (pictures[0].height, pictures[0].width)
+    whole = to_tensor(pictures, size).to(painted)
+    mask = to_mask_tensor([_resize_like(m, p) for m, p in zip(masks, pictures, strict=True)], size).bool()
+    for index, (left, top, right, lower) in enumerate(boxes):
+        patch = painted[index : index + 1]
+        if patch.shape[-2:] != (lower - top, right - left):
+            patch = F.interpolate(patch, (lower - top, right - left), mode="bicubic", antialias=True).clamp(-1, 1)
+        box = whole[index, :, top:lower, left:right]
+        whole[index, :, top:lower, left:right] = torch.where(
+            mask[index, :, top:lower, left:right].to(painted.device), patch[0], box
+        )
+    return whole

@@ -1,0 +1,377 @@
+"""Inpainting, SDEdit and enlarging."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from PIL import Image
+from tiny import tiny_call, tiny_inpaint_pipeline, tiny_pipeline
+
+from glide_pipelines import (
+    GLIDEDDIMScheduler,
+    GLIDEImg2ImgPipeline,
+    GLIDEInpaintPipeline,
+    GLIDEPipeline,
+    GLIDESuperResolutionPipeline,
+)
+
+
+RNG = np.random.default_rng(0)
+PICTURE = Image.fromarray(RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+MASK = Image.new("L", (32, 32))
+MASK.paste(255, (8, 4, 20, 16))
+HOLE = np.asarray(MASK) > 0
+
+
+def picture(height, width):
+    return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def quiet(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def fine_tuned():
+    return tiny_inpaint_pipeline()
+
+
+@pytest.fixture(scope="module")
+def implicit():
+    return quiet(GLIDEInpaintPipeline.from_pipe(tiny_pipeline()))
+
+
+@pytest.fixture(scope="module", params=["fine-tuned", "implicit"])
+def inpaint(request, fine_tuned, implicit):
+    return fine_tuned if request.param == "fine-tuned" else implicit
+
+
+def paint(pipe, image=PICTURE, mask=MASK, **changes):
+    return pipe(**tiny_call(image=image, mask_image=mask, output_type="pil", **changes)).images
+
+
+# -- inpainting -------------------------------------------------------------------------------------------------------
+
+
+def test_kept_pixels_come_back_to_the_bit(inpaint):
+    (result,) = paint(inpaint)
+    assert result.size == PICTURE.size and result.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(result)[~HOLE], np.asarray(PICTURE)[~HOLE])
+    assert (np.asarray(result)[HOLE] != np.asarray(PICTURE)[HOLE]).any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 24), (33, 47), (20, 61)])
+def test_pictures_of_any_size_come_back_in_their_size(inpaint, height, width):
+    image, mask = picture(height, width), Image.new("L", (width, height))
+    mask.paste(255, (5, 5, 15, 15))
+    (result,) = paint(inpaint, image, mask)
+    hole = np.asarray(mask) > 0
+    assert result.size == (width, height)
+    np.testing.assert_array_equal(np.asarray(result)[~hole], np.asarray(image)[~hole])
+
+
+def test_the_mode_follows_from_the_channels(fine_tuned, implicit):
+    assert (fine_tuned.mode, implicit.mode) == ("fine-tuned", "implicit")
+
+
+def test_the_known_picture_matters(inpaint):
+    first = np.asarray(paint(inpaint)[0])
+    other = np.asarray(paint(inpaint, picture(32, 32))[0])
+    assert (other[HOLE] != first[HOLE]).any()
+
+
+def test_arrays_and_tensors_equal_files(inpaint):
+    expected = np.asarray(paint(inpaint)[0])
+    array, mask = np.asarray(PICTURE) / 255, np.asarray(MASK) / 255
+    np.testing.assert_array_equal(np.asarray(paint(inpaint, array, mask)[0]), expected)
+    tensor = torch.from_numpy(np.asarray(PICTURE).copy()).permute(2, 0, 1) / 127.5 - 1
+    np.testing.assert_array_equal(np.asarray(paint(inpaint, tensor, torch.from_numpy(mask))[0]), expected)
+
+
+def test_a_mask_of_another_size_is_resized(inpaint):
+    small = MASK.resize((8, 8), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(np.asarray(paint(inpaint, mask=small)[0])[:2], np.asarray(PICTURE)[:2])
+
+
+def test_batches(inpaint):
+    pictures = [PICTURE, picture(32, 32)]
+    seeds = [torch.Generator().manual_seed(i) for i in range(4)]
+    results = paint(inpaint, pictures, prompt=["red", "blue"], num_images_per_prompt=2, generator=seeds)
+    assert len(results) == 4
+    for result, source in zip(results, [0, 0, 1, 1], strict=True):
+        np.testing.assert_array_equal(np.asarray(result)[~HOLE], np.asarray(pictures[source])[~HOLE])
+    alone = paint(inpaint, pictures[1], prompt="blue", generator=torch.Generator().manual_seed(2))[0]
+    assert np.abs(np.asarray(alone).astype(int) - np.asarray(results[2])).max() <= 1
+
+
+def test_height_and_width_resize_the_picture(inpaint):
+    (result,) = paint(inpaint, height=64, width=32)
+    assert result.size == (32, 64)
+
+
+def test_a_crop_around_the_mask_leaves_the_rest_alone(inpaint, caplog):
+    large, mask = picture(96, 128), Image.new("L", (128, 96))
+    mask.paste(255, (60, 40, 70, 50))
+    (result,) = paint(inpaint, large, mask, padding_mask_crop=4)
+    hole = np.asarray(mask) > 0
+    assert result.size == (128, 96)
+    np.testing.assert_array_equal(np.asarray(result)[~hole], np.asarray(large)[~hole])
+    assert (np.asarray(result)[hole] != np.asarray(large)[hole]).any()
+    # It worked at the size that the model was trained on, and so did not warn.
+    assert "far from" not in caplog.text
+
+
+def test_edits_that_build_on_each_other(inpaint):
+    """Ten edits in a row leave every pixel that no mask touched as it was."""
+    current, touched = PICTURE, np.zeros((32, 32), dtype=bool)
+    for i in range(10):
+        mask = Image.new("L", (32, 32))
+        mask.paste(255, (i, i, i + 4, i + 4))
+        touched |= np.asarray(mask) > 0
+        (current,) = paint(inpaint, current, mask, generator=torch.Generator().manual_seed(i))
+    np.testing.assert_array_equal(np.asarray(current)[~touched], np.asarray(PICTURE)[~touched])
+    assert (np.asarray(current)[touched] != np.asarray(PICTURE)[touched]).any()
+
+
+def test_without_an_upsampler(fine_tuned):
+    (result,) = paint(tiny_inpaint_pipeline(upsampler=False))
+    np.testing.assert_array_equal(np.asarray(result)[~HOLE], np.asarray(PICTURE)[~HOLE])
+
+
+def test_resampling_takes_each_step_several_times(implicit):
+    pipe = GLIDEInpaintPipeline.from_pipe(
+        implicit, super_res_scheduler=type(implicit.scheduler)(beta_schedule="linear")
+    )
+    quiet(pipe)
+    seen = []
+    paint(pipe, num_resample=3, callback_on_step_end=lambda p, i, t, k: seen.append((i, int(t))) or {})
+    assert [i for i, _ in seen] == list(range(12)) and pipe.num_timesteps == 12
+    assert [t for _, t in seen] == [999] * 3 + [0] * 3 + [999] * 3 + [0] * 3
+
+
+def test_the_implicit_mode_noises_the_known_region_as_its_step(implicit):
+    """What the model sees of the known region at a step is the picture with that step's noise."""
+    seen = []
+    hook = implicit.unet.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    try:
+        paint(implicit, Image.new("RGB", (32, 32), "white"), timesteps=[999, 500, 0], guidance_scale=1.0)
+    finally:
+        hook.remove()
+    known = (~HOLE)[::4, ::4]
+    means = [x[0, :, known].mean().item() for x in seen]
+    alphas = implicit.scheduler.train_process.alphas_cumprod[[999, 500, 0]].sqrt().tolist()
+    np.testing.assert_allclose(means, alphas, atol=0.25)
+
+
+def test_other_schedulers(inpaint):
+    pipe = quiet(
+        GLIDEInpaintPipeline.from_pipe(
+            inpaint, scheduler=DPMSolverMultistepScheduler.from_config(inpaint.scheduler.config)
+        )
+    )
+    (result,) = paint(pipe, num_inference_steps=5)
+    np.testing.assert_array_equal(np.asarray(result)[~HOLE], np.asarray(PICTURE)[~HOLE])
+
+
+def test_save_and_load(fine_tuned, tmp_path):
+    fine_tuned.save_pretrained(tmp_path)
+    loaded = quiet(DiffusionPipeline.from_pretrained(tmp_path))
+    assert type(loaded) is GLIDEInpaintPipeline
+    np.testing.assert_array_equal(np.asarray(paint(loaded)[0]), np.asarray(paint(fine_tuned)[0]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"image": None}, ValueError, "Pass `image`"),
+        ({"mask_image": None}, ValueError, "Pass `mask_image`"),
+        ({"mask_image": Image.new("L", (32, 32))}, ValueError, "`mask_image` 0 of 1 has nothing to repaint"),
+        ({"image": [PICTURE] * 2}, ValueError, "`image` must be one picture or 1, as the prompts are, got 2"),
+        ({"mask_image": [MASK] * 3}, ValueError, "`mask_image` must be one picture or 1"),
+        ({"image": np.full((32, 32, 3), np.nan)}, ValueError, "`image` holds NaN"),
+        ({"num_resample": 0}, ValueError, "`num_resample` must be 1 or more"),
+        ({"padding_mask_crop": -1}, ValueError, "`padding_mask_crop` must be an integer of 0 or more, got -1"),
+        ({"height": 0}, ValueError, "`height` must be 1 or more"),
+        ({"latents": torch.zeros(1, 3, 4, 4)}, ValueError, r"`latents` must have the shape \[1, 3, 8, 8\]"),
+        (
+            {"image": [PICTURE, picture(40, 32)], "prompt": ["a", "b"]},
+            ValueError,
+            "`image` holds pictures of different sizes .*32 x 32, 40 x 32",
+        ),
+    ],
+)
+def test_bad_input_to_inpainting(implicit, changes, error, message):
+    hook = implicit.text_encoder.register_forward_pre_hook(lambda *_: pytest.fail("a network ran"))
+    try:
+        with pytest.raises(error, match=message):
+            implicit(**tiny_call(image=PICTURE, mask_image=MASK) | changes)
+    finally:
+        hook.remove()
+
+
+def test_resampling_is_refused_where_it_makes_no_sense(fine_tuned, implicit):
+    with pytest.raises(ValueError, match="`num_resample` is for the implicit mode"):
+        paint(fine_tuned, num_resample=2)
+    with pytest.raises(ValueError, match="`num_resample` above 1 needs GLIDEDDPMScheduler"):
+        paint(implicit, num_resample=2)
+
+
+def test_models_of_the_wrong_kind_are_named(fine_tuned):
+    with pytest.raises(ValueError, match="`unet` has 7 input channels; GLIDEPipeline needs one with 3"):
+        GLIDEPipeline.from_pipe(fine_tuned)("red")
+    wrong = GLIDEInpaintPipeline.from_pipe(fine_tuned, unet=tiny_pipeline().super_res_unet)
+    with pytest.raises(ValueError, match="`unet` has 6 input channels; GLIDEInpaintPipeline needs one with 7 or 3"):
+        paint(wrong)
+
+
+# -- SDEdit -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def img2img():
+    return quiet(GLIDEImg2ImgPipeline.from_pipe(tiny_pipeline()))
+
+
+def sketch(pipe, image=PICTURE, **changes):
+    return pipe(**tiny_call(image=image, **changes)).images
+
+
+def test_strength_is_the_share_of_steps(img2img):
+    steps = []
+    sketch(
+        img2img,
+        strength=0.3,
+        num_inference_steps=10,
+        callback_on_step_end=lambda p, i, t, k: steps.append((p.stage, int(t))) or {},
+    )
+    assert steps[:3] == [("base", 222), ("base", 111), ("base", 0)]
+    assert steps[3][0] == "super_res" and img2img.num_timesteps == 5
+
+
+def test_little_strength_stays_near_the_sketch(img2img):
+    base = quiet(GLIDEImg2ImgPipeline.from_pipe(img2img, super_res_unet=None))
+    image = picture(8, 8)
+    near, far = (
+        np.abs(sketch(base, image, strength=strength, num_inference_steps=100)[0] - np.asarray(image) / 255).mean()
+        for strength in (0.02, 1.0)
+    )
+    assert near < 0.1 < far
+
+
+def test_any_size(img2img):
+    assert sketch(img2img, picture(33, 47)).shape == (1, 33, 47, 3)
+    assert sketch(img2img, picture(33, 47), height=64, width=32).shape == (1, 64, 32, 3)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"])
+def test_strength_with_stock_schedulers(img2img, name):
+    import diffusers
+
+    scheduler = getattr(diffusers, name).from_config(img2img.scheduler.config)
+    pipe = quiet(GLIDEImg2ImgPipeline.from_pipe(img2img, scheduler=scheduler, super_res_unet=None))
+    image = picture(8, 8)
+    result = sketch(pipe, image, strength=0.1, num_inference_steps=20)[0]
+    assert np.abs(result - np.asarray(image) / 255).mean() < 0.25
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": None}, "Pass `image`"),
+        ({"strength": 1.5}, "`strength` must lie between 0 and 1, got 1.5"),
+        ({"strength": -0.1}, "`strength` must lie between 0 and 1"),
+        ({"strength": 0.1}, "`strength` 0.1 leaves none of the 2 steps"),
+        ({"strength": 0}, "`strength` 0 leaves none"),
+        ({"image": [PICTURE] * 2}, "`image` must be one picture or 1"),
+    ],
+)
+def test_bad_input_to_sdedit(img2img, changes, message):
+    with pytest.raises(ValueError, match=message):
+        img2img(**tiny_call(image=PICTURE) | changes)
+
+
+# -- enlarging --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def enlarger():
+    return quiet(GLIDESuperResolutionPipeline.from_pipe(tiny_pipeline()))
+
+
+def enlarge(pipe, image, **changes):
+    return pipe(
+        **{
+            "prompt": "red",
+            "image": image,
+            "super_res_num_inference_steps": 2,
+            "generator": torch.Generator().manual_seed(0),
+            "output_type": "np",
+        }
+        | changes
+    ).images
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 7), (30, 9)])
+def test_four_times_as_large(enlarger, height, width):
+    assert enlarge(enlarger, picture(height, width)).shape == (1, 4 * height, 4 * width, 3)
+
+
+def test_it_is_the_second_stage_of_text_to_image(enlarger):
+    """Fed the base stage's picture, with the same noise, it draws what the whole pipeline draws."""
+    pipe, small = tiny_pipeline(), {}
+
+    def keep(pipe, step, timestep, tensors):
+        if pipe.stage == "base":
+            small["image"] = tensors["latents"]
+        return {}
+
+    noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected = pipe(**tiny_call(super_res_latents=noise, callback_on_step_end=keep)).images
+    # Through 8 bit, as the pipeline itself does.
+    result = enlarge(enlarger, small["image"].clamp(-1, 1), prompt="a red circle", super_res_latents=noise)
+    np.testing.assert_allclose(result, expected, atol=1e-4)
+
+
+def test_large_pictures_are_drawn_in_tiles(enlarger):
+    sizes = []
+    hook = enlarger.super_res_unet.register_forward_pre_hook(lambda m, args: sizes.append(tuple(args[0].shape[-2:])))
+    try:
+        enlarge(enlarger, picture(16, 20))
+    finally:
+        hook.remove()
+    assert set(sizes) == {(32, 32)} and len(sizes) == 2 * 3 * 3
+
+
+def test_tiles_leave_no_seams(enlarger):
+    """Between tiled and untiled the difference is no larger on the lines where tiles begin than elsewhere."""
+    image = Image.fromarray(np.tile(np.linspace(0, 255, 16, dtype=np.uint8)[:, None, None], (1, 16, 3)))
+    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    whole = enlarge(enlarger, image, super_res_latents=noise, tile_size=64)[0]
+    tiled = enlarge(enlarger, image, super_res_latents=noise, tile_size=32, tile_overlap=16)[0]
+    difference = np.abs(np.diff(tiled - whole, axis=1)).mean(axis=(0, 2))
+    lines = [start - 1 for start in (16, 32, 48)]
+    elsewhere = np.delete(difference, lines)
+    assert difference[lines].mean() <= elsewhere.mean() + 2 * elsewhere.std()
+
+
+def test_bad_input_to_enlarging(enlarger):
+    for changes, message in (
+        ({"image": None}, "Pass `image`"),
+        ({"tile_size": 30}, "`tile_size` must be a multiple of 8"),
+        ({"tile_overlap": 32}, "`tile_overlap` must be an integer from 0 to below `tile_size` 32"),
+        ({"prompt": None}, "Pass `prompt` or `super_res_prompt_embeds`"),
+        ({"super_res_timesteps": "x"}, "super_res_timesteps='x'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            enlarge(enlarger, **{"image": picture(8, 8)} | changes)
+
+
+def test_pipelines_compose(fine_tuned):
+    """Text to image, SDEdit, enlarging and implicit inpainting share a checkpoint's components."""
+    pipe = tiny_pipeline()
+    for cls in (GLIDEImg2ImgPipeline, GLIDEInpaintPipeline, GLIDESuperResolutionPipeline, GLIDEPipeline):
+        other = cls.from_pipe(pipe)
+        assert other.super_res_unet is pipe.super_res_unet
+    assert GLIDEPipeline.from_pipe(GLIDEInpaintPipeline.from_pipe(pipe)).unet is pipe.unet
+    assert isinstance(GLIDEInpaintPipeline.from_pipe(pipe).super_res_scheduler, GLIDEDDIMScheduler)

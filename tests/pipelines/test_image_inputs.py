@@ -1,0 +1,116 @@
+"""Pictures and masks of every kind become the same thing."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from glide_pipelines.pipelines.image_inputs import load_images, load_masks, pad_to, to_mask_tensor, to_tensor
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        Image.fromarray(PIXELS),
+        PIXELS,
+        PIXELS / 255,
+        (PIXELS / 255).astype(np.float32)[None],
+        torch.from_numpy(PIXELS).permute(2, 0, 1),
+        torch.from_numpy(PIXELS).permute(2, 0, 1) / 255,
+        torch.from_numpy(PIXELS).permute(2, 0, 1)[None] / 127.5 - 1,
+        [Image.fromarray(PIXELS)],
+    ],
+    ids=["PIL", "uint8", "float64", "batch", "tensor uint8", "tensor 0..1", "tensor -1..1", "list"],
+)
+def test_every_kind_of_picture_gives_the_same_result(picture):
+    (loaded,) = load_images("image", picture)
+    np.testing.assert_array_equal(np.asarray(loaded), PIXELS)
+    # Also after resizing, where diffusers treats arrays and files differently.
+    expected = to_tensor([Image.fromarray(PIXELS)], (7, 5))
+    assert torch.equal(to_tensor([loaded], (7, 5)), expected)
+
+
+def test_transparency_becomes_white_and_palettes_colours():
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert np.asarray(load_images("image", clear)[0]).min() == 255
+    palette = Image.fromarray(PIXELS).quantize(256)
+    np.testing.assert_array_equal(np.asarray(load_images("image", palette)[0]), np.asarray(palette.convert("RGB")))
+
+
+def test_sixteen_bit_pictures_keep_their_brightness():
+    values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
+    loaded = np.asarray(load_images("image", Image.fromarray(values))[0])
+    assert loaded[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_exif_rotation_is_applied():
+    image, file = Image.fromarray(PIXELS), io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to show
+    image.save(file, "PNG", exif=exif)
+    assert load_images("image", Image.open(file))[0].size == (12, 10)
+
+
+MASK = np.zeros((8, 6), dtype=np.uint8)
+MASK[2:5, 1:4] = 255
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Image.fromarray(MASK),
+        Image.fromarray(MASK).convert("RGB"),
+        Image.fromarray(MASK).convert("1"),
+        MASK,
+        MASK / 255,
+        MASK > 0,
+        (MASK / 255)[..., None],
+        torch.from_numpy(MASK / 255),
+        torch.from_numpy(MASK > 0)[None],
+        torch.from_numpy(MASK / 255)[None, None],
+    ],
+)
+def test_every_kind_of_mask_gives_the_same_result(mask):
+    result = to_mask_tensor(load_masks("mask_image", mask), (8, 6))
+    np.testing.assert_array_equal(result[0, 0].numpy(), MASK > 0)
+
+
+def test_grey_masks_are_thresholded():
+    mask = np.array([[127, 128]], dtype=np.uint8)
+    assert to_mask_tensor(load_masks("mask_image", mask), (1, 2)).flatten().tolist() == [0, 1]
+
+
+def test_padding_repeats_the_edge():
+    (padded,) = pad_to([Image.fromarray(PIXELS)], (16, 16))
+    padded = np.asarray(padded)
+    np.testing.assert_array_equal(padded[:12, :10], PIXELS)
+    np.testing.assert_array_equal(padded[15, :10], PIXELS[-1])
+
+
+@pytest.mark.parametrize(
+    ("picture", "error", "message"),
+    [
+        ("picture.png", TypeError, "`image` must be a PIL image"),
+        ([], ValueError, "`image` must not be an empty list"),
+        (np.zeros((4, 4)), ValueError, "`image` must have 3 dimensions"),
+        (np.zeros((4, 4, 4)), ValueError, r"`image` .* 3 channels last, got the shape \[4, 4, 4\]"),
+        (torch.zeros(4, 4, 3), ValueError, "`image` as a tensor must have 3 channels first"),
+        (np.full((4, 4, 3), 2.0), ValueError, r"`image` must lie in \[0, 1\], got values from 2 to 2"),
+        (torch.full((3, 4, 4), -2.0), ValueError, r"`image` must lie in \[0, 1\]"),
+        (np.full((4, 4, 3), np.nan), ValueError, "`image` holds NaN"),
+        (np.zeros((4, 4, 3), dtype=np.int64), TypeError, "`image` must hold uint8 or floating-point"),
+    ],
+)
+def test_bad_pictures_are_named(picture, error, message):
+    with pytest.raises(error, match=message):
+        load_images("image", picture)
+
+
+def test_a_mask_with_nothing_to_repaint_is_named():
+    with pytest.raises(ValueError, match="`mask_image` 1 of 2 has nothing to repaint"):
+        load_masks("mask_image", [Image.fromarray(MASK), Image.new("L", (4, 4))])
