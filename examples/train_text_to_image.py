@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import set_seed
+from torch import nn
 from transformers import GPT2Tokenizer
 
 from glide_pipelines import (
@@ -43,6 +44,8 @@ from glide_pipelines.training import (
 
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
 PREFIXES = {"base": "", "super_res": "super_res_"}  # of the names of the pipeline's components
+OTHER = {"base": "super_res", "super_res": "base"}
+STAGE_PARTS = ("text_encoder", "unet", "scheduler")
 # As in the released notebooks: ancestral steps for the base, DDIM for the upsampler. Training sees no difference.
 SCHEDULERS = {"base": GLIDEDDPMScheduler, "super_res": GLIDEDDIMScheduler}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -109,16 +112,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def build_components(args: argparse.Namespace) -> dict[str, object]:
-    """The tokenizer and the stage's text encoder, UNet and scheduler, new or from a pipeline."""
-    prefix = PREFIXES[args.stage]
+    """The tokenizer and the stage's text encoder, UNet and scheduler, new or from a pipeline; from a pipeline also
+    `others`, what it holds of the other stage."""
     if args.pretrained_model_name_or_path is not None:
         pipeline = GLIDEPipeline.from_pretrained(args.pretrained_model_name_or_path, dtype=torch.float32)
-        if getattr(pipeline, prefix + "unet") is not None:
-            names = ("text_encoder", "unet", "scheduler")
-            return {"tokenizer": pipeline.tokenizer, **{name: getattr(pipeline, prefix + name) for name in names}}
-        raise ValueError(
-            f"`pretrained_model_name_or_path` has no {args.stage} model: {args.pretrained_model_name_or_path}"
-        )
+        names = {stage: [prefix + name for name in STAGE_PARTS] for stage, prefix in PREFIXES.items()}
+        found = {stage: [getattr(pipeline, name) for name in names[stage]] for stage in names}
+        if None in found[args.stage]:
+            raise ValueError(
+                f"`pretrained_model_name_or_path` has no {args.stage} model: {args.pretrained_model_name_or_path}"
+            )
+        other = OTHER[args.stage]
+        others = {} if None in found[other] else dict(zip(names[other], found[other], strict=True))
+        stage = dict(zip(STAGE_PARTS, found[args.stage], strict=True))
+        return {"tokenizer": pipeline.tokenizer, **stage, "others": others}
     path = Path(args.model_config or MODEL_CONFIGS / f"shapes_{args.stage}.json")
     if not path.is_file():
         raise ValueError(f"`model_config` must be a JSON file, got {str(path)!r}.")
@@ -126,7 +133,8 @@ def build_components(args: argparse.Namespace) -> dict[str, object]:
     tokenizer_name = args.tokenizer_name
     if tokenizer_name is None:
         tokenizer_name = Path(args.output_dir) / "tokenizer"
-        train_tokenizer(tokenizer_name, model_max_length=sizes["text_encoder"]["max_position_embeddings"])
+        if not (tokenizer_name / "tokenizer_config.json").exists():  # else another process, or this run before
+            train_tokenizer(tokenizer_name)
     tokenizer = GPT2Tokenizer.from_pretrained(tokenizer_name)
     tokenizer.model_max_length = sizes["text_encoder"]["max_position_embeddings"]
     end = tokenizer.eos_token_id
@@ -141,6 +149,7 @@ def build_components(args: argparse.Namespace) -> dict[str, object]:
         "text_encoder": GLIDETextEncoder(text_config),
         "unet": unet,
         "scheduler": SCHEDULERS[args.stage](**sizes["scheduler"]),
+        "others": {},
     }
 
 
@@ -181,23 +190,28 @@ def build_dataset(args: argparse.Namespace, components: dict[str, object]) -> Te
     )
 
 
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """`model.to(dtype)` without diffusers' warning about models that keep some modules in float32; these keep none."""
+    return nn.Module.to(model, dtype)
+
+
 def save_pipeline(args: argparse.Namespace, components: dict[str, object]) -> Path:
     """Write the trained components into the pipeline's folder, beside those of the other stage if they are there."""
     folder = Path(args.pipeline_dir or Path(args.output_dir) / "pipeline")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    prefix = PREFIXES[args.stage]
     parts = {"tokenizer": components["tokenizer"]}
-    parts |= {prefix + name: components[name] for name in ("text_encoder", "unet", "scheduler")}
-    (other,) = set(PREFIXES) - {args.stage}
-    if (folder / f"{PREFIXES[other]}unet").is_dir():
-        dtype = DTYPES[args.save_dtype]
-        for name, kind, more in (
-            ("text_encoder", GLIDETextEncoder, {"dtype": dtype}),
-            ("unet", GLIDEUNet2DConditionModel, {"dtype": dtype}),
-            ("scheduler", SCHEDULERS[other], {}),
-        ):
-            parts[PREFIXES[other] + name] = kind.from_pretrained(folder / (PREFIXES[other] + name), **more)
+    parts |= {PREFIXES[args.stage] + name: components[name] for name in STAGE_PARTS}
+    other, dtype = OTHER[args.stage], {"dtype": DTYPES[args.save_dtype]}
+    names = [PREFIXES[other] + name for name in STAGE_PARTS]
+    if all((folder / name).is_dir() for name in names):
+        kinds = ((GLIDETextEncoder, dtype), (GLIDEUNet2DConditionModel, dtype), (SCHEDULERS[other], {}))
+        parts |= {
+            name: kind.from_pretrained(folder / name, **more) for name, (kind, more) in zip(names, kinds, strict=True)
+        }
+    else:
+        for name, part in components["others"].items():
+            parts[name] = part if name.endswith("scheduler") else cast(part, **dtype)
     if "unet" in parts:
         domain = "shapes" if args.dataset_name == "shapes" else None
         GLIDEPipeline(**parts, prompt_domain=domain).save_pretrained(partial)
@@ -230,7 +244,6 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
-        dataloader_config=DataLoaderConfiguration(),
     )
     set_seed(args.seed)
     with accelerator.main_process_first():
@@ -238,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
         dataset = build_dataset(args, components)
     if args.gradient_checkpointing:
         components["unet"].enable_gradient_checkpointing()
-        components["text_encoder"].gradient_checkpointing_enable()
+        components["text_encoder"].activation_checkpointing_enable()
     model = TextConditionedUNet(components["text_encoder"], components["unet"])
     set_seed(args.seed, device_specific=True)
     done = train(
@@ -253,7 +266,7 @@ def main(argv: list[str] | None = None) -> None:
         if done < args.max_train_steps:
             print(f"Stopped at step {done} of {args.max_train_steps}; go on with --resume_from_checkpoint latest.")
         else:
-            model.to(DTYPES[args.save_dtype])
+            cast(model, DTYPES[args.save_dtype])
             print(f"The pipeline is in {save_pipeline(args, components)}.")
     accelerator.end_training()
 
