@@ -226,7 +226,7 @@ class _Log:
 
     def _start(self, step: int) -> None:
         self.first_step, self.started = step, time.monotonic()
-        self.counts = torch.zeros(4, dtype=torch.float64, device=self.accelerator.device)
+        self.counts = torch.zeros(4, device=self.accelerator.device)
         self.sums: dict[str, torch.Tensor] = {}
         self.grad_norm, self.rate = torch.zeros((), device=self.accelerator.device), 0.0
 
@@ -251,7 +251,9 @@ class _Log:
             sums = self.accelerator.reduce(sums, "sum").cpu()
             line[name] = _rounded(sums.sum() / counts.sum())
             if name != "loss":
-                line[f"{name}_by_quarter"] = [_rounded(value) for value in sums / counts]
+                line[f"{name}_by_quarter"] = [
+                    _rounded(total / count) if count else None for total, count in zip(sums, counts, strict=True)
+                ]
         line["grad_norm"] = _rounded(self.grad_norm / steps)
         line["learning_rate"] = self.rate
         line["seconds_per_step"] = _rounded((time.monotonic() - self.started) / steps)
@@ -259,9 +261,6 @@ class _Log:
         if self.accelerator.is_main_process:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        self.accelerator.log(
-            {name: value for name, value in line.items() if isinstance(value, (int, float))}, step=step
-        )
         broken = not (float("-inf") < line["loss"] < float("inf"))
         # Under fp16 a gradient that overflows is skipped by the gradient scaler.
         if self.accelerator.mixed_precision != "fp16":
