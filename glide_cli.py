@@ -39,6 +39,9 @@ examples:
     glide "a green star and a red circle on a white background" -o grid.png --num-images 9 \\
         --scheduler dpm-solver++ --steps 20 --seed 7
 
+  Repaint what is white in mask.png:
+    glide "a green star" --image picture.png --mask mask.png -o edited.png
+
   OpenAI's GLIDE, converted to a folder (see docs/released_checkpoints.md):
     glide "an oil painting of a corgi" -o corgi.png --model glide-text2im --device cuda --dtype float16
 """
@@ -55,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args = build_parser().parse_args(argv)
+        _check_task(args)
 
         from glide_pipelines.cli import draw
 
@@ -65,6 +69,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _check_task(args: argparse.Namespace) -> None:
+    """The editing options must make one task together."""
+    for option in ("mask", "strength", "enlarge"):
+        if getattr(args, option) and args.image is None:
+            raise argparse.ArgumentError(None, f"--{option} needs --image")
+    given = [f"--{option}" for option in ("mask", "strength", "enlarge") if getattr(args, option)]
+    if len(given) > 1:
+        raise argparse.ArgumentError(None, f"{' and '.join(given)} are different tasks: give one of them")
+    if args.enlarge:
+        for option in ("no_upsample", "steps", "scheduler", "guidance_scale", "negative_prompt"):
+            if getattr(args, option):
+                name = option.replace("_", "-")
+                raise argparse.ArgumentError(None, f"--{name} is for the base model, which --enlarge does not run")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="glide",
         usage="glide PROMPT [PROMPT ...] -o FILE [options]",
-        description="Draw pictures from text with GLIDE (arXiv 2112.10741).",
+        description="Draw and edit pictures from text with GLIDE (arXiv 2112.10741).",
         epilog=EXAMPLES,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100),
         allow_abbrev=False,
@@ -96,6 +115,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--seed", type=_seed, metavar="N", help="draw the same picture each time (default: a new one)")
 
+    edit = parser.add_argument_group("editing a picture (the task follows from what is given)")
+    edit.add_argument("--image", type=_input_file, metavar="FILE", help="start from this picture as a sketch (SDEdit)")
+    edit.add_argument(
+        "--mask", type=_input_file, metavar="FILE", help="repaint --image where this is white, and nowhere else"
+    )
+    edit.add_argument(
+        "--strength",
+        type=_strength,
+        metavar="X",
+        help="how much of the sketch is redrawn, above 0 and up to 1 (default: 0.8)",
+    )
+    edit.add_argument("--enlarge", action="store_true", help="draw --image four times as large")
+
     how = parser.add_argument_group(
         "how to draw it",
         f"""STEPS is a number, or one of GLIDE's spacings: fast27, ddim50, 10,10,3,2,2.
@@ -106,9 +138,8 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--guidance-scale",
         type=_finite,
-        default=3.0,
         metavar="X",
-        help="how closely to follow the prompt; 1 is no guidance, and twice as fast (default: %(default)s)",
+        help="how closely to follow the prompt; 1 is no guidance, and twice as fast (default: 3, or 5 with --mask)",
     )
     how.add_argument(
         "--scheduler", type=_scheduler, metavar="NAME", help="sampler of the base model (default: the model's own)"
@@ -160,12 +191,20 @@ def _checked(convert: Callable[[str], Any], accept: Callable[[Any], bool], allow
 _positive_int = _checked(int, lambda value: value >= 1, "a whole number of 1 or more")
 _seed = _checked(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
 _finite = _checked(float, math.isfinite, "a finite number")
+_strength = _checked(float, lambda value: 0 < value <= 1, "a number above 0 and up to 1")
 _steps = _checked(
     lambda text: int(text) if text.isdecimal() else text,
     lambda value: RESPACING.fullmatch(str(value)) is not None,
     "a number of steps or a spacing such as fast27, ddim50 or 10,10,3,2,2",
 )
 _scheduler = _checked(SCHEDULERS.get, bool, f"one of {', '.join(SCHEDULERS)}")
+
+
+def _input_file(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    return path
 
 
 def _output_file(text: str) -> Path:

@@ -20,7 +20,14 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from safetensors import SafetensorError
 
-from . import GLIDEPipeline, shapes_checkpoint
+from . import (
+    GLIDEImg2ImgPipeline,
+    GLIDEInpaintPipeline,
+    GLIDEPipeline,
+    GLIDESuperResolutionPipeline,
+    shapes_checkpoint,
+)
+from .pipelines.pipeline_utils import GLIDEPipelineBase
 
 
 def draw(args: argparse.Namespace) -> None:
@@ -40,12 +47,9 @@ def draw(args: argparse.Namespace) -> None:
     try:
         images = pipe(
             args.prompt,
-            guidance_scale=args.guidance_scale,
-            negative_prompt=args.negative_prompt,
             num_images_per_prompt=args.num_images,
             generator=[torch.Generator().manual_seed(seed + index) for index in range(num_images)],
-            **_steps_arguments("", args.steps),
-            **_steps_arguments("super_res_", args.super_res_steps),
+            **_task_arguments(args),
         ).images
     except ValueError as error:
         # The pipeline checks its arguments before any network runs, and all of them came from the user.
@@ -58,7 +62,39 @@ def draw(args: argparse.Namespace) -> None:
         print(f"{args.output}: {picture.width} x {picture.height} pixels, {seeds}")
 
 
-def load_pipeline(args: argparse.Namespace) -> GLIDEPipeline:
+def _task(args: argparse.Namespace) -> type[GLIDEPipelineBase]:
+    """The pipeline of the task that the options make."""
+    if args.image is None:
+        return GLIDEPipeline
+    if args.enlarge:
+        return GLIDESuperResolutionPipeline
+    return GLIDEImg2ImgPipeline if args.mask is None else GLIDEInpaintPipeline
+
+
+def _task_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What the task's pipeline takes of the options that were given; the rest is left at its defaults."""
+    given = {
+        "image": None if args.image is None else _open_picture(args.image),
+        "mask_image": None if args.mask is None else _open_picture(args.mask),
+        "strength": args.strength,
+        "guidance_scale": args.guidance_scale,
+        "negative_prompt": args.negative_prompt,
+        **_steps_arguments("", args.steps),
+        **_steps_arguments("super_res_", args.super_res_steps),
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _open_picture(path: Path) -> Image.Image:
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise argparse.ArgumentError(None, f"{path} cannot be read as a picture: {error}") from error
+    return picture
+
+
+def load_pipeline(args: argparse.Namespace) -> GLIDEPipelineBase:
     """The pipeline that the options ask for, on its device.
 
     Raises:
@@ -80,6 +116,7 @@ def load_pipeline(args: argparse.Namespace) -> GLIDEPipeline:
             library, class_name = name.split(".")
             scheduler_class = getattr(importlib.import_module(library), class_name)
             pipe.register_modules(**{component: scheduler_class.from_config(current.config)})
+    pipe = _task(args).from_pipe(pipe)
     pipe.set_progress_bar_config(disable=args.quiet)
     return pipe.to(device)
 

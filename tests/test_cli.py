@@ -19,7 +19,7 @@ from tiny import tiny_pipeline
 
 import glide_cli
 import glide_pipelines
-from glide_pipelines import GLIDEPipeline, cli
+from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline, GLIDEPipeline, cli
 
 
 PROMPT = "a red circle"
@@ -190,6 +190,70 @@ def test_a_prompt_outside_the_shapes_world_is_warned_of(glide, model, tmp_path):
     assert "warning" not in err
 
 
+# -- editing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path) -> tuple[Path, Path]:
+    """A picture, and a mask whose left half is white."""
+    picture, mask = Image.new("RGB", (32, 32), (10, 200, 30)), Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 16, 32))
+    picture.save(tmp_path / "in.png")
+    mask.save(tmp_path / "mask.png")
+    return tmp_path / "in.png", tmp_path / "mask.png"
+
+
+def test_a_mask_makes_it_inpaint(glide, model, files, tmp_path):
+    output = tmp_path / "out.png"
+    code, _, err = glide(
+        PROMPT, "--image", files[0], "--mask", files[1], "-o", output, "--model", model, "--seed", 1, *QUICK
+    )
+    assert code == 0, err
+    colours = Image.open(output).crop((16, 0, 32, 32)).getcolors()
+    assert colours == [(16 * 32, (10, 200, 30))]
+    assert len(Image.open(output).crop((0, 0, 16, 32)).getcolors()) > 1
+
+
+def test_a_picture_alone_is_a_sketch(glide, model, files, tmp_path):
+    output = tmp_path / "out.png"
+    options = ("--image", files[0], "-o", output, "--model", model, "--strength", "0.5", "--seed", 1, *QUICK)
+    code, _, err = glide(PROMPT, *options)
+    assert code == 0, err
+    assert Image.open(output).size == (32, 32)
+    assert "| 1/1 [" in err and "| 2/2 [" in err  # half of the base stage's two steps, all of the upsampler's
+
+
+def test_enlarge(glide, model, files, tmp_path):
+    output = tmp_path / "out.png"
+    options = ("--image", files[0], "--enlarge", "-o", output, "--model", model, "--super-res-steps", 2, "-q")
+    assert glide(PROMPT, *options) == (0, "", "")
+    assert Image.open(output).size == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--mask", "{mask}"], ["--mask needs --image"]),
+        (["--enlarge"], ["--enlarge needs --image"]),
+        (["--strength", "0.5"], ["--strength needs --image"]),
+        (["--image", "{image}", "--mask", "{mask}", "--enlarge"], ["--mask and --enlarge are different tasks"]),
+        (["--image", "{image}", "--enlarge", "--steps", "5"], ["--steps", "--enlarge does not run"]),
+        (["--image", "{image}", "--strength", "0"], ["--strength", "above 0", "'0'"]),
+        (["--image", "{image}", "--strength", "2"], ["--strength", "'2'"]),
+        (["--image", "missing.png"], ["--image", "no file 'missing.png'"]),
+        (["--image", "{text}"], ["text.txt cannot be read as a picture"]),
+        (["--image", "{image}", "--mask", "{black}"], ["`mask_image` 0 of 1 has nothing to repaint"]),
+    ],
+)
+def test_bad_editing_options(glide, model, files, tmp_path, options, words):
+    Image.new("L", (32, 32)).save(tmp_path / "black.png")
+    (tmp_path / "text.txt").write_text("not a picture")
+    names = {"image": files[0], "mask": files[1], "black": tmp_path / "black.png", "text": tmp_path / "text.txt"}
+    options = [option.format(**names) for option in options]
+    assert_user_error(glide(PROMPT, "-o", tmp_path / "out.png", "--model", model, "--device", "cpu", *options), *words)
+    assert not (tmp_path / "out.png").exists()
+
+
 # -- the page of help -----------------------------------------------------------------------------------------------
 
 
@@ -212,8 +276,14 @@ def test_help_states_the_pipeline_s_own_defaults(glide):
     assert max(map(len, page.splitlines())) <= 105
     for action in glide_cli.build_parser()._actions:
         assert action.help, action.dest
-    parameters = inspect.signature(GLIDEPipeline.__call__).parameters
-    assert glide_cli.build_parser().get_default("guidance_scale") == parameters["guidance_scale"].default
+    drawing, inpainting, sketching = (
+        inspect.signature(pipeline.__call__).parameters
+        for pipeline in (GLIDEPipeline, GLIDEInpaintPipeline, GLIDEImg2ImgPipeline)
+    )
+    scales = (drawing["guidance_scale"].default, inpainting["guidance_scale"].default)
+    assert "(default: {:g}, or {:g} with --mask)".format(*scales) in " ".join(page.split())
+    assert sketching["guidance_scale"].default == scales[0]
+    assert f"(default: {sketching['strength'].default})" in page
     from glide_pipelines.pipelines import pipeline_utils
 
     assert f"steps of the base model (default: {pipeline_utils.DEFAULT_TIMESTEPS})" in page

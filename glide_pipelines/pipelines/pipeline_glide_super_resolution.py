@@ -122,6 +122,8 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
             ValueError, TypeError: before any network runs, naming the argument, what was given and what is allowed.
         """
         # 1. Check everything before any network runs.
+        if self.super_res_unet is None or self.super_res_scheduler is None:
+            raise ValueError("`super_res_unet` and `super_res_scheduler` are needed to enlarge, and there are none.")
         self._check_channels(super_res_unet=(6,))
         call = self._prepare_call(
             prompt=prompt,
