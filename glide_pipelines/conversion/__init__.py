@@ -1,7 +1,7 @@
 """Released checkpoints to diffusers folders, and back."""
 
 from .convert import convert_diffusers_to_glide, convert_glide_to_diffusers
-from .download import RELEASED_FILES, download, find_checkpoint
+from .download import RELEASED_FILES, download_checkpoint, find_checkpoint
 from .errors import ConversionError
 from .model_card import glide_filtered_card, model_card
 
@@ -11,7 +11,7 @@ __all__ = [
     "ConversionError",
     "convert_diffusers_to_glide",
     "convert_glide_to_diffusers",
-    "download",
+    "download_checkpoint",
     "find_checkpoint",
     "glide_filtered_card",
     "model_card",

@@ -204,11 +204,12 @@ def _scheduler(unet: GLIDEUNet2DConditionModel) -> SchedulerMixin:
 
 def _save_networks(stage: _Stage, folder: Path, dtype: torch.dtype, variant: str | None) -> Iterator[str]:
     """Fill one network after the other, write it, empty it again, and yield its name."""
-    state_dict = read_state_dict(stage.path)
     for name in ("text_encoder", "unet"):
         network = getattr(stage.networks, name)
-        tensors = to_diffusers(state_dict, stage.networks.table, name)
+        # Mapped anew for each network: what has been read of a mapped file counts as used memory until it is closed.
+        tensors = to_diffusers(read_state_dict(stage.path), stage.networks.table, name)
         network.load_state_dict({key: tensor.to(dtype) for key, tensor in tensors.items()}, assign=True)
+        del tensors
         network.save_pretrained(folder / f"{stage.prefix}{name}", variant=variant)
         network.to("meta")
         yield f"{stage.prefix}{name}"

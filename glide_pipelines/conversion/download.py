@@ -37,11 +37,11 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
         ConversionError: if the download fails; what has arrived is kept, and the next call goes on from there.
     """
     if str(name_or_path) in RELEASED_FILES and not Path(name_or_path).exists():
-        return download(RELEASE_URL + RELEASED_FILES[str(name_or_path)])
+        return download_checkpoint(RELEASE_URL + RELEASED_FILES[str(name_or_path)])
     return Path(name_or_path).expanduser()
 
 
-def download(url: str) -> Path:
+def download_checkpoint(url: str) -> Path:
     """Download a checkpoint to the Hugging Face cache, with a progress bar, unless it is there already.
 
     The file has its name only once all of it has arrived and it opens as a state dict.

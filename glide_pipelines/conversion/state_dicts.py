@@ -139,9 +139,7 @@ def to_glide(unet: GLIDEUNet2DConditionModel, text_encoder: GLIDETextEncoder) ->
     for component, state in states.items():
         known = {key for row in table if row.component == component for key in row.diffusers}
         if unknown := sorted(state.keys() - known):
-            raise ValueError(
-                f"The {component} is no GLIDE model: {len(unknown)} unknown tensors, first {unknown[0]!r}."
-            )
+            raise ValueError(f"the {component} is not GLIDE's: {len(unknown)} unknown tensors, first {unknown[0]!r}")
     return OrderedDict((row.glide, row.join(states[row.component])) for row in table)
 
 

@@ -1,0 +1,383 @@
+"""What cannot be converted is refused in one line that names the argument, and nothing is left behind."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from small import OPTIONS, ROOT, arguments, script, small_state_dict, write_checkpoint, write_tokenizer
+
+from glide_pipelines import GLIDEPipeline
+from glide_pipelines.conversion import (
+    ConversionError,
+    convert,
+    convert_diffusers_to_glide,
+    convert_glide_to_diffusers,
+)
+
+
+class Code:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("released")
+    for kind in ("base", "upsample", "base-inpaint", "upsample-inpaint"):
+        write_checkpoint(folder, kind)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def refused(files, tmp_path):
+    """Convert, and expect the given message; whatever the options replace."""
+
+    def convert_(match, **options):
+        options = {
+            "checkpoint_path": files / "base.pt",
+            "super_res_checkpoint_path": files / "upsample.pt",
+            "tokenizer": files / "tokenizer",
+            "dump_path": tmp_path / "made" / "glide",
+            **OPTIONS,
+            **options,
+        }
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ConversionError, match=match) as error:
+            convert_glide_to_diffusers(**options)
+        assert "\n" not in str(error.value)
+        assert sorted(tmp_path.rglob("*")) == before, "something was left behind"
+
+    return convert_
+
+
+def damaged(name, files, tmp_path):
+    """A file that holds no GLIDE checkpoint."""
+    path = tmp_path / "bad.pt"
+    whole = (files / "base.pt").read_bytes()
+    state_dict = torch.load(files / "base.pt", weights_only=True)
+    if name == "a folder":
+        path.mkdir()
+    elif name == "empty":
+        path.touch()
+    elif name == "text":
+        path.write_text("<html>not found</html>" * 100)
+    elif name == "cut in the middle":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif name == "cut at the end":
+        path.write_bytes(whole[:-1])
+    elif name == "old and cut":
+        torch.save(state_dict, path, _use_new_zipfile_serialization=False)
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif name == "a zip file":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("readme.txt", "nothing")
+    elif name == "code":
+        torch.save(state_dict | {"code": Code(tmp_path / "hacked")}, path)
+    elif name == "old with code":
+        torch.save(state_dict | {"code": Code(tmp_path / "hacked")}, path, _use_new_zipfile_serialization=False)
+    elif name == "a pickle of code":
+        path.write_bytes(pickle.dumps(Code(tmp_path / "hacked")))
+    elif name == "a module":
+        torch.save(torch.nn.Linear(2, 2), path)
+    else:
+        torch.save(CONTENTS[name](state_dict), path)
+    return path
+
+
+CONTENTS = {
+    "a tensor": lambda state_dict: torch.zeros(2),
+    "nothing": lambda state_dict: {},
+    "a training checkpoint": lambda state_dict: {"step": 10, "model": state_dict},
+    "numbered tensors": lambda state_dict: {0: torch.zeros(2)},
+    "a sparse tensor": lambda state_dict: state_dict | {"out.2.bias": torch.zeros(6).to_sparse()},
+    "integers": lambda state_dict: state_dict | {"out.2.bias": torch.zeros(6, dtype=torch.int64)},
+    "another model": lambda state_dict: {"encoder.weight": torch.zeros(2, 2), "encoder.bias": torch.zeros(2)},
+    "a guided diffusion model": lambda state_dict: {
+        key: tensor for key, tensor in state_dict.items() if key.split(".")[0].endswith(("blocks", "block", "out"))
+    },
+    "a CLIP": lambda state_dict: {"blocks.input.w_voc": torch.zeros(2, 2)},
+    "four input channels": lambda state_dict: state_dict | {"input_blocks.0.0.weight": torch.zeros(32, 4, 3, 3)},
+    "a tensor less": lambda state_dict: {key: tensor for key, tensor in state_dict.items() if key != "out.0.bias"},
+    "a tensor more": lambda state_dict: state_dict | {"extra": torch.zeros(2)},
+    "another shape": lambda state_dict: state_dict | {"middle_block.1.qkv.bias": torch.zeros(3)},
+    "no blocks": lambda state_dict: {k: v for k, v in state_dict.items() if not k.startswith("output_blocks")},
+    "a scalar embedding": lambda state_dict: state_dict | {"token_embedding.weight": torch.zeros(())},
+    "odd channels": lambda state_dict: state_dict | {"input_blocks.1.0.out_layers.3.weight": torch.zeros(33, 32, 3, 3)},
+}
+MESSAGES = {
+    "a folder": "cannot be read: Is a directory",
+    "empty": "not a PyTorch checkpoint",
+    "text": "not a PyTorch checkpoint",
+    "cut in the middle": "cut short",
+    "cut at the end": "cut short",
+    "old and cut": "cut short or damaged",
+    "a zip file": "cut short or damaged, or not a state dict of PyTorch",
+    "code": "something other than tensors; it was not loaded, since that could run code",
+    "old with code": "something other than tensors",
+    "a pickle of code": "something other than tensors",
+    "a module": "something other than tensors",
+    "a tensor": "a state dict is needed .*, the file holds a Tensor",
+    "nothing": "a state dict is needed .*, the file holds a dict",
+    "a training checkpoint": "a plain state dict is needed .*, the file holds a int under 'step'",
+    "numbered tensors": "a plain state dict is needed .*, the file holds a Tensor under 0",
+    "a sparse tensor": "'out.2.bias' is not an ordinary dense tensor",
+    "integers": r"'out.2.bias' holds torch.int64",
+    "another model": "the checkpoint of another model, not a GLIDE UNet",
+    "a guided diffusion model": "the checkpoint of another model, not a GLIDE UNet",
+    "a CLIP": "GLIDE's clip-text-enc, not a GLIDE UNet",
+    "four input channels": "the checkpoint of another model",
+    "a tensor less": "'out.0.bias' is missing",
+    "a tensor more": "'extra' is unknown",
+    "another shape": r"'middle_block.1.qkv.bias' is \(3,\) where \(192,\) is needed",
+    "no blocks": "not a whole GLIDE checkpoint",
+    "a scalar embedding": "not a whole GLIDE checkpoint",
+    "odd channels": "not a whole GLIDE checkpoint",
+}
+
+
+@pytest.mark.parametrize("argument", ["checkpoint_path", "super_res_checkpoint_path"])
+@pytest.mark.parametrize("name", ["code", "cut in the middle", "another model"])
+def test_the_argument_is_named(refused, files, tmp_path, name, argument):
+    path = damaged(name, files, tmp_path)
+    refused(rf"^`{argument}` \({path}\): .*{MESSAGES[name]}", **{argument: path})
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_bad_files(refused, files, tmp_path, name):
+    path = damaged(name, files, tmp_path)
+    refused(rf"^`checkpoint_path` \({path}\): .*{MESSAGES[name]}", checkpoint_path=path)
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_a_missing_file(refused, tmp_path):
+    refused(r"^`checkpoint_path` \(.*none.pt\): .*No such file", checkpoint_path=tmp_path / "none.pt")
+    refused(r"^`super_res_checkpoint_path` \(.*No such file", super_res_checkpoint_path=tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize(
+    ("base", "upsampler", "message"),
+    [
+        ("upsample", None, "`checkpoint_path` .*GLIDE's upsample, where base or base-inpaint is needed"),
+        ("upsample-inpaint", None, "`checkpoint_path` .*GLIDE's upsample-inpaint, where base or"),
+        ("base", "base", "`super_res_checkpoint_path` .*GLIDE's base, where upsample or upsample-inpaint is needed"),
+        ("base", "upsample-inpaint", "`super_res_checkpoint_path` .*both must inpaint, or neither"),
+        ("base-inpaint", "upsample", "`super_res_checkpoint_path` .*both must inpaint, or neither"),
+    ],
+)
+def test_kinds_that_do_not_belong_there(refused, files, base, upsampler, message):
+    upsampler = None if upsampler is None else files / f"{upsampler}.pt"
+    refused(message, checkpoint_path=files / f"{base}.pt", super_res_checkpoint_path=upsampler)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"vocab": 300}, "`super_res_checkpoint_path` .* has 300 tokens, that of `checkpoint_path` 258"),
+        ({"context": 9}, "`super_res_checkpoint_path` .* has 9 positions, that of `checkpoint_path` 12"),
+    ],
+)
+def test_text_encoders_that_cannot_share_a_tokenizer(refused, tmp_path, sizes, message):
+    path = write_checkpoint(tmp_path, "upsample", **sizes)
+    refused(message, super_res_checkpoint_path=path)
+
+
+def test_a_tokenizer_of_another_vocabulary(refused, tmp_path):
+    path = write_checkpoint(tmp_path, vocab=300)
+    refused(
+        r"^`tokenizer` .* has 258 entries, but the checkpoint's token embedding has 300 rows",
+        checkpoint_path=path,
+        super_res_checkpoint_path=None,
+    )
+
+
+@pytest.mark.parametrize("content", [None, "empty", "broken"])
+def test_a_folder_without_a_tokenizer(refused, tmp_path, content):
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    if content == "broken":
+        (folder / "vocab.json").write_text("{")
+        (folder / "merges.txt").write_text("")
+    if content == "empty":
+        (folder / "vocab.json").write_text("{}")
+    message = "the files are no GPT-2 tokenizer" if content == "broken" else "no vocab.json and merges.txt"
+    refused(rf"^`tokenizer` \({folder}\): .*{message}", tokenizer=folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attention_head_dim": 7}, "`attention_head_dim` must divide .*, 64, got 7"),
+        ({"attention_head_dim": 0}, "`attention_head_dim` must divide .*, 64, got 0"),
+        ({"attention_head_dim": 128}, "`attention_head_dim` must divide .*, 64, got 128"),
+        ({"text_num_attention_heads": 5}, "`text_num_attention_heads` must divide .*, 32, got 5"),
+        ({"text_num_attention_heads": -1}, "`text_num_attention_heads` must divide .*, 32, got -1"),
+        ({"text_num_attention_heads": None}, "`text_num_attention_heads` must be given: .*, 32, does not"),
+        ({"image_size": 15}, r"`checkpoint_path` .* image size must be a positive multiple of 2 .*, got 15"),
+        ({"super_res_image_size": 0}, r"`super_res_checkpoint_path` .* positive multiple of 2 .*, got 0"),
+        ({"dtype": "int8"}, "`dtype` must be one of float32, float16, bfloat16, got 'int8'"),
+        ({"push_to_hub": "not/a/repository"}, "`push_to_hub` must be a repository on the Hub"),
+    ],
+)
+def test_bad_options(refused, options, message):
+    refused(message, **options)
+
+
+def test_the_default_head_width_is_the_released_one(tmp_path):
+    write_tokenizer(tmp_path)
+    path = write_checkpoint(tmp_path, channels=(32, 128), width=128)
+    folder = convert_glide_to_diffusers(path, tmp_path / "glide", tokenizer=tmp_path / "tokenizer")
+    pipe = GLIDEPipeline.from_pretrained(folder)
+    assert pipe.unet.config.attention_head_dim == 64
+    assert pipe.text_encoder.config.num_attention_heads == 2
+
+
+def test_a_folder_that_is_not_empty(refused, tmp_path):
+    (tmp_path / "glide").mkdir()
+    (tmp_path / "glide" / "mine").write_text("keep")
+    refused(r"^`dump_path` \(.*glide\): the folder exists and is not empty", dump_path=tmp_path / "glide")
+    refused(r"^`dump_path` \(.*mine\): this is a file", dump_path=tmp_path / "glide" / "mine")
+    refused(r"^`dump_path` \(.*\): the folder cannot be made", dump_path=tmp_path / "glide" / "mine" / "more")
+    assert (tmp_path / "glide" / "mine").read_text() == "keep"
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["empty folder", "new folder"])
+def test_a_failure_half_way_leaves_nothing(files, tmp_path, monkeypatch, given):
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    if given:
+        (tmp_path / "glide").mkdir()
+    monkeypatch.setattr(convert, "glide_filtered_card", fail)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(KeyboardInterrupt):
+        convert_glide_to_diffusers(files / "base.pt", tmp_path / "glide", tokenizer=files / "tokenizer", **OPTIONS)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def folder(files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("converted") / "glide"
+    return convert_glide_to_diffusers(files / "base.pt", folder, tokenizer=files / "tokenizer", **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: (folder / "unet/config.json").unlink(), "there is no unet"),
+        (lambda folder: (folder / "text_encoder/config.json").unlink(), "unet and text_encoder are not those of GLIDE"),
+        (lambda folder: cut(folder / "unet/diffusion_pytorch_model.safetensors"), "are not those of GLIDE"),
+        (lambda folder: pickled(folder / "unet"), "are not those of GLIDE"),
+        (lambda folder: stock(folder / "unet"), "are not those of GLIDE|not the tensors of a GLIDE checkpoint"),
+    ],
+    ids=["no unet", "no text encoder", "cut short", "a pickle", "another UNet"],
+)
+def test_the_way_back_from_a_bad_folder(folder, tmp_path, harm, message):
+    shutil.copytree(folder, tmp_path / "glide")
+    harm(tmp_path / "glide")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ConversionError, match=rf"^`model_path` \({tmp_path / 'glide'}\): .*({message})") as error:
+        convert_diffusers_to_glide(tmp_path / "glide", tmp_path / "back")
+    assert "\n" not in str(error.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def pickled(folder):
+    torch.save({"weight": torch.zeros(2)}, folder / "diffusion_pytorch_model.bin")
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+
+
+def stock(folder):
+    UNet2DConditionModel(
+        block_out_channels=(32, 32),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).save_pretrained(folder)
+
+
+def test_the_way_back_into_a_folder_that_is_not_empty(folder, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConversionError, match=r"`dump_path` .* not empty"):
+        convert_diffusers_to_glide(folder, tmp_path)
+    with pytest.raises(ConversionError, match=r"`model_path` .* there is no unet"):
+        convert_diffusers_to_glide(tmp_path / "none", tmp_path / "back")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("convert_glide_to_diffusers", {"checkpoint_path": "none.pt", "dump_path": "out"}),
+        ("convert_glide_to_diffusers", {"checkpoint_path": "none.pt"}),
+        ("convert_glide_to_diffusers", {"checkpoint_path": "none.pt", "dump_path": "out", "dtype": "int8"}),
+        ("convert_glide_to_diffusers", {"checkpoint_path": "none.pt", "dump_path": "out", "image_size": "big"}),
+        ("convert_diffusers_to_glide", {"model_path": "none", "dump_path": "out"}),
+    ],
+)
+def test_the_scripts_print_one_line_and_exit_with_2(name, options, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        script(name).main(arguments(**options))
+    assert exit_.value.code == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    assert "error: " in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_error_is_one_line_too(tmp_path, monkeypatch, capsys):
+    module = script("convert_glide_to_diffusers")
+
+    def fail(**kwargs):
+        raise OSError(28, "No space left on device", "/full/disk")
+
+    monkeypatch.setattr(module, "convert_glide_to_diffusers", fail)
+    with pytest.raises(SystemExit) as exit_:
+        module.main(arguments(checkpoint_path="base.pt", dump_path="out"))
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.endswith("error: No space left on device: /full/disk\n")
+
+
+def test_the_script_as_a_process(files, tmp_path):
+    path = damaged("code", files, tmp_path)
+    command = [sys.executable, ROOT / "conversion/convert_glide_to_diffusers.py"]
+    command += arguments(checkpoint_path=path, dump_path=tmp_path / "out")
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("convert_glide_to_diffusers.py: error: `checkpoint_path` (")
+    assert "Traceback" not in result.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bad.pt"]
+
+
+def test_help_says_what_a_wrong_head_width_does(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        script("convert_glide_to_diffusers").main(["--help"])
+    assert exit_.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "a wrong number makes wrong pictures without an error" in text
+    assert "(default: 64)" in text
+
+
+def test_unlike_the_released_names(tmp_path, monkeypatch, files):
+    """A file in the working directory goes before a download of the same name."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(small_state_dict(), "base")
+    folder = convert_glide_to_diffusers("base", "glide", tokenizer=files / "tokenizer", **OPTIONS)
+    assert folder == tmp_path / "glide"
