@@ -40,7 +40,8 @@ def draw(args: argparse.Namespace) -> None:
         argparse.ArgumentError: if the model, an option's value, the device or the output file is at fault.
     """
     _speak_plainly(args.quiet)
-    pipe = load_pipeline(args)
+    pipe = _task(args).from_pipe(load_pipeline(args))
+    pipe.set_progress_bar_config(disable=args.quiet)
     num_images = len(args.prompt) * args.num_images
     # One seed per picture, so that a picture of a grid can be drawn again alone.
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
@@ -94,7 +95,7 @@ def _open_picture(path: Path) -> Image.Image:
     return picture
 
 
-def load_pipeline(args: argparse.Namespace) -> GLIDEPipelineBase:
+def load_pipeline(args: argparse.Namespace) -> GLIDEPipeline:
     """The pipeline that the options ask for, on its device.
 
     Raises:
@@ -116,7 +117,6 @@ def load_pipeline(args: argparse.Namespace) -> GLIDEPipelineBase:
             library, class_name = name.split(".")
             scheduler_class = getattr(importlib.import_module(library), class_name)
             pipe.register_modules(**{component: scheduler_class.from_config(current.config)})
-    pipe = _task(args).from_pipe(pipe)
     pipe.set_progress_bar_config(disable=args.quiet)
     return pipe.to(device)
 
