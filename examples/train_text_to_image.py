@@ -72,6 +72,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--low_res_blur", type=float, default=0.0, help="super_res: largest blur radius of the small picture")
     add("--low_res_noise", type=float, default=0.0, help="super_res: largest noise deviation in the small picture")
     add("--proportion_empty_prompts", type=float, default=0.2, help="captions left out (default: %(default)s)")
+    add("--noise_offset", type=float, default=0.0, help="deviation of a constant added to each channel's noise")
     add("--noisy_share", type=float, default=0.0, help="timesteps drawn from the noisier half beside the uniform ones")
     add("--snr_weight_range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="weight by clamp(1/SNR, LOW, HIGH)")
 
@@ -186,7 +187,13 @@ def build_dataset(args: argparse.Namespace, components: dict[str, object]) -> Te
         tuple(args.snr_weight_range) if args.snr_weight_range else None,
     )
     return TextToImageDataset(
-        source, components["tokenizer"], weighting, args.seed, args.proportion_empty_prompts, low_resolution
+        source,
+        components["tokenizer"],
+        weighting,
+        args.seed,
+        args.proportion_empty_prompts,
+        low_resolution,
+        args.noise_offset,
     )
 
 

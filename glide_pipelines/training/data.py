@@ -187,9 +187,11 @@ class TextToImageDataset(Dataset):
         proportion_empty_prompts (`float`): So many captions are replaced by the empty one, for classifier-free
             guidance (20 % in the paper).
         low_resolution ([`LowResolution`], *optional*): For upsamplers.
+        noise_offset (`float`): Deviation of a constant that is added to the noise of each channel. An upsampler then
+            cannot read the mean colour off x_t, and learns to take it from the small picture.
 
     Raises:
-        ValueError: if `proportion_empty_prompts` is out of its range.
+        ValueError: if `proportion_empty_prompts` or `noise_offset` is out of its range.
     """
 
     def __init__(
@@ -200,15 +202,19 @@ class TextToImageDataset(Dataset):
         seed: int,
         proportion_empty_prompts: float = 0.2,
         low_resolution: LowResolution | None = None,
+        noise_offset: float = 0.0,
     ) -> None:
         if not 0 <= proportion_empty_prompts <= 1:
             raise ValueError(f"`proportion_empty_prompts` must lie between 0 and 1, got {proportion_empty_prompts}.")
+        if noise_offset < 0:
+            raise ValueError(f"`noise_offset` must be at least 0, got {noise_offset}.")
         self.source = source
         self.tokenizer = tokenizer
         self.weighting = weighting
         self.seed = seed
         self.proportion_empty_prompts = proportion_empty_prompts
         self.low_resolution = low_resolution
+        self.noise_offset = noise_offset
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """`pixel_values` and `noise` `[3, H, W]`, `timesteps` `[]`, `input_ids` and `attention_mask` `[L]`; for
@@ -222,6 +228,8 @@ class TextToImageDataset(Dataset):
             picture, example["low_res"] = self.low_resolution(picture, rng)
         example["pixel_values"] = to_tensor(picture)
         example["noise"] = _normal(rng, tuple(example["pixel_values"].shape))
+        if self.noise_offset:
+            example["noise"] += self.noise_offset * _normal(rng, (3, 1, 1))
         example["timesteps"] = torch.tensor(self.weighting.draw(index, self.seed))
         return example
 

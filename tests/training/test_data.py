@@ -55,6 +55,16 @@ def test_pictures_are_of_8_bit_and_noise_is_unit():
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
 
 
+def test_noise_offset_moves_whole_channels():
+    plain, offset = make_dataset(), make_dataset(noise_offset=0.5)
+    moved = torch.stack([offset[index]["noise"] - plain[index]["noise"] for index in range(200)])
+    torch.testing.assert_close(moved, moved[..., :1, :1].expand_as(moved), atol=1e-6, rtol=0)
+    assert moved[..., 0, 0].std() == pytest.approx(0.5, abs=0.05)
+    assert moved[:, 0].mean() != moved[:, 1].mean()
+    with pytest.raises(ValueError, match="`noise_offset`"):
+        make_dataset(noise_offset=-1.0)
+
+
 def test_captions_are_replaced_by_the_empty_one():
     dataset = make_dataset(8)
     examples = [dataset[index] for index in range(300)]
