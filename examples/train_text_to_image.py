@@ -71,6 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--low_resolution", type=int, help="super_res: size of the small picture; by default a quarter")
     add("--low_res_blur", type=float, default=0.0, help="super_res: largest blur radius of the small picture")
     add("--low_res_noise", type=float, default=0.0, help="super_res: largest noise deviation in the small picture")
+    add("--low_res_consistency", action="store_true", help="super_res: sampling keeps the small picture's colours")
     add("--proportion_empty_prompts", type=float, default=0.2, help="captions left out (default: %(default)s)")
     add("--noise_offset", type=float, default=0.0, help="deviation of a constant added to each channel's noise")
     add("--noisy_share", type=float, default=0.0, help="timesteps drawn from the noisier half beside the uniform ones")
@@ -104,7 +105,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.dataset_name is not None and args.train_data_dir is not None:
         raise ValueError("Pass only one of `dataset_name` and `train_data_dir`.")
-    for name in ("crop_size", "low_resolution", "low_res_blur", "low_res_noise"):
+    for name in ("crop_size", "low_resolution", "low_res_blur", "low_res_noise", "low_res_consistency"):
         if args.stage == "base" and getattr(args, name):
             raise ValueError(f"`{name}` is for the stage super_res.")
     if args.dataset_name is None and args.train_data_dir is None:
@@ -220,8 +221,12 @@ def save_pipeline(args: argparse.Namespace, components: dict[str, object]) -> Pa
         for name, part in components["others"].items():
             parts[name] = part if name.endswith("scheduler") else cast(part, **dtype)
     if "unet" in parts:
-        domain = "shapes" if args.dataset_name == "shapes" else None
-        GLIDEPipeline(**parts, prompt_domain=domain).save_pretrained(partial)
+        earlier = GLIDEPipeline.load_config(folder) if (folder / GLIDEPipeline.config_name).is_file() else {}
+        GLIDEPipeline(
+            **parts,
+            prompt_domain="shapes" if args.dataset_name == "shapes" else None,
+            low_res_consistency=args.low_res_consistency or earlier.get("low_res_consistency", False),
+        ).save_pretrained(partial)
     else:  # An upsampler whose base is still to come.
         for name, part in parts.items():
             part.save_pretrained(partial / name)

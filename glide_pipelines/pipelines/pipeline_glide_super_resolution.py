@@ -42,7 +42,7 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
         super_res_unet ([`GLIDEUNet2DConditionModel`]): The upsampler, 6 input channels.
         super_res_scheduler (`SchedulerMixin`): [`GLIDEDDIMScheduler`] as released.
         enlargement (`int`, defaults to 4): How many times larger the upsampler was trained to make a picture.
-        prompt_domain (`str`, *optional*): See [`GLIDEPipeline`].
+        prompt_domain (`str`, *optional*), low_res_consistency (`bool`, defaults to `False`): See [`GLIDEPipeline`].
     """
 
     # The base stage, which other pipelines have.
@@ -58,6 +58,7 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
         super_res_scheduler: SchedulerMixin,
         enlargement: int = 4,
         prompt_domain: str | None = None,
+        low_res_consistency: bool = False,
     ) -> None:
         DiffusionPipeline.__init__(self)
         self.register_modules(
@@ -66,7 +67,9 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
             super_res_unet=super_res_unet,
             super_res_scheduler=super_res_scheduler,
         )
-        self.register_to_config(enlargement=enlargement, prompt_domain=prompt_domain)
+        self.register_to_config(
+            enlargement=enlargement, prompt_domain=prompt_domain, low_res_consistency=low_res_consistency
+        )
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
     @property

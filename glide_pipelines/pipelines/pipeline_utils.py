@@ -57,6 +57,9 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         super_res_scheduler (`SchedulerMixin`, *optional*): Of the upsampler.
         prompt_domain (`str`, *optional*): `"shapes"` for a checkpoint of the shapes world: prompts outside it get a
             warning.
+        low_res_consistency (`bool`, defaults to `False`): At each step of the upsampler, correct the estimate of the
+            clean picture so that, reduced, it is the small one (DDNM, arXiv 2212.00490). An upsampler that was trained
+            only briefly keeps its colours with it; OpenAI's need no correction, and would no longer equal the original.
     """
 
     model_cpu_offload_seq = "text_encoder->super_res_text_encoder->unet->super_res_unet"
@@ -80,6 +83,7 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         super_res_unet: GLIDEUNet2DConditionModel | None = None,
         super_res_scheduler: SchedulerMixin | None = None,
         prompt_domain: str | None = None,
+        low_res_consistency: bool = False,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -91,7 +95,7 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
             super_res_unet=super_res_unet,
             super_res_scheduler=super_res_scheduler,
         )
-        self.register_to_config(prompt_domain=prompt_domain)
+        self.register_to_config(prompt_domain=prompt_domain, low_res_consistency=low_res_consistency)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
     # -- properties that a callback may read, or change while the pipeline runs ---------------------------------------

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.guiders import BaseGuidance
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -100,11 +101,14 @@ class SamplingMixin:
         latents: torch.Tensor | None = None,
         unet: Callable | None = None,
         conditions: dict[str, torch.Tensor] | None = None,
+        denoised_fn: Callable[[torch.Tensor], torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """The upsampler's stage: pictures in [-1, 1] of shape `[B, 3, h, w]` to `size`, without guidance."""
         # Training pictures came from 8-bit files: round the small picture as they were.
         low_res = ((low_res + 1) * 127.5).round() / 127.5 - 1
+        if self.config.low_res_consistency:
+            denoised_fn = _consistent_with(low_res, denoised_fn)
         scale = call.upsample_temperature * call.super_res.scheduler.init_noise_sigma
         latents = self.prepare_latents((low_res.shape[0], 3, *size), call.generator, latents, scale)
         with self._run_stage("super_res"):
@@ -115,6 +119,7 @@ class SamplingMixin:
                 latents,
                 call.super_res_prompt_embeds,
                 conditions={"low_res": low_res, **(conditions or {})},
+                denoised_fn=denoised_fn,
                 **kwargs,
             )
 
@@ -233,3 +238,18 @@ class SamplingMixin:
         cond, uncond = predictions
         # Classifier-free guidance: GLIDE, equation 6.
         return uncond + self.guidance_scale * (cond - uncond), model_variance
+
+
+def _consistent_with(
+    low_res: torch.Tensor, then: Callable[[torch.Tensor], torch.Tensor] | None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Corrects an estimate of x_0 so that, reduced, it is the small picture (DDNM, arXiv 2212.00490, section 3.2)."""
+
+    def correct(x_start: torch.Tensor) -> torch.Tensor:
+        x_start = x_start.clamp(-1, 1)
+        missing = low_res - F.adaptive_avg_pool2d(x_start, low_res.shape[-2:])
+        # Spread smoothly: where the correction is not constant, blocks would show.
+        x_start = x_start + F.interpolate(missing, x_start.shape[-2:], mode="bilinear", align_corners=False)
+        return x_start if then is None else then(x_start)
+
+    return correct

@@ -333,6 +333,19 @@ def test_it_is_the_second_stage_of_text_to_image(enlarger):
     np.testing.assert_allclose(result, expected, atol=1e-4)
 
 
+def test_consistency_keeps_the_small_picture(enlarger):
+    """Reduced again, the large picture is the small one, however bad the upsampler is; and no pipeline forgets it."""
+    small = picture(8, 8).resize((8, 8), Image.Resampling.BILINEAR)
+
+    def difference(pipe):
+        large = enlarge(pipe, small)[0].reshape(8, 4, 8, 4, 3).mean(axis=(1, 3))
+        return np.abs(large - np.asarray(small) / 255).mean()
+
+    whole = GLIDEPipeline(**tiny_pipeline().components, low_res_consistency=True)
+    consistent = quiet(GLIDESuperResolutionPipeline.from_pipe(whole))
+    assert difference(consistent) < 0.5 * difference(enlarger)
+
+
 def test_large_pictures_are_drawn_in_tiles(enlarger):
     sizes = []
     hook = enlarger.super_res_unet.register_forward_pre_hook(lambda m, args: sizes.append(tuple(args[0].shape[-2:])))
