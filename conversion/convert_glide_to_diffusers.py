@@ -1,4 +1,4 @@
-"""Convert OpenAI's GLIDE checkpoints to a folder that `GLIDEPipeline.from_pretrained` opens."""
+"""Convert OpenAI's GLIDE checkpoints to a folder that GLIDEPipeline, or GLIDEInpaintPipeline, opens."""
 
 import argparse
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ from huggingface_hub import create_repo, upload_folder
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
-from ..pipelines import GLIDEPipeline
+from ..pipelines import GLIDEInpaintPipeline, GLIDEPipeline
 from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from .detection import Networks, build_networks
 from .download import RELEASED_FILES, find_checkpoint
@@ -27,8 +27,8 @@ from .tokenizers import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PREFIXES = ("", "super_res_")
-# The pipeline that opens a converted folder. Until the inpainting networks have their own, this one holds them.
-_PIPELINES = {"base": GLIDEPipeline, "base-inpaint": GLIDEPipeline}
+# The pipeline that opens a converted folder.
+_PIPELINES = {"base": GLIDEPipeline, "base-inpaint": GLIDEInpaintPipeline}
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ def convert_glide_to_diffusers(
 ) -> Path:
     """Convert a GLIDE base model, and its upsampler, to a folder that `GLIDEPipeline.from_pretrained` opens.
 
-    Memory: about the size of the larger network as it is stored, since the files are mapped and one network is
-    written at a time.
+    A pair that was fine-tuned for inpainting becomes a folder for [`GLIDEInpaintPipeline`].
+
+    Memory: little more than the larger network, since the files are mapped and one network is written at a time.
 
     Args:
         checkpoint_path (`str` or `Path`): The base model: a file in the layout of OpenAI's `base.pt`, or the name
@@ -141,6 +142,7 @@ def convert_diffusers_to_glide(model_path: str | Path, dump_path: str | Path, va
                 state_dict, kind = _read_networks(model_path, prefix, variant)
                 names.append(RELEASED_FILES[kind])
                 torch.save(state_dict, folder / names[-1])
+                del state_dict  # before the next one is read
     return [Path(dump_path).expanduser().resolve() / name for name in names]
 
 
@@ -159,6 +161,11 @@ def _open(
         wanted = "upsample" if prefix else "base"
         if not networks.kind.startswith(wanted):
             raise ConversionError(f"this is GLIDE's {networks.kind}, where {wanted} or {wanted}-inpaint is needed")
+        multiple = networks.unet.size_multiple
+        if image_size < 1 or image_size % multiple:
+            raise ConversionError(
+                f"`{prefix}image_size` must be a positive multiple of {multiple} for this file, got {image_size}"
+            )
     return _Stage(prefix, path, networks)
 
 

@@ -117,10 +117,6 @@ def _unet_config(
     attends = [level for level in levels if f"{firsts[level]}.1.qkv.weight" in state_dict]
     for width in {*(channels[level] for level in attends), channels[-1]}:
         _check_heads("attention_head_dim", attention_head_dim, "the channels of the UNet's attention layers", width)
-    if sample_size < 1 or sample_size % 2 ** (len(levels) - 1):
-        raise ConversionError(
-            f"the image size must be a positive multiple of {2 ** (len(levels) - 1)} for this file, got {sample_size}"
-        )
     return GLIDEUNet2DConditionModel.glide_config(
         block_out_channels=tuple(channels),
         attention_levels=tuple(attends),

@@ -77,12 +77,13 @@ def glide_filtered_card(
         "options": options,
         "context": pipe.text_encoder.config.max_position_embeddings,
         "size": f"{pipe.unet.config.sample_size} x {pipe.unet.config.sample_size}",
+        "upsampling": "" if pipe.super_res_unet is None else ", then 27 steps of the upsampler",
         "components": _component_table(pipe),
         "dtype": str(dtype).removeprefix("torch."),
     }
     sections = {
         "": _SUMMARY,
-        "Use": _USE_NETWORKS if inpaints else _USE,
+        "Use": _USE_INPAINTING if inpaints else _USE,
         "Facts": _FACTS,
         "What it was trained on": _DATA,
         "What it is for": _INTENDED,
@@ -124,16 +125,22 @@ image.save("corgi.png")
 ```
 
 Prompts are cut after {context} tokens. Without further arguments the pipeline samples as the released notebooks do:
-100 steps with classifier-free guidance at scale 3, then 27 steps of the upsampler."""
+100 steps with classifier-free guidance at scale 3{upsampling}."""
 
-_USE_NETWORKS = """\
+_USE_INPAINTING = """\
 ```python
-{imports}from glide_pipelines import GLIDEPipeline
+{imports}from diffusers.utils import load_image
+from glide_pipelines import GLIDEInpaintPipeline
 
-components = GLIDEPipeline.from_pretrained("{location}"{options}).components
+pipe = GLIDEInpaintPipeline.from_pretrained("{location}"{options})
+picture, mask = load_image("picture.png"), load_image("mask.png")  # white in the mask is repainted
+image = pipe("a vase of flowers", image=picture, mask_image=mask).images[0]
+image.save("edited.png")
 ```
 
-The UNets take, beside the noised picture, the known picture and a mask (1 = repaint)."""
+Prompts are cut after {context} tokens. Without further arguments the pipeline samples as the released notebooks do:
+100 steps with classifier-free guidance at scale 5{upsampling}; what the mask keeps is put back at
+each of them."""
 
 _FACTS = """\
 {components}

@@ -6,12 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 from small import HEAD_DIM, OPTIONS, PAIRS, arguments, script, small_networks, write_checkpoint, write_tokenizer
 from tiny import tiny_call
 
-from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler, GLIDEPipeline
+from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler, GLIDEInpaintPipeline, GLIDEPipeline
 from glide_pipelines.conversion import (
     RELEASED_FILES,
     ConversionError,
@@ -50,7 +52,8 @@ def convert_pair(files, pair, dump_path, **options):
 
 
 def test_the_folder_holds_the_networks(files, folder, pair):
-    pipe = GLIDEPipeline.from_pretrained(folder)
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    assert type(pipe) is (GLIDEInpaintPipeline if "inpaint" in pair[0] else GLIDEPipeline)
     for prefix, seed, kind in (("", 0, pair[0]), ("super_res_", 1, pair[1])):
         unet, text_encoder = small_networks(kind, seed=seed)
         for network, original in ((f"{prefix}unet", unet), (f"{prefix}text_encoder", text_encoder)):
@@ -65,7 +68,7 @@ def test_the_folder_holds_the_networks(files, folder, pair):
 
 
 def test_the_folder_is_what_the_pipeline_itself_would_save(folder, tmp_path):
-    GLIDEPipeline.from_pretrained(folder).save_pretrained(tmp_path)
+    DiffusionPipeline.from_pretrained(folder).save_pretrained(tmp_path)
     paths = {path.relative_to(folder) for path in folder.rglob("*") if path.name != "README.md"}
     assert paths == {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
     for path in paths:
@@ -75,17 +78,20 @@ def test_the_folder_is_what_the_pipeline_itself_would_save(folder, tmp_path):
 
 
 def test_schedulers_are_those_of_the_release(folder, pair):
-    pipe = GLIDEPipeline.from_pretrained(folder)
+    pipe = DiffusionPipeline.from_pretrained(folder)
     assert type(pipe.scheduler) is GLIDEDDPMScheduler
     assert pipe.scheduler.config.beta_schedule == "squaredcos_cap_v2"
     assert type(pipe.super_res_scheduler) is (GLIDEDDPMScheduler if "inpaint" in pair[0] else GLIDEDDIMScheduler)
     assert pipe.super_res_scheduler.config.beta_schedule == "linear"
 
 
-def test_the_converted_pipeline_draws(files, tmp_path):
-    pipe = GLIDEPipeline.from_pretrained(convert_pair(files, PAIRS[0], tmp_path / "glide"))
+def test_the_converted_pipeline_draws(folder, pair):
+    pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    assert pipe(**tiny_call()).images.shape == (1, 32, 32, 3)
+    picture = {}
+    if "inpaint" in pair[0]:
+        picture = {"image": np.zeros((32, 32, 3), np.float32), "mask_image": np.ones((32, 32), np.float32)}
+    assert pipe(**tiny_call(**picture)).images.shape == (1, 32, 32, 3)
 
 
 def test_a_base_model_alone(files, tmp_path):
@@ -95,6 +101,9 @@ def test_a_base_model_alone(files, tmp_path):
     assert pipe.super_res_unet is pipe.super_res_text_encoder is pipe.super_res_scheduler is None
     assert pipe(**tiny_call()).images.shape == (1, 16, 16, 3)
     assert [file.name for file in convert_diffusers_to_glide(folder, tmp_path / "back")] == ["base.pt"]
+    card = (folder / "README.md").read_text()
+    assert "super_res_unet" not in card
+    assert "steps of the upsampler" not in card
 
 
 def test_the_way_back_is_exact(files, folder, pair, tmp_path):
@@ -112,7 +121,7 @@ def test_the_way_back_is_exact(files, folder, pair, tmp_path):
 
 
 def test_what_the_folder_is_fine_tuned_to_goes_back_too(folder, pair, tmp_path):
-    pipe = GLIDEPipeline.from_pretrained(folder)
+    pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.unet.mid_block.attentions[0].to_k.weight.data += 1
     pipe.save_pretrained(tmp_path / "tuned")
     file, _ = convert_diffusers_to_glide(tmp_path / "tuned", tmp_path / "back")
@@ -192,16 +201,18 @@ def test_the_model_card(folder, pair):
     assert "{" not in card.text
 
 
-def test_the_card_s_example_runs(files, tmp_path, monkeypatch):
-    folder = convert_pair(files, PAIRS[0], tmp_path / "my glide", dtype="float16", variant="fp16")
-    code = ModelCard.load(folder / "README.md").text.split("```python\n")[1].split("```")[0]
-    for unlike in ('image = pipe("an oil painting of a corgi").images[0]\n', 'image.save("corgi.png")\n'):
-        assert unlike in code  # a hundred steps are not needed to see it
-        code = code.replace(unlike, "")
+def test_the_card_s_example_runs(files, pair, tmp_path, monkeypatch):
+    convert_pair(files, pair, tmp_path / "my glide", dtype="bfloat16", variant="bf16")
+    code = ModelCard.load(tmp_path / "my glide" / "README.md").text.split("```python\n")[1].split("```")[0]
+    code = code.replace(".images[0]", ", num_inference_steps=1, super_res_num_inference_steps=1).images[0]", 1)
+    code = code.replace("), num_inference", ", num_inference", 1)
+    Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "mask.png")
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(code, names)
-    assert names["pipe"].unet.dtype == torch.float16
+    assert names["image"].size == (32, 32)
+    assert names["pipe"].unet.dtype == names["pipe"].super_res_text_encoder.dtype == torch.bfloat16
 
 
 def test_push_to_hub(files, tmp_path, monkeypatch):
