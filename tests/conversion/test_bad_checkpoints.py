@@ -10,6 +10,7 @@ import zipfile
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
 from small import OPTIONS, ROOT, arguments, script, small_state_dict, write_checkpoint, write_tokenizer
 
 from glide_pipelines import GLIDEPipeline
@@ -298,8 +299,10 @@ def cut(path):
 
 
 def pickled(folder):
-    torch.save({"weight": torch.zeros(2)}, folder / "diffusion_pytorch_model.bin")
-    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    """The right weights, in a format that can hold code."""
+    file = folder / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
 
 
 def stock(folder):
@@ -342,17 +345,26 @@ def test_the_scripts_print_one_line_and_exit_with_2(name, options, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_error_is_one_line_too(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "/full/disk"), "No space left on device: /full/disk"),
+        (OSError("the disk\nis full"), "the disk is full"),
+    ],
+)
+def test_a_disk_error_is_one_line_too(monkeypatch, capsys, error, line):
     module = script("convert_glide_to_diffusers")
 
     def fail(**kwargs):
-        raise OSError(28, "No space left on device", "/full/disk")
+        raise error
 
     monkeypatch.setattr(module, "convert_glide_to_diffusers", fail)
     with pytest.raises(SystemExit) as exit_:
         module.main(arguments(checkpoint_path="base.pt", dump_path="out"))
     assert exit_.value.code == 2
-    assert capsys.readouterr().err.endswith("error: No space left on device: /full/disk\n")
+    err = capsys.readouterr().err
+    assert err.endswith(f"error: {line}\n")
+    assert err.count("\n") == 1
 
 
 def test_the_script_as_a_process(files, tmp_path):
@@ -375,7 +387,7 @@ def test_help_says_what_a_wrong_head_width_does(capsys):
     assert "(default: 64)" in text
 
 
-def test_unlike_the_released_names(tmp_path, monkeypatch, files):
+def test_a_file_goes_before_a_download_of_its_name(tmp_path, monkeypatch, files):
     """A file in the working directory goes before a download of the same name."""
     monkeypatch.chdir(tmp_path)
     torch.save(small_state_dict(), "base")
