@@ -1,7 +1,8 @@
 """The networks: what they compute, nothing about sampling."""
 
 from .text_encoder import GLIDETextConfig, GLIDETextEncoder
+from .tokenization import tokenize_prompts
 from .unet import GLIDEUNet2DConditionModel
 
 
-__all__ = ["GLIDETextConfig", "GLIDETextEncoder", "GLIDEUNet2DConditionModel"]
+__all__ = ["GLIDETextConfig", "GLIDETextEncoder", "GLIDEUNet2DConditionModel", "tokenize_prompts"]

@@ -17,7 +17,7 @@ from diffusers.utils import logging
 from PIL import Image
 from transformers import BatchEncoding, GPT2Tokenizer
 
-from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
+from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel, tokenize_prompts
 from ..schedulers import SchedulerAdapter
 from .image_inputs import common_size
 from .input_checks import (
@@ -154,17 +154,13 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         Returns:
             `BatchEncoding`: `input_ids` and `attention_mask` of shape `[B, L]`, the mask being 1 on text.
         """
-        # Python's lower(), not the tokenizer's: they differ on some letters (final sigma).
-        texts = [text.lower() for text in ([prompt] if isinstance(prompt, str) else prompt)]
-        context = self.tokenizer.model_max_length
-        tokens = self.tokenizer(
-            texts, padding="max_length", max_length=context, truncation=True, return_tensors="pt", verbose=False
-        )
-        if tokens.attention_mask.all(dim=1).any():
-            for text in texts:
-                length = len(self.tokenizer(text, verbose=False).input_ids)
-                if length > context:
-                    logger.warning(f"The prompt has {length} tokens; what is beyond the first {context} is not seen.")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        tokens = tokenize_prompts(self.tokenizer, prompts)
+        full, context = tokens.attention_mask.all(dim=1), tokens.input_ids.shape[1]
+        for text in (text for text, is_full in zip(prompts, full, strict=True) if is_full):
+            length = len(self.tokenizer(text.lower(), verbose=False).input_ids)
+            if length > context:
+                logger.warning(f"The prompt has {length} tokens; what is beyond the first {context} is not seen.")
         return tokens
 
     def encode_prompt(

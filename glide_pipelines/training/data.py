@@ -12,6 +12,7 @@ from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..models import tokenize_prompts
 from ..shapes import ShapesWorld, render
 from .timesteps import TimestepWeighting
 
@@ -223,7 +224,8 @@ class TextToImageDataset(Dataset):
         picture, caption = self.source(index, rng)
         if rng.random() < self.proportion_empty_prompts:
             caption = ""
-        example = tokenize(self.tokenizer, caption)
+        tokens = tokenize_prompts(self.tokenizer, [caption])
+        example = {name: tokens[name][0] for name in ("input_ids", "attention_mask")}
         if self.low_resolution is not None:
             picture, example["low_res"] = self.low_resolution(picture, rng)
         example["pixel_values"] = to_tensor(picture)
@@ -232,19 +234,6 @@ class TextToImageDataset(Dataset):
             example["noise"] += self.noise_offset * _normal(rng, (3, 1, 1))
         example["timesteps"] = torch.tensor(self.weighting.draw(index, self.seed))
         return example
-
-
-def tokenize(tokenizer: PreTrainedTokenizerBase, caption: str) -> dict[str, torch.Tensor]:
-    """A caption as `input_ids` and `attention_mask`, each `[L]`, in GLIDE's way: lower case, cut and padded to the
-    context."""
-    tokens = tokenizer(
-        caption.lower(),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    return {name: tokens[name][0] for name in ("input_ids", "attention_mask")}
 
 
 class _MicroBatches:
