@@ -257,9 +257,7 @@ def benchmark(args: argparse.Namespace) -> dict:
 
 
 def _processor() -> str:
-    return (
-        f"{torch.get_num_threads()} threads of a CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
-    )
+    return f"CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}), threads: {torch.get_num_threads()}"
 
 
 def _peak_memory(device: torch.device) -> int:
