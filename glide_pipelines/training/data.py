@@ -190,6 +190,8 @@ class TextToImageDataset(Dataset):
         low_resolution ([`LowResolution`], *optional*): For upsamplers.
         noise_offset (`float`): Deviation of a constant that is added to the noise of each channel. An upsampler then
             cannot read the mean colour off x_t, and learns to take it from the small picture.
+        draw_mask (`Callable[[np.random.Generator, int, int], torch.Tensor]`, *optional*): For inpainting models: draws
+            a mask `[1, H, W]`, 1 = repaint, of a given height and width.
 
     Raises:
         ValueError: if `proportion_empty_prompts` or `noise_offset` is out of its range.
@@ -204,6 +206,7 @@ class TextToImageDataset(Dataset):
         proportion_empty_prompts: float = 0.2,
         low_resolution: LowResolution | None = None,
         noise_offset: float = 0.0,
+        draw_mask: Callable[[np.random.Generator, int, int], torch.Tensor] | None = None,
     ) -> None:
         if not 0 <= proportion_empty_prompts <= 1:
             raise ValueError(f"`proportion_empty_prompts` must lie between 0 and 1, got {proportion_empty_prompts}.")
@@ -216,10 +219,11 @@ class TextToImageDataset(Dataset):
         self.proportion_empty_prompts = proportion_empty_prompts
         self.low_resolution = low_resolution
         self.noise_offset = noise_offset
+        self.draw_mask = draw_mask
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """`pixel_values` and `noise` `[3, H, W]`, `timesteps` `[]`, `input_ids` and `attention_mask` `[L]`; for
-        upsamplers `low_res` `[3, h, w]`."""
+        upsamplers `low_res` `[3, h, w]`, for inpainting models `image` `[3, H, W]` and `mask` `[1, H, W]`."""
         rng = np.random.default_rng((self.seed, index))
         picture, caption = self.source(index, rng)
         if rng.random() < self.proportion_empty_prompts:
@@ -233,6 +237,9 @@ class TextToImageDataset(Dataset):
         if self.noise_offset:
             example["noise"] += self.noise_offset * _normal(rng, (3, 1, 1))
         example["timesteps"] = torch.tensor(self.weighting.draw(index, self.seed))
+        if self.draw_mask is not None:
+            example["image"] = example["pixel_values"]
+            example["mask"] = self.draw_mask(rng, *example["image"].shape[1:])
         return example
 
 

@@ -106,6 +106,7 @@ def train(
     dataset: Dataset,
     compute_loss: LossFunction,
     num_train_timesteps: int,
+    on_checkpoint: Callable[[int], None] | None = None,
 ) -> int:
     """Train a model, or go on training it, and leave the moving average of its weights in it.
 
@@ -121,6 +122,9 @@ def train(
         dataset (`Dataset`): Examples by number, without end; each a `dict` with `timesteps`.
         compute_loss (`Callable`): See `LossFunction`.
         num_train_timesteps (`int`): Steps T of the process, for the log by quarter.
+        on_checkpoint (`Callable[[int], None]`, *optional*): Called in the main process with the step whenever a
+            checkpoint was saved, while the model holds the averaged weights. It may draw random numbers: the run does
+            not notice.
 
     Returns:
         `int`: The steps done so far; fewer than `config.max_train_steps` if the run was stopped.
@@ -177,6 +181,9 @@ def train(
         if progress.step > saved_step:
             log.flush(progress.step)
             save_checkpoint(accelerator, config.output_dir, progress.step, config.checkpoints_total_limit)
+            if on_checkpoint is not None and accelerator.is_main_process:
+                with _averaged(accelerator.unwrap_model(model), ema), torch.random.fork_rng():
+                    on_checkpoint(progress.step)
         saved_step, saved_time = progress.step, time.monotonic()
 
     with bar, _stop_signal() as stop, _fast_attention(accelerator.device):
@@ -212,6 +219,20 @@ def train(
     save()
     ema.copy_to(parameters)
     return progress.step
+
+
+@contextlib.contextmanager
+def _averaged(model: nn.Module, ema: EMAModel) -> Iterator[None]:
+    """The model with the averaged weights in it, ready to sample from."""
+    parameters = list(model.parameters())
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
+        ema.restore(parameters)
 
 
 class _Log:
@@ -258,6 +279,7 @@ class _Log:
         line["learning_rate"] = self.rate
         line["seconds_per_step"] = _rounded((time.monotonic() - self.started) / steps)
         line["time"] = time.strftime("%Y-%m-%dT%H:%M:%S")
+        self.accelerator.log({name: value for name, value in line.items() if isinstance(value, float)}, step=step)
         if self.accelerator.is_main_process:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

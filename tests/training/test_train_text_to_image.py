@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from examples import train_text_to_image as script
 from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler, GLIDEPipeline
 from glide_pipelines.shapes import train_tokenizer
+from glide_pipelines.training import arguments as training_arguments
+from glide_pipelines.training import stages
 
 
 ROOT = Path(__file__).parents[2]
@@ -107,15 +109,79 @@ def test_a_folder_of_pictures(arguments, tmp_path):
 
 
 def test_a_stopped_run_makes_no_pipeline(arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(script, "train", lambda *_: 1)
+    monkeypatch.setattr(stages, "train", lambda *_, **__: 1)
     script.main(arguments("base"))
     assert "Stopped at step 1 of 2" in capsys.readouterr().out
     assert not (tmp_path / "pipeline").exists()
 
 
+def test_validation_pictures_come_with_each_checkpoint_and_change_nothing(arguments, tmp_path):
+    """Not even the random numbers of a dropout that follows."""
+    sizes = json.loads(json.dumps(SMALL))
+    sizes["unet"]["dropout"] = 0.3
+    (tmp_path / "dropout.json").write_text(json.dumps(sizes))
+    fixed = ["--checkpointing_steps", "1", "--learning_rate", "1e-2", "--model_config", str(tmp_path / "dropout.json")]
+    for name, more in (("plain", []), ("drawn", ["--validation_prompts", "a red circle", "a blue star"])):
+        own = ["--output_dir", str(tmp_path / name), "--pipeline_dir", str(tmp_path / f"{name}-pipeline")]
+        script.main(arguments("base", *fixed, *own, *more))
+    pictures = sorted((tmp_path / "drawn" / "validation").iterdir())
+    assert [path.name for path in pictures] == ["step-000001.png", "step-000002.png"]
+    assert Image.open(pictures[0]).size == (16, 8)  # two of 8 pixels beside each other
+    plain, drawn = (
+        load_file(tmp_path / f"{name}-pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+        for name in ("plain", "drawn")
+    )
+    assert all(torch.equal(drawn[name], value) for name, value in plain.items())
+
+
+def test_the_trained_pipeline_is_uploaded(arguments, tmp_path, monkeypatch, capsys):
+    uploads = []
+
+    class Hub:
+        def create_repo(self, repo_id, exist_ok):
+            assert exist_ok
+
+        def upload_folder(self, repo_id, folder_path):
+            uploads.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+            return "https://hub/commit/1"
+
+    monkeypatch.setattr(training_arguments, "HfApi", Hub)
+    script.main(arguments("base", "--push_to_hub", "--hub_model_id", "someone/shapes"))
+    assert uploads == [("someone/shapes", ["model_index.json", "scheduler", "text_encoder", "tokenizer", "unet"])]
+    assert "https://hub/commit/1" in capsys.readouterr().out
+
+
+def test_a_tracker_is_told_what_the_log_holds(arguments, monkeypatch):
+    logged = []
+    from accelerate.tracking import GeneralTracker
+
+    class Tracker(GeneralTracker):
+        name, requires_logging_directory, main_process_only = "test", False, True
+
+        def __init__(self):
+            super().__init__()
+
+        tracker = property(lambda self: None)
+
+        def store_init_configuration(self, values):
+            assert values["learning_rate"] == 1e-4
+
+        def log(self, values, step, **_):
+            logged.append((step, values))
+
+    accelerator_class = training_arguments.Accelerator
+    monkeypatch.setattr(
+        training_arguments, "Accelerator", lambda **settings: accelerator_class(**settings | {"log_with": Tracker()})
+    )
+    script.main(arguments("base", "--report_to", "test", "--logging_steps", "1"))
+    assert [step for step, _ in logged] == [1, 2]
+    assert {"loss", "mse", "vb", "grad_norm", "learning_rate"} <= set(logged[0][1])
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--push_to_hub"], "`push_to_hub` and `hub_model_id` go together"),
         (["--lr_scheduler", "step"], "`lr_scheduler` must be one of constant, linear, cosine, got 'step'"),
         (["--model_config", "nothing.json"], "`model_config` must be a JSON file, got 'nothing.json'"),
         (["--train_data_dir", "nothing"], "`train_data_dir` must be a folder, got 'nothing'"),

@@ -1,0 +1,148 @@
+"""The command line that the training scripts share, named as in diffusers' own scripts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from huggingface_hub import HfApi
+
+from .learning_rate import LearningRate
+from .trainer import TrainingConfig
+
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """A parser that shows `description` as it is written, and takes no abbreviations: a resumed run should not change
+    its meaning when an option is added."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which pictures and captions, and how the pictures are cut."""
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset_name", help='"shapes" (the default), or a dataset on the Hub')
+    add("--train_data_dir", help="folder of pictures with a metadata.jsonl")
+    add("--image_column", default="image", help="column of the pictures (default: %(default)s)")
+    add("--caption_column", default="text", help="column of the captions (default: %(default)s)")
+    add("--resolution", type=int, help="width and height of the pictures; by default the model's")
+    add("--center_crop", action="store_true", help="crop the middle; otherwise anywhere")
+    add("--random_flip", action="store_true", help="mirror half of the pictures (wrong where captions say left)")
+
+
+def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which of the two diffusion models is trained, and on what noise."""
+    add = parser.add_argument_group("stage").add_argument
+    add("--stage", choices=("base", "super_res"), default="base", help="which of the two models to train")
+    add("--crop_size", type=int, help="super_res: train on crops of this size")
+    add("--low_resolution", type=int, help="super_res: size of the small picture; by default a quarter")
+    add("--low_res_blur", type=float, default=0.0, help="super_res: largest blur radius of the small picture")
+    add("--low_res_noise", type=float, default=0.0, help="super_res: largest noise deviation in the small picture")
+    add("--low_res_consistency", action="store_true", help="super_res: sampling keeps the small picture's colours")
+    add("--proportion_empty_prompts", type=float, default=0.2, help="captions left out (default: %(default)s)")
+    add("--noise_offset", type=float, default=0.0, help="deviation of a constant added to each channel's noise")
+    add("--noisy_share", type=float, default=0.0, help="timesteps drawn from the noisier half beside the uniform ones")
+    add("--snr_weight_range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="weight by clamp(1/SNR, LOW, HIGH)")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a run is run, logged and kept: what becomes a [`TrainingConfig`], an `Accelerator` and a folder."""
+    add = parser.add_argument_group("run").add_argument
+    add("--output_dir", required=True, help="folder of the run: log and checkpoints")
+    add("--pipeline_dir", help="where the trained model goes; by default OUTPUT_DIR/pipeline")
+    add("--save_dtype", choices=DTYPES, default="fp32", help="of the trained model (default: %(default)s)")
+    add("--push_to_hub", action="store_true", help="upload the trained model")
+    add("--hub_model_id", help="repository to upload to, such as name/model")
+    add("--seed", type=int, default=0)
+    add("--max_train_steps", type=int, required=True, help="steps in all, those before a resumption included")
+    add("--train_batch_size", type=int, default=16, help="per process (default: %(default)s)")
+    add("--gradient_accumulation_steps", type=int, default=1)
+    add("--gradient_checkpointing", action="store_true", help="recompute in the backward pass, to save memory")
+    add("--learning_rate", type=float, default=1e-4)
+    add("--lr_scheduler", default="constant", help="constant, linear or cosine decay (default: %(default)s)")
+    add("--lr_warmup_steps", type=int, default=0)
+    add("--lr_decay_steps", type=int, help="length of the decay at the end; by default all after the warm-up")
+    add("--adam_beta1", type=float, default=0.9)
+    add("--adam_beta2", type=float, default=0.999)
+    add("--adam_weight_decay", type=float, default=0.01)
+    add("--adam_epsilon", type=float, default=1e-8)
+    add("--max_grad_norm", type=float, default=1.0)
+    add("--ema_decay", type=float, default=0.9999, help="0 keeps no average (default: %(default)s)")
+    add("--mixed_precision", choices=("no", "fp16", "bf16"), help="by default what accelerate is configured for")
+    add("--checkpointing_steps", type=int, help="a checkpoint every so many steps")
+    add("--checkpointing_minutes", type=float, help="a checkpoint every so many minutes")
+    add("--checkpoints_total_limit", type=int, help="keep so many checkpoints")
+    add("--resume_from_checkpoint", help='"latest", or a checkpoint')
+    add("--report_to", help="tensorboard, wandb or another of accelerate's trackers, beside OUTPUT_DIR/log.jsonl")
+    add("--logging_steps", type=int, default=50)
+    add("--dataloader_num_workers", type=int, default=0)
+
+
+def check_arguments(args: argparse.Namespace) -> argparse.Namespace:
+    """Refuse what cannot go together, before anything is loaded.
+
+    Raises:
+        ValueError: if two arguments contradict each other.
+    """
+    if args.dataset_name is not None and args.train_data_dir is not None:
+        raise ValueError("Pass only one of `dataset_name` and `train_data_dir`.")
+    if args.dataset_name is None and args.train_data_dir is None:
+        args.dataset_name = "shapes"
+    if args.push_to_hub != (args.hub_model_id is not None):
+        raise ValueError("`push_to_hub` and `hub_model_id` go together.")
+    if getattr(args, "stage", None) == "base":
+        for name in ("crop_size", "low_resolution", "low_res_blur", "low_res_noise", "low_res_consistency"):
+            if getattr(args, name):
+                raise ValueError(f"`{name}` is for the stage super_res.")
+    return args
+
+
+def training_config(args: argparse.Namespace) -> TrainingConfig:
+    """The [`TrainingConfig`] that [`add_run_arguments`] describes."""
+    learning_rate = LearningRate(
+        args.learning_rate, args.max_train_steps, args.lr_warmup_steps, args.lr_scheduler, args.lr_decay_steps
+    )
+    names = TrainingConfig.__annotations__.keys() - {"learning_rate"}
+    return TrainingConfig(learning_rate=learning_rate, **{name: getattr(args, name) for name in names})
+
+
+def make_accelerator(args: argparse.Namespace) -> Accelerator:
+    """The `Accelerator` that [`add_run_arguments`] describes, with its tracker started."""
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        log_with=args.report_to,
+        project_dir=args.output_dir,
+    )
+    if args.report_to is not None:
+        plain = {name: value for name, value in vars(args).items() if isinstance(value, int | float | str)}
+        accelerator.init_trackers("glide-pipelines", config=plain)
+    return accelerator
+
+
+def push_to_hub(repo_id: str, folder: Path) -> str:
+    """Upload a folder to a repository, which is made if there is none.
+
+    Returns:
+        `str`: The address of the commit.
+    """
+    api = HfApi()
+    api.create_repo(repo_id, exist_ok=True)
+    return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Call a script's `main`; an error of the user's is one line on stderr and exit code 2, without a traceback."""
+    try:
+        main()
+    except (ValueError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,34 @@
+"""From a text-to-image model to an inpainting one (arXiv 2112.10741, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+
+from ..models import GLIDEUNet2DConditionModel
+
+
+def widen_for_inpainting(unet: GLIDEUNet2DConditionModel) -> GLIDEUNet2DConditionModel:
+    """A copy of a model that takes the known picture and its mask too, with zero weights for them: until it is
+    trained it computes what the old one did, whatever the picture and the mask.
+
+    The four new channels stand behind x_t, so an upsampler's low-resolution channels move (see
+    [`GLIDEUNet2DConditionModel`]).
+
+    Args:
+        unet ([`GLIDEUNet2DConditionModel`]): A base model (3 channels) or an upsampler (6 channels).
+
+    Returns:
+        [`GLIDEUNet2DConditionModel`]: Of 7 or 10 channels, in the dtype and on the device of `unet`.
+
+    Raises:
+        ValueError: if the model is an inpainting one already.
+    """
+    if unet.is_inpainter:
+        raise ValueError(f"`unet` is an inpainting model already, with {unet.config.in_channels} channels.")
+    wide = GLIDEUNet2DConditionModel.from_config(unet.config, in_channels=unet.config.in_channels + 4)
+    weights = unet.state_dict()
+    noised, low_res = weights["conv_in.weight"].split([3, unet.config.in_channels - 3], dim=1)
+    new = torch.zeros_like(noised[:, :1]).expand(-1, 4, -1, -1)
+    weights["conv_in.weight"] = torch.cat([noised, new, low_res], dim=1)
+    wide.load_state_dict(weights)
+    return wide.to(device=unet.device, dtype=unet.dtype)

@@ -1,0 +1,195 @@
+"""One of a pipeline's two stages: load it, train it, and put it back beside the other."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers
+import torch
+from accelerate.utils import set_seed
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
+from ..schedulers import GLIDEDDPMScheduler
+from .arguments import DTYPES, make_accelerator, push_to_hub, training_config
+from .checkpoints import written_aside
+from .data import DatasetSource, LowResolution, ShapesSource, TextToImageDataset
+from .masks import draw_mask
+from .text_to_image import TextConditionedUNet, text_to_image_loss
+from .timesteps import TimestepWeighting
+from .trainer import train
+
+
+PREFIXES = {"base": "", "super_res": "super_res_"}  # of the names of the pipeline's components
+OTHER = {"base": "super_res", "super_res": "base"}
+STAGE_PARTS = ("text_encoder", "unet", "scheduler")
+
+# `tokenizer`, `text_encoder`, `unet` and `scheduler` of a stage; `others`, the other stage's under their names in the
+# pipeline.
+Components = dict[str, object]
+
+
+def load_stage(pipeline_class: type[DiffusionPipeline], path: str, stage: str) -> Components:
+    """A stage of a pipeline, in float32, and in `others` what the pipeline holds of the other stage.
+
+    Args:
+        pipeline_class (`type[DiffusionPipeline]`): What opens it.
+        path (`str`): A folder or a Hub id.
+        stage (`str`): `"base"` or `"super_res"`.
+
+    Raises:
+        ValueError: if the pipeline does not have the stage.
+    """
+    pipeline = pipeline_class.from_pretrained(path, dtype=torch.float32)
+    names = {stage: [prefix + name for name in STAGE_PARTS] for stage, prefix in PREFIXES.items()}
+    found = {stage: [getattr(pipeline, name) for name in names[stage]] for stage in names}
+    if None in found[stage]:
+        raise ValueError(f"`pretrained_model_name_or_path` has no {stage} model: {path}")
+    other = OTHER[stage]
+    others = {} if None in found[other] else dict(zip(names[other], found[other], strict=True))
+    return {"tokenizer": pipeline.tokenizer, **dict(zip(STAGE_PARTS, found[stage], strict=True)), "others": others}
+
+
+def stage_names(components: Components, stage: str) -> Components:
+    """The stage's parts and the tokenizer under their names in the pipeline."""
+    parts = {PREFIXES[stage] + name: components[name] for name in STAGE_PARTS}
+    return {"tokenizer": components["tokenizer"], **parts}
+
+
+def make_dataset(args: argparse.Namespace, components: Components, inpainting: bool = False) -> TextToImageDataset:
+    """The examples that the arguments of [`add_data_arguments`] and [`add_stage_arguments`] describe."""
+    resolution = args.resolution or components["unet"].config.sample_size
+    if args.dataset_name == "shapes":
+        source = ShapesSource(resolution, args.seed)
+    else:
+        source = DatasetSource(
+            args.dataset_name,
+            args.train_data_dir,
+            resolution,
+            args.seed,
+            args.image_column,
+            args.caption_column,
+            args.center_crop,
+            args.random_flip,
+        )
+    low_resolution = None
+    if args.stage == "super_res":
+        low_resolution = LowResolution(
+            resolution,
+            args.low_resolution or resolution // 4,
+            args.crop_size,
+            args.low_res_blur,
+            args.low_res_noise,
+        )
+        multiple = components["unet"].size_multiple
+        if args.crop_size is not None and args.crop_size % multiple:
+            raise ValueError(f"`crop_size` must be a multiple of {multiple} for this model, got {args.crop_size}.")
+    return TextToImageDataset(
+        source,
+        components["tokenizer"],
+        TimestepWeighting(
+            components["scheduler"].config.num_train_timesteps,
+            args.noisy_share,
+            tuple(args.snr_weight_range) if args.snr_weight_range else None,
+        ),
+        args.seed,
+        args.proportion_empty_prompts,
+        low_resolution,
+        args.noise_offset,
+        draw_mask if inpainting else None,
+    )
+
+
+def train_stage(
+    args: argparse.Namespace,
+    pipeline_class: type[DiffusionPipeline],
+    build_components: Callable[[argparse.Namespace], Components],
+    inpainting: bool = False,
+    validate: Callable[[Components, int], None] | None = None,
+) -> None:
+    """Train one stage as the arguments say, from the first step or the last checkpoint to the saved pipeline.
+
+    Args:
+        args (`argparse.Namespace`): Of [`add_data_arguments`], [`add_stage_arguments`] and [`add_run_arguments`].
+        pipeline_class (`type[DiffusionPipeline]`): What the stage becomes a part of.
+        build_components (`Callable`): Makes or loads the stage; called in the main process first.
+        inpainting (`bool`): Whether the model sees masked pictures.
+        validate (`Callable[[Components, int], None]`, *optional*): Called with the averaged weights and the step
+            whenever a checkpoint was saved.
+    """
+    config, accelerator = training_config(args), make_accelerator(args)
+    set_seed(args.seed)
+    with accelerator.main_process_first():
+        components = build_components(args)
+        dataset = make_dataset(args, components, inpainting)
+    if args.gradient_checkpointing:
+        components["unet"].enable_gradient_checkpointing()
+        components["text_encoder"].activation_checkpointing_enable()
+    model = TextConditionedUNet(components["text_encoder"], components["unet"])
+    set_seed(args.seed, device_specific=True)
+    done = train(
+        accelerator,
+        config,
+        model,
+        dataset,
+        text_to_image_loss(components["scheduler"], dataset.weighting),
+        components["scheduler"].config.num_train_timesteps,
+        on_checkpoint=None if validate is None else lambda step: validate(components, step),
+    )
+    if accelerator.is_main_process:
+        if done < args.max_train_steps:
+            print(f"Stopped at step {done} of {args.max_train_steps}; go on with --resume_from_checkpoint latest.")
+        else:
+            _cast(model, DTYPES[args.save_dtype])
+            folder = save_stage(args, pipeline_class, components)
+            print(f"The pipeline is in {folder}.")
+            if args.push_to_hub:
+                print(f"It is uploaded: {push_to_hub(args.hub_model_id, folder)}")
+    accelerator.end_training()
+
+
+def save_stage(args: argparse.Namespace, pipeline_class: type[DiffusionPipeline], components: Components) -> Path:
+    """Write a trained stage into the pipeline's folder, beside the other stage if that is there; what `others` holds
+    comes along otherwise.
+
+    Returns:
+        `Path`: The folder. What stood in it is replaced when all that is new is written.
+    """
+    folder = Path(args.pipeline_dir or Path(args.output_dir) / "pipeline")
+    parts = stage_names(components, args.stage)
+    dtype = DTYPES[args.save_dtype]
+    names = [PREFIXES[OTHER[args.stage]] + name for name in STAGE_PARTS]
+    if all((folder / name).is_dir() for name in names):
+        parts |= {name: _load_part(folder / name, dtype) for name in names}
+    else:
+        for name, part in components["others"].items():
+            parts[name] = part if name.endswith("scheduler") else _cast(part, dtype)
+    with written_aside(folder) as partial:
+        if "unet" in parts:
+            earlier = pipeline_class.load_config(folder) if (folder / pipeline_class.config_name).is_file() else {}
+            pipeline_class(
+                **parts,
+                prompt_domain="shapes" if args.dataset_name == "shapes" else None,
+                low_res_consistency=args.low_res_consistency or earlier.get("low_res_consistency", False),
+            ).save_pretrained(partial)
+        else:  # An upsampler whose base is still to come.
+            for name, part in parts.items():
+                part.save_pretrained(partial / name)
+    return folder
+
+
+def _load_part(folder: Path, dtype: torch.dtype) -> object:
+    """A component of the other stage, as an earlier run left it."""
+    if folder.name.endswith("scheduler"):
+        name = GLIDEDDPMScheduler.load_config(folder)["_class_name"]
+        return getattr(diffusers, name).from_pretrained(folder)
+    kind = GLIDEUNet2DConditionModel if folder.name.endswith("unet") else GLIDETextEncoder
+    return kind.from_pretrained(folder, dtype=dtype)
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """`model.to(dtype)` without diffusers' warning about models that keep some modules in float32; these keep none."""
+    return nn.Module.to(model, dtype)
