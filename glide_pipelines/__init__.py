@@ -9,7 +9,13 @@ import sys
 import diffusers
 
 from .checkpoints import shapes_checkpoint
-from .models import GLIDETextConfig, GLIDETextEncoder, GLIDEUNet2DConditionModel
+from .models import (
+    GLIDETextConfig,
+    GLIDETextEncoder,
+    GLIDEUNet2DConditionModel,
+    NoisedCLIPConfig,
+    NoisedCLIPModel,
+)
 from .pipelines import (
     GLIDEImg2ImgPipeline,
     GLIDEInpaintPipeline,
@@ -32,6 +38,8 @@ __all__ = [
     "GLIDETextConfig",
     "GLIDETextEncoder",
     "GLIDEUNet2DConditionModel",
+    "NoisedCLIPConfig",
+    "NoisedCLIPModel",
     "__version__",
     "shapes_checkpoint",
 ]

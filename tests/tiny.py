@@ -18,6 +18,8 @@ from glide_pipelines import (
     GLIDETextConfig,
     GLIDETextEncoder,
     GLIDEUNet2DConditionModel,
+    NoisedCLIPConfig,
+    NoisedCLIPModel,
 )
 
 
@@ -70,6 +72,19 @@ def tiny_unet(in_channels: int = 3, sample_size: int = 8, seed: int = 0, dropout
         norm_num_groups=4,
     )
     return GLIDEUNet2DConditionModel(**config).eval()
+
+
+def tiny_clip(seed: int = 0, image_size: int = 8, **changes) -> NoisedCLIPModel:
+    torch.manual_seed(seed)
+    shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = NoisedCLIPConfig(
+        text_config={"vocab_size": 258, "max_position_embeddings": CONTEXT, "initializer_range": 1.0} | shape,
+        vision_config={"image_size": image_size, "initializer_range": 1.0} | shape,
+        projection_dim=WIDTH,
+        initializer_factor=5.0,
+        **changes,
+    )
+    return NoisedCLIPModel(config).eval()
 
 
 def tiny_components(upsampler: bool = True) -> dict:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
@@ -11,6 +9,8 @@ from transformers import CLIPTextConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel
+
+from .pretrained import Float32Mixin
 
 
 @strict
@@ -39,7 +39,7 @@ class GLIDETextConfig(CLIPTextConfig):
     eos_token_id: int | list[int] | None = 50256
 
 
-class GLIDETextEncoder(CLIPPreTrainedModel):
+class GLIDETextEncoder(Float32Mixin, CLIPPreTrainedModel):
     """Text transformer over a fixed context; unmasked attention, pre-norm, a learned vector for each empty position.
 
     Unlike most encoders, the attention mask does not hide positions from the attention: where it is false, the
@@ -72,17 +72,6 @@ class GLIDETextEncoder(CLIPPreTrainedModel):
         if isinstance(module, GLIDETextEncoder):
             for embedding in (module.token_embedding.weight, module.position_embedding, module.padding_embedding):
                 init.normal_(embedding, std=self.config.initializer_range)
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> GLIDETextEncoder:
-        """Load as any model of transformers, but in float32 unless `dtype` asks otherwise.
-
-        transformers would keep the dtype of the file, while diffusers loads a UNet in float32: a pipeline saved in
-        float16 would come back mixed.
-        """
-        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
-            kwargs["dtype"] = torch.float32
-        return super().from_pretrained(*args, **kwargs)
 
     def forward(
         self,
