@@ -86,15 +86,16 @@ def _check_task(args: argparse.Namespace) -> None:
                 raise argparse.ArgumentError(None, f"--{name} is for the base model, which --enlarge does not run")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises an `argparse.ArgumentError` for `main` to print as one line, where argparse would print the usage too."""
+
     def error(self, message: str) -> NoReturn:
-        # argparse would print the usage too, and leave: an error is one line, printed in one place.
         raise argparse.ArgumentError(None, message)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = _Parser(
+    parser = Parser(
         prog="glide",
         usage="glide PROMPT [PROMPT ...] -o FILE [options]",
         description="Draw and edit pictures from text with GLIDE (arXiv 2112.10741).",
@@ -107,22 +108,22 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what to draw")
     what.add_argument("prompt", nargs="+", metavar="PROMPT", help="what the picture shows; each prompt gets its own")
     what.add_argument(
-        "-o", "--output", type=_output_file, required=True, metavar="FILE", help="where to write it: .png, .jpg ..."
+        "-o", "--output", type=picture_file, required=True, metavar="FILE", help="where to write it: .png, .jpg ..."
     )
     what.add_argument("--negative-prompt", metavar="TEXT", help="what to steer away from (default: nothing)")
     what.add_argument(
-        "--num-images", type=_positive_int, default=1, metavar="N", help="pictures per prompt (default: %(default)s)"
+        "--num-images", type=positive_int, default=1, metavar="N", help="pictures per prompt (default: %(default)s)"
     )
-    what.add_argument("--seed", type=_seed, metavar="N", help="draw the same picture each time (default: a new one)")
+    what.add_argument("--seed", type=seed, metavar="N", help="draw the same picture each time (default: a new one)")
 
     edit = parser.add_argument_group("editing a picture (the task follows from what is given)")
-    edit.add_argument("--image", type=_input_file, metavar="FILE", help="start from this picture as a sketch (SDEdit)")
+    edit.add_argument("--image", type=input_file, metavar="FILE", help="start from this picture as a sketch (SDEdit)")
     edit.add_argument(
-        "--mask", type=_input_file, metavar="FILE", help="repaint --image where this is white, and nowhere else"
+        "--mask", type=input_file, metavar="FILE", help="repaint --image where this is white, and nowhere else"
     )
     edit.add_argument(
         "--strength",
-        type=_strength,
+        type=strength,
         metavar="X",
         help="how much of the sketch is redrawn, above 0 and up to 1 (default: 0.8)",
     )
@@ -133,34 +134,16 @@ def build_parser() -> argparse.ArgumentParser:
         f"""STEPS is a number, or one of GLIDE's spacings: fast27, ddim50, 10,10,3,2,2.
   NAME is one of {", ".join(SCHEDULERS)}.""",
     )
-    how.add_argument("--steps", type=_steps, metavar="STEPS", help="steps of the base model (default: 100)")
-    how.add_argument("--super-res-steps", type=_steps, metavar="STEPS", help="of the upsampler (default: fast27)")
+    add_sampling_options(how)
     how.add_argument(
         "--guidance-scale",
-        type=_finite,
+        type=finite,
         metavar="X",
         help="how closely to follow the prompt; 1 is no guidance, and twice as fast (default: 3, or 5 with --mask)",
     )
-    how.add_argument(
-        "--scheduler", type=_scheduler, metavar="NAME", help="sampler of the base model (default: the model's own)"
-    )
-    how.add_argument("--super-res-scheduler", type=_scheduler, metavar="NAME", help="of the upsampler")
     how.add_argument("--no-upsample", action="store_true", help="stop at the base model's small picture")
 
-    where = parser.add_argument_group("which model, and where it runs")
-    where.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="a folder, or a model of the Hugging Face Hub (default: the small one that ships, which knows coloured "
-        "shapes only)",
-    )
-    where.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: cuda if there is one)")
-    where.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="number format (default: %(default)s)",
-    )
+    add_model_options(parser.add_argument_group("which model, and where it runs"))
 
     other = parser.add_argument_group("other")
     other.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
@@ -170,10 +153,37 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# -- what an option's text may be ---------------------------------------------------------------------------------
+def add_sampling_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Steps and schedulers of both stages."""
+    add = parser.add_argument
+    add("--steps", type=steps, metavar="STEPS", help="steps of the base model (default: 100)")
+    add("--super-res-steps", type=steps, metavar="STEPS", help="of the upsampler (default: fast27)")
+    add("--scheduler", type=scheduler, metavar="NAME", help="sampler of the base model (default: the model's own)")
+    add("--super-res-scheduler", type=scheduler, metavar="NAME", help="of the upsampler")
 
 
-def _checked(convert: Callable[[str], Any], accept: Callable[[Any], bool], allowed: str) -> Callable[[str], Any]:
+def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """What `glide_pipelines.cli.load_pipeline` loads, and where it runs."""
+    add = parser.add_argument
+    add(
+        "--model",
+        metavar="MODEL",
+        help="a folder, or a model of the Hugging Face Hub (default: the small one that ships, which knows coloured "
+        "shapes only)",
+    )
+    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: cuda if there is one)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="number format (default: %(default)s)",
+    )
+
+
+# -- what an option's text may be: argparse types, which the scripts in examples/ use too ------------------------------
+
+
+def checked(convert: Callable[[str], Any], accept: Callable[[Any], bool], allowed: str) -> Callable[[str], Any]:
     """An argparse type: what `convert` makes of the text if `accept` agrees, else an error that names the `allowed`."""
 
     def parse(text: str) -> Any:
@@ -188,32 +198,28 @@ def _checked(convert: Callable[[str], Any], accept: Callable[[Any], bool], allow
     return parse
 
 
-_positive_int = _checked(int, lambda value: value >= 1, "a whole number of 1 or more")
-_seed = _checked(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
-_finite = _checked(float, math.isfinite, "a finite number")
-_strength = _checked(float, lambda value: 0 < value <= 1, "a number above 0 and up to 1")
-_steps = _checked(
+positive_int = checked(int, lambda value: value >= 1, "a whole number of 1 or more")
+seed = checked(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
+finite = checked(float, math.isfinite, "a finite number")
+strength = checked(float, lambda value: 0 < value <= 1, "a number above 0 and up to 1")
+steps = checked(
     lambda text: int(text) if text.isdecimal() else text,
     lambda value: RESPACING.fullmatch(str(value)) is not None,
     "a number of steps or a spacing such as fast27, ddim50 or 10,10,3,2,2",
 )
-_scheduler = _checked(SCHEDULERS.get, bool, f"one of {', '.join(SCHEDULERS)}")
+scheduler = checked(SCHEDULERS.get, bool, f"one of {', '.join(SCHEDULERS)}")
 
 
-def _input_file(text: str) -> Path:
+def input_file(text: str) -> Path:
     path = Path(text)
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"there is no file {text!r}")
     return path
 
 
-def _output_file(text: str) -> Path:
-    """A file that can be written and whose ending names a picture format."""
-    from PIL import Image
-
+def output_file(text: str) -> Path:
+    """A file that can be written, so that no work is lost at the end."""
     path = Path(text)
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise argparse.ArgumentTypeError(f"must end in .png, .jpg, .webp or the like, got {text!r}")
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a folder")
     if not path.parent.is_dir():
@@ -222,3 +228,12 @@ def _output_file(text: str) -> Path:
     if not os.access(path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} cannot be written to")
     return path
+
+
+def picture_file(text: str) -> Path:
+    """An output file whose ending names a picture format."""
+    from PIL import Image
+
+    if Image.registered_extensions().get(Path(text).suffix.lower()) not in Image.SAVE:
+        raise argparse.ArgumentTypeError(f"must end in .png, .jpg, .webp or the like, got {text!r}")
+    return output_file(text)

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from glide_cli import positive_int
 from glide_pipelines import (
     GLIDEDDIMScheduler,
     GLIDEDDPMScheduler,
@@ -55,12 +56,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default: %(default)s")
     add("--compile", action="store_true", help="torch.compile the networks")
     add("--channels_last", action="store_true", help="keep the UNets in channels-last memory format")
-    add("--batch_size", type=_positive_int, default=1, help="pictures at once (default: %(default)s)")
+    add("--batch_size", type=positive_int, default=1, help="pictures at once (default: %(default)s)")
     add("--guidance_scale", type=float, default=3.0, help="1 is no guidance, half of the work (default: %(default)s)")
-    add("--steps", type=_positive_int, default=100, help="base steps of a whole picture (default: %(default)s)")
-    add("--super_res_steps", type=_positive_int, default=27, help="and its upsampler steps (default: %(default)s)")
+    add("--steps", type=positive_int, default=100, help="base steps of a whole picture (default: %(default)s)")
+    add("--super_res_steps", type=positive_int, default=27, help="and its upsampler steps (default: %(default)s)")
     add("--whole_picture", action="store_true", help="draw the whole picture, instead of adding up its steps")
-    add("--repeats", type=_positive_int, default=5, help="the median of so many is shown (default: %(default)s)")
+    add("--repeats", type=positive_int, default=5, help="the median of so many is shown (default: %(default)s)")
     add(
         "--cpu_time",
         action="store_true",
@@ -71,12 +72,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.cpu_time and torch.device(args.device).type != "cpu":
         parser.error("--cpu_time needs --device cpu")
     return args
-
-
-def _positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
-    return int(text)
 
 
 class Stopwatch:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from glide_cli import RESPACING, SCHEDULERS
+import glide_cli
 from glide_pipelines import GLIDEPipeline, __version__
 from glide_pipelines.cli import load_pipeline
 from glide_pipelines.pipelines.pipeline_utils import DEFAULT_SUPER_RES_TIMESTEPS, DEFAULT_TIMESTEPS
@@ -28,77 +27,27 @@ MAX_UPSAMPLED = 128  # pictures for the upsampler alone: they differ little, and
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports an error in one line, which `main` prints."""
-
-    def error(self, message: str) -> NoReturn:
-        raise argparse.ArgumentError(None, message)
-
-
-def positive_int(text: str) -> int:
-    """An argparse type: a whole number of 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
-    return int(text)
-
-
-def seed(text: str) -> int:
-    """An argparse type: a whole number that leaves room for the seeds of further pictures."""
-    if not text.isdecimal() or int(text) > 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^32, got {text!r}")
-    return int(text)
-
-
-def finite(text: str) -> float:
-    """An argparse type: a finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a finite number, got {text!r}")
-    return value
-
-
-def spacing(text: str) -> int | str:
-    """An argparse type: a number of steps, or one of GLIDE's spacings."""
-    if not RESPACING.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"must be a number of steps or a spacing such as fast27, got {text!r}")
-    return int(text) if text.isdecimal() else text
-
-
-def results_file(text: str) -> Path:
-    """An argparse type: a file in a folder that can be written to, so that no work is lost at the end."""
-    path = Path(text)
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"must be a file in a folder that can be written to, got {text!r}")
-    return path
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = glide_cli.Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add = parser.add_argument
-    add("--output", type=results_file, required=True, help="JSON of the settings and figures")
+    add("--output", type=glide_cli.output_file, required=True, help="JSON of the settings and figures")
     add("--resume", action="store_true", help="keep what OUTPUT already holds of the same settings")
-    add("--num-captions", type=positive_int, default=512, help="default: %(default)s")
-    add("--guidance-scale", type=finite, nargs="+", default=[1.0, 2.0, 3.0, 5.0], metavar="X", help="default: 1 2 3 5")
-    add("--seed", type=seed, default=0, help="of captions and noise (default: %(default)s)")
-    add("--batch-size", type=positive_int, default=32, help="pictures drawn at a time (default: %(default)s)")
-    add("--steps", type=spacing, help=f"of the base model: a number or a spacing (default: {DEFAULT_TIMESTEPS})")
-    add("--super-res-steps", type=spacing, help=f"of the upsampler (default: {DEFAULT_SUPER_RES_TIMESTEPS})")
-    add("--scheduler", choices=SCHEDULERS, help="of the base model (default: the model's own)")
-    add("--super-res-scheduler", choices=SCHEDULERS, help="of the upsampler (default: the model's own)")
+    add("--num-captions", type=glide_cli.positive_int, default=512, help="default: %(default)s")
+    scales = [1.0, 2.0, 3.0, 5.0]
+    add("--guidance-scale", type=glide_cli.finite, nargs="+", default=scales, metavar="X", help="default: 1 2 3 5")
+    add("--seed", type=glide_cli.seed, default=0, help="of captions and noise (default: %(default)s)")
+    add("--batch-size", type=glide_cli.positive_int, default=32, help="pictures drawn at a time (default: %(default)s)")
     add("--base-only", action="store_true", help="judge the base model's small pictures")
-    add("--model", help="folder or Hub id of a pipeline (default: the checkpoint that ships)")
-    add("--device", help="cpu, cuda, mps ... (default: cuda if there is one)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default: %(default)s")
+    glide_cli.add_sampling_options(parser)
+    glide_cli.add_model_options(parser)
     return parser.parse_args(argv)
 
 
 def load(args: argparse.Namespace) -> GLIDEPipeline:
     """The pipeline as the `glide` command would load it."""
-    schedulers = {name: SCHEDULERS.get(getattr(args, name)) for name in ("scheduler", "super_res_scheduler")}
-    return load_pipeline(argparse.Namespace(**vars(args) | schedulers, no_upsample=args.base_only, quiet=True))
+    return load_pipeline(argparse.Namespace(**vars(args), no_upsample=args.base_only, quiet=True))
 
 
 def describe_settings(args: argparse.Namespace, pipe: GLIDEPipeline) -> dict[str, Any]:
