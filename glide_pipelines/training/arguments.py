@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import HfApi
 
+from .data import DatasetSource, ShapesSource, Source
 from .learning_rate import LearningRate
 from .trainer import TrainingConfig
 
@@ -39,9 +40,10 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which of the two diffusion models is trained, and on what noise."""
+    """Which of the two diffusion models is trained, on what noise, and where it goes."""
     add = parser.add_argument_group("stage").add_argument
     add("--stage", choices=("base", "super_res"), default="base", help="which of the two models to train")
+    add("--pipeline_dir", help="the pipeline that the trained stage becomes part of; by default OUTPUT_DIR/pipeline")
     add("--crop_size", type=int, help="super_res: train on crops of this size")
     add("--low_resolution", type=int, help="super_res: size of the small picture; by default a quarter")
     add("--low_res_blur", type=float, default=0.0, help="super_res: largest blur radius of the small picture")
@@ -57,7 +59,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """How a run is run, logged and kept: what becomes a [`TrainingConfig`], an `Accelerator` and a folder."""
     add = parser.add_argument_group("run").add_argument
     add("--output_dir", required=True, help="folder of the run: log and checkpoints")
-    add("--pipeline_dir", help="where the trained model goes; by default OUTPUT_DIR/pipeline")
     add("--save_dtype", choices=DTYPES, default="fp32", help="of the trained model (default: %(default)s)")
     add("--push_to_hub", action="store_true", help="upload the trained model")
     add("--hub_model_id", help="repository to upload to, such as name/model")
@@ -128,15 +129,42 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     return accelerator
 
 
-def push_to_hub(repo_id: str, folder: Path) -> str:
-    """Upload a folder to a repository, which is made if there is none.
+def make_source(args: argparse.Namespace, resolution: int) -> Source:
+    """The pictures and captions that the arguments of [`add_data_arguments`] describe, at a size in pixels."""
+    if args.dataset_name == "shapes":
+        return ShapesSource(resolution, args.seed)
+    return DatasetSource(
+        args.dataset_name,
+        args.train_data_dir,
+        resolution,
+        args.seed,
+        args.image_column,
+        args.caption_column,
+        args.center_crop,
+        args.random_flip,
+    )
 
-    Returns:
-        `str`: The address of the commit.
+
+def finish(args: argparse.Namespace, accelerator: Accelerator, done: int, save: Callable[[], Path]) -> None:
+    """End a run: keep what was trained if it is all there, and say where it is or how to go on.
+
+    Args:
+        args (`argparse.Namespace`): Of [`add_run_arguments`].
+        accelerator (`Accelerator`): Only the main process writes.
+        done (`int`): Steps done.
+        save (`Callable[[], Path]`): Writes the trained model and returns its folder.
     """
-    api = HfApi()
-    api.create_repo(repo_id, exist_ok=True)
-    return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
+    if accelerator.is_main_process:
+        if done < args.max_train_steps:
+            print(f"Stopped at step {done} of {args.max_train_steps}; go on with --resume_from_checkpoint latest.")
+        else:
+            folder = save()
+            print(f"The trained model is in {folder}.")
+            if args.push_to_hub:
+                api = HfApi()
+                api.create_repo(args.hub_model_id, exist_ok=True)
+                print(f"It is uploaded: {api.upload_folder(repo_id=args.hub_model_id, folder_path=folder)}")
+    accelerator.end_training()
 
 
 def run_script(main: Callable[[], None]) -> None:

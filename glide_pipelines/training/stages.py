@@ -14,9 +14,9 @@ from torch import nn
 
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
 from ..schedulers import GLIDEDDPMScheduler
-from .arguments import DTYPES, make_accelerator, push_to_hub, training_config
+from .arguments import DTYPES, finish, make_accelerator, make_source, training_config
 from .checkpoints import written_aside
-from .data import DatasetSource, LowResolution, ShapesSource, TextToImageDataset
+from .data import LowResolution, TextToImageDataset
 from .masks import draw_mask
 from .text_to_image import TextConditionedUNet, text_to_image_loss
 from .timesteps import TimestepWeighting
@@ -62,19 +62,6 @@ def stage_names(components: Components, stage: str) -> Components:
 def make_dataset(args: argparse.Namespace, components: Components, inpainting: bool = False) -> TextToImageDataset:
     """The examples that the arguments of [`add_data_arguments`] and [`add_stage_arguments`] describe."""
     resolution = args.resolution or components["unet"].config.sample_size
-    if args.dataset_name == "shapes":
-        source = ShapesSource(resolution, args.seed)
-    else:
-        source = DatasetSource(
-            args.dataset_name,
-            args.train_data_dir,
-            resolution,
-            args.seed,
-            args.image_column,
-            args.caption_column,
-            args.center_crop,
-            args.random_flip,
-        )
     low_resolution = None
     if args.stage == "super_res":
         low_resolution = LowResolution(
@@ -88,7 +75,7 @@ def make_dataset(args: argparse.Namespace, components: Components, inpainting: b
         if args.crop_size is not None and args.crop_size % multiple:
             raise ValueError(f"`crop_size` must be a multiple of {multiple} for this model, got {args.crop_size}.")
     return TextToImageDataset(
-        source,
+        make_source(args, resolution),
         components["tokenizer"],
         TimestepWeighting(
             components["scheduler"].config.num_train_timesteps,
@@ -139,16 +126,12 @@ def train_stage(
         components["scheduler"].config.num_train_timesteps,
         on_checkpoint=None if validate is None else lambda step: validate(components, step),
     )
-    if accelerator.is_main_process:
-        if done < args.max_train_steps:
-            print(f"Stopped at step {done} of {args.max_train_steps}; go on with --resume_from_checkpoint latest.")
-        else:
-            _cast(model, DTYPES[args.save_dtype])
-            folder = save_stage(args, pipeline_class, components)
-            print(f"The pipeline is in {folder}.")
-            if args.push_to_hub:
-                print(f"It is uploaded: {push_to_hub(args.hub_model_id, folder)}")
-    accelerator.end_training()
+
+    def save() -> Path:
+        _cast(model, DTYPES[args.save_dtype])
+        return save_stage(args, pipeline_class, components)
+
+    finish(args, accelerator, done, save)
 
 
 def save_stage(args: argparse.Namespace, pipeline_class: type[DiffusionPipeline], components: Components) -> Path:

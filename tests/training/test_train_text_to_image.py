@@ -230,12 +230,13 @@ def test_how_a_step_is_computed_does_not_change_it(arguments, tmp_path, how):
             assert torch.equal(other[name], value)
 
 
-def launch(processes, arguments):
+def launch(processes, arguments, path=ROOT / "examples" / "train_text_to_image.py"):
+    """Run a script in several processes."""
     with socket.socket() as free:  # another run of the tests may be under way on this machine
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    command += ["--master_port", str(port), str(ROOT / "examples" / "train_text_to_image.py"), *arguments]
+    command += ["--master_port", str(port), str(path), *arguments]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 

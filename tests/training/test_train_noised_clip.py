@@ -1,0 +1,139 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_train_text_to_image import launch
+from tiny import tiny_pipeline
+from transformers import AutoTokenizer
+
+from examples import train_noised_clip as script
+from glide_pipelines import NoisedCLIPModel
+from glide_pipelines.models.noised_clip import contrastive_loss
+
+
+SIZES = {
+    "text_config": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 24,
+    },
+    "vision_config": {
+        "image_size": 8,
+        "patch_size": 4,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    },
+    "projection_dim": 8,
+}
+SCRIPT = Path(script.__file__)
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """Arguments of a tiny run."""
+    tiny_pipeline(upsampler=False).save_pretrained(tmp_path / "guided")
+    (tmp_path / "sizes.json").write_text(json.dumps(SIZES))
+
+    def make(name, *more, steps=2):
+        fixed = {"model_config": tmp_path / "sizes.json", "guided_model": tmp_path / "guided"}
+        fixed |= {"output_dir": tmp_path / name, "max_train_steps": steps, "train_batch_size": 4}
+        fixed |= {"learning_rate": 1e-2, "ema_decay": 0.5, "adam_epsilon": 1e-3}
+        return [part for name, value in fixed.items() for part in (f"--{name}", str(value))] + list(more)
+
+    return make
+
+
+def test_a_trained_model_opens_with_its_tokenizer_and_can_be_trained_on(arguments, tmp_path):
+    script.main(arguments("first", "--save_dtype", "fp16", "--logging_steps", "1"))
+    folder = tmp_path / "first" / "model"
+    model, tokenizer = NoisedCLIPModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.config.text_config.vocab_size == len(tokenizer)
+    assert tokenizer.model_max_length == 24
+    lines = [json.loads(line) for line in (tmp_path / "first" / "log.jsonl").open()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(0 <= line["accuracy"] <= 1 and line["loss"] > 0 for line in lines)
+
+    script.main(arguments("more", "--pretrained_model_name_or_path", str(folder)))
+    more = NoisedCLIPModel.from_pretrained(tmp_path / "more" / "model")
+    assert not torch.equal(more.visual_projection.weight, model.visual_projection.weight)
+
+
+def test_two_processes_equal_one_with_twice_the_batch(arguments, tmp_path):
+    """Each sees the other's captions as negatives, and gradients flow back through them; also across a resumption."""
+    script.main(arguments("one", "--train_batch_size", "8", steps=3))
+    result = launch(2, arguments("two", "--checkpointing_steps", "2"), SCRIPT)
+    assert result.returncode == 0, result.stderr
+    script.main(arguments("two", "--train_batch_size", "8", "--resume_from_checkpoint", "latest", steps=3))
+    one, two = (NoisedCLIPModel.from_pretrained(tmp_path / name / "model") for name in ("one", "two"))
+    for (name, expected), got in zip(one.named_parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=0, msg=name)
+    first, second = ([json.loads(line) for line in (tmp_path / n / "log.jsonl").open()] for n in ("one", "two"))
+    assert first[-1]["step"] == second[-1]["step"] == 3
+
+
+def test_the_loss_is_that_of_the_global_batch(arguments, tmp_path):
+    """Not of each process's half: with twice as many captions to choose from it starts at log 8, not log 4."""
+    still = ["--learning_rate", "1e-9", "--logging_steps", "1"]
+    assert launch(2, arguments("two", *still, steps=1), SCRIPT).returncode == 0
+    script.main(arguments("one", *still, "--train_batch_size", "8", steps=1))
+    two, one = (json.loads((tmp_path / name / "log.jsonl").read_text()) for name in ("two", "one"))
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
+    assert two["accuracy"] == one["accuracy"]
+
+
+def test_captions_that_repeat_are_right_for_each_others_pictures(arguments, tmp_path, monkeypatch):
+    seen = []
+
+    def spy(images, texts, scale, positives):
+        seen.append(positives)
+        return contrastive_loss(images, texts, scale, positives)
+
+    monkeypatch.setattr("glide_pipelines.training.contrastive.contrastive_loss", spy)
+    data = tmp_path / "data"
+    data.mkdir()
+    from PIL import Image
+
+    rows = []
+    for index, caption in enumerate(["red", "red", "blue", "green"]):
+        Image.new("RGB", (8, 8), (60 * index, 0, 0)).save(data / f"{index}.png")
+        rows.append({"file_name": f"{index}.png", "text": caption})
+    pytest.importorskip("datasets")
+    (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    script.main(arguments("run", "--train_data_dir", str(data), steps=1))
+    (positives,) = seen
+    assert positives.sum(dim=1).sort().values.tolist() == [1, 1, 2, 2]
+    assert torch.equal(positives, positives.T) and positives.diagonal().all()
+
+
+def test_the_temperature_stays_below_100(arguments, tmp_path):
+    sizes = SIZES | {"logit_scale_init_value": 6.0}
+    (tmp_path / "hot.json").write_text(json.dumps(sizes))
+    script.main(arguments("run", "--model_config", str(tmp_path / "hot.json"), "--ema_decay", "0"))
+    model = NoisedCLIPModel.from_pretrained(tmp_path / "run" / "model")
+    assert model.logit_scale.exp().item() < 101
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--model_config", "nothing.json"], "`model_config` must be a JSON file, got 'nothing.json'"),
+        (["--resolution", "16"], "`resolution` must be that of the model, 8, got 16"),
+        (["--push_to_hub"], "`push_to_hub` and `hub_model_id` go together"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, more, message):
+    with pytest.raises(ValueError) as error:
+        script.main(arguments("run", *more))
+    assert message in str(error.value)
+
+
+def test_a_model_for_another_number_of_timesteps_is_refused(arguments, tmp_path):
+    sizes = SIZES | {"vision_config": SIZES["vision_config"] | {"num_train_timesteps": 100}}
+    (tmp_path / "short.json").write_text(json.dumps(sizes))
+    with pytest.raises(ValueError, match="`guided_model` has 1000 timesteps, the noised CLIP 100"):
+        script.main(arguments("run", "--model_config", str(tmp_path / "short.json")))
