@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ..models import GLIDETextConfig, GLIDETextEncoder, GLIDEUNet2DConditionModel
 from .errors import ConversionError
@@ -95,7 +96,7 @@ def build_networks(
         # A few tensors are named as in GLIDE, but the rest makes no model of any size.
         raise ConversionError(f"this is not a whole GLIDE checkpoint ({' '.join(str(error).split())})") from error
     table = correspondences(unet, text_encoder)
-    _check_tensors(state_dict, table, unet, text_encoder)
+    check_tensors(state_dict, table, {"unet": unet, "text_encoder": text_encoder})
     return Networks(kind, unet, text_encoder, table)
 
 
@@ -104,7 +105,7 @@ def _unet_config(
 ) -> dict[str, object]:
     # On the way down, a block that halves the resolution has the same tensors as one that does not. On the way up it
     # shows: the last block of every level but the last one carries a second residual block.
-    blocks = _count(state_dict, "output_blocks.")
+    blocks = count(state_dict, "output_blocks.")
     doubling = (
         block
         for block, place in itertools.product(range(blocks), (1, 2))
@@ -116,7 +117,7 @@ def _unet_config(
     channels = [state_dict[f"{first}.0.out_layers.3.weight"].shape[0] for first in firsts]
     attends = [level for level in levels if f"{firsts[level]}.1.qkv.weight" in state_dict]
     for width in {*(channels[level] for level in attends), channels[-1]}:
-        _check_heads("attention_head_dim", attention_head_dim, "the channels of the UNet's attention layers", width)
+        check_heads("attention_head_dim", attention_head_dim, "the channels of the UNet's attention layers", width)
     return GLIDEUNet2DConditionModel.glide_config(
         block_out_channels=tuple(channels),
         attention_levels=tuple(attends),
@@ -136,12 +137,12 @@ def _text_config(state_dict: Mapping[str, torch.Tensor], num_attention_heads: in
             f"the released heads of {_RELEASED_HEAD_DIM} channels"
         )
     heads = width // _RELEASED_HEAD_DIM if num_attention_heads is None else num_attention_heads
-    _check_heads("text_num_attention_heads", heads, "the width of the text encoder", width)
+    check_heads("text_num_attention_heads", heads, "the width of the text encoder", width)
     return GLIDETextConfig(
         vocab_size=vocab_size,
         hidden_size=width,
         intermediate_size=state_dict["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        num_hidden_layers=_count(state_dict, "transformer.resblocks."),
+        num_hidden_layers=count(state_dict, "transformer.resblocks."),
         num_attention_heads=heads,
         max_position_embeddings=state_dict["positional_embedding"].shape[0],
         pad_token_id=None,  # the tokenizer knows
@@ -149,23 +150,31 @@ def _text_config(state_dict: Mapping[str, torch.Tensor], num_attention_heads: in
     )
 
 
-def _count(state_dict: Mapping[str, torch.Tensor], prefix: str) -> int:
+def count(state_dict: Mapping[str, torch.Tensor], prefix: str) -> int:
+    """How many modules there are whose names are `prefix` and a number."""
     return len({key.removeprefix(prefix).split(".")[0] for key in state_dict if key.startswith(prefix)})
 
 
-def _check_heads(argument: str, value: int, what: str, width: int) -> None:
+def check_heads(argument: str, value: int, what: str, width: int) -> None:
+    """A number of heads, or their width, must divide the width of what they are the heads of."""
     if value < 1 or width % value:
         raise ConversionError(f"`{argument}` must divide {what}, {width}, got {value}")
 
 
-def _check_tensors(
-    state_dict: Mapping[str, torch.Tensor],
-    table: list[Correspondence],
-    unet: GLIDEUNet2DConditionModel,
-    text_encoder: GLIDETextEncoder,
+def check_tensors(
+    state_dict: Mapping[str, torch.Tensor], table: Sequence[Correspondence], components: Mapping[str, nn.Module]
 ) -> None:
-    """Every tensor of the networks is there, in its shape, and nothing else is."""
-    states = {"unet": unet.state_dict(), "text_encoder": text_encoder.state_dict()}
+    """Every tensor of the networks is there, in its shape, and nothing else is.
+
+    Args:
+        state_dict (`Mapping[str, torch.Tensor]`): In GLIDE's layout.
+        table (`Sequence[Correspondence]`): All of its tensors.
+        components (`Mapping[str, nn.Module]`): The networks, by the names that the table uses.
+
+    Raises:
+        ConversionError: naming the first three faults.
+    """
+    states = {name: component.state_dict() for name, component in components.items()}
     shapes = {row.glide: tuple(row.join(states[row.component]).shape) for row in table}
     faults = (
         [f"{key!r} is missing" for key in shapes if key not in state_dict]

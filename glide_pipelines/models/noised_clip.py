@@ -370,7 +370,8 @@ def contrastive_loss(
             is clamped and gets no gradient, so clamp the parameter itself after each step of an optimizer.
         positives (`torch.Tensor` of shape `[B, B]`, *optional*): True where the caption of the column fits the picture
             of the row. By default each picture fits its own caption only; where captions repeat in a batch, pass
-            which are equal (at least one in each row and column). The target is then spread evenly over them (UniCL, arXiv 2204.03610, equation 3).
+            which are equal (at least one in each row and column). The target is then spread evenly over them (UniCL,
+            arXiv 2204.03610, equation 3).
 
     Returns:
         `torch.Tensor`: the mean over pictures and captions, a scalar in float32.

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from recorded import recorded_clip
+from safetensors.torch import load_file
 from tiny import CONTEXT, WIDTH, tiny_clip
 
 from glide_pipelines import NoisedCLIPConfig, NoisedCLIPModel
@@ -28,6 +30,33 @@ def text(inputs, **changes):
 
 def picture(inputs, **changes):
     return {name: (inputs | changes)[name] for name in ("sample", "timesteps")}
+
+
+# -- against the original ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recorded(reference):
+    return recorded_clip(reference), load_file(reference / "clip.safetensors")
+
+
+@torch.no_grad()
+def test_embeddings_equal_the_original(recorded):
+    clip, numbers = recorded
+    mask = torch.arange(numbers["tokens"].shape[1]) < numbers["token_lengths"][:, None]
+    output = clip(numbers["tokens"], numbers["sample"], numbers["timesteps"], mask)
+    torch.testing.assert_close(output.text_embeds, numbers["text_embeds"], atol=2e-5, rtol=0)
+    torch.testing.assert_close(output.image_embeds, numbers["image_embeds"], atol=2e-5, rtol=0)
+    scaled = numbers["logit_scale"] * numbers["image_embeds"] @ numbers["text_embeds"].T
+    torch.testing.assert_close(output.logits_per_image, scaled, atol=2e-3, rtol=0)
+
+
+def test_the_guidance_gradient_equals_the_original(recorded):
+    clip, numbers = recorded
+    sample = numbers["sample"].requires_grad_()
+    similarity = clip.similarity(sample, numbers["timesteps"], numbers["text_embeds"])
+    (gradient,) = torch.autograd.grad(similarity.sum(), sample)
+    torch.testing.assert_close(3 * gradient, numbers["grad_scale_3"], atol=1e-3, rtol=0)
 
 
 def test_released_size():
