@@ -1,0 +1,67 @@
+"""Measures a noised CLIP: how often it picks the right caption for a noised picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin
+from transformers import PreTrainedTokenizerBase
+
+from ..models import NoisedCLIPModel, tokenize_prompts
+from .dataset import ShapesWorld
+from .evaluation import rate
+from .render import render
+
+
+@torch.no_grad()
+def caption_retrieval(
+    clip_model: NoisedCLIPModel,
+    clip_tokenizer: PreTrainedTokenizerBase,
+    scheduler: SchedulerMixin,
+    timesteps: Sequence[int] = (0, 250, 500, 750, 999),
+    num_captions: int = 256,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> dict[int, dict[str, float]]:
+    """
+    Noises held-out pictures to a timestep and lets the model pick each one's caption out of all of them. Captions that
+    say the same are right for each other's pictures.
+
+    Args:
+        clip_model ([`NoisedCLIPModel`]): What is measured.
+        clip_tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        scheduler ([`GLIDEDDPMScheduler`] or [`GLIDEDDIMScheduler`]): The noise schedule of the model to be guided.
+        timesteps (`Sequence[int]`): Where to measure.
+        num_captions (`int`, defaults to 256): Captions to choose from, and pictures.
+        seed (`int`, defaults to 0): Of scenes, captions and noise; the noise is the same at every timestep.
+        batch_size (`int`, defaults to 64): Pictures at a time.
+
+    Returns:
+        `dict`: a timestep to `right`, `cases`, `share`, `low` and `high`, see [`rate`].
+    """
+    world = ShapesWorld(seed, held_out=True)
+    examples = [world.example(index) for index in range(num_captions)]
+    captions = [example.caption for example in examples]
+    size = clip_model.config.vision_config.image_size
+    pictures = np.stack([np.asarray(render(example.scene, size)) for example in examples])
+    x_start = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+    noise = torch.randn(x_start.shape, generator=torch.Generator().manual_seed(seed))
+
+    tokens = tokenize_prompts(clip_tokenizer, [str(caption) for caption in captions]).to(clip_model.device)
+    text = clip_model.get_text_features(tokens.input_ids, tokens.attention_mask).float()
+    text = torch.nn.functional.normalize(text, dim=-1)
+    rates = {}
+    for t in timesteps:
+        answers = []
+        for start in range(0, num_captions, batch_size):
+            part = slice(start, start + batch_size)
+            at = torch.full((len(x_start[part]),), t)
+            x_t = scheduler.add_noise(x_start[part], noise[part], at)
+            features = clip_model.get_image_features(x_t.to(clip_model.device), at.to(clip_model.device)).float()
+            # Lengths do not matter for which caption is nearest, once the texts have unit length.
+            chosen = (features @ text.T).argmax(dim=1).tolist()
+            answers += [captions[pick] == own for pick, own in zip(chosen, captions[part], strict=True)]
+        rates[int(t)] = rate(answers)
+    return rates

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_tokenizer
+
+from glide_pipelines import GLIDEDDPMScheduler, NoisedCLIPConfig, NoisedCLIPModel
+from glide_pipelines.shapes import ShapesWorld, render
+from glide_pipelines.shapes.retrieval import caption_retrieval
+
+
+SIZE, COUNT = 16, 40
+
+
+class Oracle(NoisedCLIPModel):
+    """Knows the pictures by heart: it gives a picture the vector of the nearest clean one's caption."""
+
+    def __init__(self, world):
+        shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+        vision = {**shape, "image_size": SIZE}
+        super().__init__(NoisedCLIPConfig(text_config={**shape, "vocab_size": 258}, vision_config=vision))
+        scenes = [world.example(index).scene for index in range(COUNT)]
+        pictures = np.stack([np.asarray(render(scene, SIZE)) for scene in scenes])
+        self.known = torch.from_numpy(pictures).permute(0, 3, 1, 2).flatten(1) / 127.5 - 1
+
+    def get_text_features(self, input_ids, attention_mask=None):
+        return torch.eye(COUNT) * torch.linspace(0.1, 9, COUNT)[:, None]  # no two of the same length
+
+    def get_image_features(self, sample, timesteps):
+        return torch.eye(COUNT)[torch.cdist(sample.flatten(1), self.known).argmin(dim=1)]
+
+
+def measure(world=ShapesWorld, **changes):
+    settings = {"timesteps": (0, 999), "num_captions": COUNT, "seed": 5, "batch_size": 16}
+    return caption_retrieval(
+        Oracle(world(5, held_out=True)), tiny_tokenizer(), GLIDEDDPMScheduler(), **settings | changes
+    )
+
+
+def test_a_model_that_knows_is_right_on_clean_pictures_and_lost_in_noise():
+    rates = measure()
+    assert rates[0]["share"] == 1 and rates[0]["cases"] == COUNT
+    assert rates[999]["share"] < 0.5
+
+
+def test_the_figures_repeat_and_do_not_depend_on_the_batch():
+    assert measure() == measure(batch_size=7)
+    assert measure(seed=6)[0]["share"] < 0.2  # other scenes than it knows
+
+
+def test_captions_that_say_the_same_count_as_right(monkeypatch):
+    class Same(ShapesWorld):
+        def example(self, index):
+            return super().example(index // 2)
+
+    monkeypatch.setattr("glide_pipelines.shapes.retrieval.ShapesWorld", Same)
+    assert measure(Same, timesteps=[0])[0]["share"] == pytest.approx(1)
