@@ -5,11 +5,15 @@ Everything becomes 8-bit PIL first: the same picture then gives the same result 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+
+
+_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
 
 def load_images(name: str, images: Any) -> list[Image.Image]:
@@ -18,8 +22,8 @@ def load_images(name: str, images: Any) -> list[Image.Image]:
     Args:
         name (`str`): Of the argument, for error messages.
         images: A picture or a list of them: PIL of any mode (transparent pixels become white, EXIF rotation is
-            applied); numpy arrays `[H, W, 3]` or `[B, H, W, 3]`, uint8 or floats in [0, 1]; tensors `[3, H, W]` or
-            `[B, 3, H, W]`, uint8 or floats in [0, 1] or [-1, 1].
+            applied); numpy arrays `[H, W]`, `[H, W, C]` or `[B, H, W, C]`, uint8, uint16 or floats in [0, 1]; tensors
+            `[C, H, W]` or `[B, C, H, W]`, of the same types or floats in [-1, 1]. `C` is 1 (grey), 3 or 4 (with alpha).
 
     Returns:
         `list[PIL.Image.Image]`
@@ -27,7 +31,11 @@ def load_images(name: str, images: Any) -> list[Image.Image]:
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    return [_to_rgb(name, image) for image in _as_list(name, images, dims=3)]
+    singles = _as_list(name, images, _split_pictures)
+    # As in diffusers: tensors may be in [-1, 1] too, told by a negative value anywhere among them.
+    floats = [single for single in singles if isinstance(single, torch.Tensor) and single.is_floating_point()]
+    signed = any(single.min() < 0 for single in floats)
+    return [_to_rgb(_to_pil(name, single, signed)) for single in singles]
 
 
 def load_masks(name: str, masks: Any) -> list[Image.Image]:
@@ -35,8 +43,9 @@ def load_masks(name: str, masks: Any) -> list[Image.Image]:
 
     Args:
         name (`str`): Of the argument, for error messages.
-        masks: A mask or a list of them: PIL of any mode; numpy arrays `[H, W]` or `[B, H, W]`; tensors `[H, W]`,
-            `[1, H, W]`, or `[B, 1, H, W]`; bool, uint8, or floats in [0, 1].
+        masks: A mask or a list of them: PIL of any mode; numpy arrays `[H, W]`, `[H, W, C]`, `[B, H, W]` or
+            `[B, H, W, C]`; tensors `[H, W]`, `[B, H, W]` or `[B, 1, H, W]`; bool, uint8, uint16, or floats in [0, 1].
+            `C` is 1, 3 or 4 (alpha is ignored, as diffusers does).
 
     Returns:
         `list[PIL.Image.Image]` of mode `"L"`.
@@ -44,11 +53,27 @@ def load_masks(name: str, masks: Any) -> list[Image.Image]:
     Raises:
         TypeError, ValueError: naming the argument; also if one of the masks has nothing to repaint.
     """
-    loaded = [_to_grey(name, mask) for mask in _as_list(name, masks, dims=2)]
-    for index, mask in enumerate(loaded):
-        if not (np.asarray(mask) >= 128).any():
-            raise ValueError(f"`{name}` {index} of {len(loaded)} has nothing to repaint: white is what is repainted.")
+    loaded = [_to_grey(_to_pil(name, single)) for single in _as_list(name, masks, _split_masks)]
+    _check_holes(name, loaded, "white is what is repainted")
     return loaded
+
+
+def resize_masks(name: str, masks: list[Image.Image], size: tuple[int, int]) -> list[Image.Image]:
+    """Grey masks resized bicubically to `(height, width)`.
+
+    Raises:
+        ValueError: naming the argument, if one of them has nothing to repaint at that size.
+    """
+    height, width = size
+    resized = [mask.resize((width, height), Image.Resampling.BICUBIC) for mask in masks]
+    _check_holes(name, resized, f"what is white in it vanishes at the picture's size of {height} x {width}")
+    return resized
+
+
+def _check_holes(name: str, masks: list[Image.Image], reason: str) -> None:
+    for index, mask in enumerate(masks):
+        if mask.getextrema()[1] < 128:
+            raise ValueError(f"`{name}` {index} of {len(masks)} has nothing to repaint: {reason}.")
 
 
 def to_tensor(images: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
@@ -65,60 +90,78 @@ def to_mask_tensor(masks: list[Image.Image], size: tuple[int, int]) -> torch.Ten
     return (torch.from_numpy(np.stack(resized))[:, None] >= 128).float()
 
 
-def _as_list(name: str, given: Any, dims: int) -> list[Any]:
-    """Single pictures out of one, a batch, or a list of pictures; `dims` is how many dimensions one array has."""
+def _as_list(name: str, given: Any, split: Callable[[str, Any], list[Any]]) -> list[Any]:
+    """Single pictures out of one, a batch, or a list of them; `split` takes arrays and tensors apart."""
     if isinstance(given, list | tuple):
         if not given:
             raise ValueError(f"`{name}` must not be an empty list.")
-        return [single for entry in given for single in _as_list(name, entry, dims)]
+        return [single for entry in given for single in _as_list(name, entry, split)]
     if isinstance(given, Image.Image):
+        if 0 in given.size:
+            raise ValueError(f"`{name}` has no pixels: its size is {given.width} x {given.height}.")
         return [given]
-    if isinstance(given, torch.Tensor):
-        given = given.detach().cpu()
-        if dims == 2 and given.ndim >= 3 and given.shape[-3] == 1:
-            given = given.squeeze(-3)
-    elif not isinstance(given, np.ndarray):
+    if not isinstance(given, np.ndarray | torch.Tensor):
         raise TypeError(
             f"`{name}` must be a PIL image, a numpy array, a torch tensor or a list of them, got {given!r}."
         )
-    elif dims == 2 and given.ndim >= 3 and given.shape[-1] == 1:
-        given = given.squeeze(-1)
-    if given.ndim == dims:
+    if 0 in given.shape:
+        raise ValueError(f"`{name}` has no pixels: its shape is {list(given.shape)}.")
+    return split(name, given.detach().cpu() if isinstance(given, torch.Tensor) else given)
+
+
+def _split_pictures(name: str, given: np.ndarray | torch.Tensor) -> list[Any]:
+    is_tensor = isinstance(given, torch.Tensor)
+    if given.ndim == 2 and not is_tensor:
         return [given]
-    if given.ndim == dims + 1:
-        return list(given)
-    raise ValueError(f"`{name}` must have {dims} dimensions, or {dims + 1} with a batch, got {list(given.shape)}.")
+    if given.ndim not in (3, 4):
+        raise ValueError(f"`{name}` must have 3 dimensions, or 4 with a batch, got {list(given.shape)}.")
+    if given.shape[-3 if is_tensor else -1] not in _CHANNELS:
+        where = "as a tensor must have 1, 3 or 4 channels first" if is_tensor else "must have 1, 3 or 4 channels last"
+        raise ValueError(f"`{name}` {where}, got the shape {list(given.shape)}.")
+    return [given] if given.ndim == 3 else list(given)
 
 
-def _to_rgb(name: str, image: Any) -> Image.Image:
+def _split_masks(name: str, given: np.ndarray | torch.Tensor) -> list[Any]:
+    if isinstance(given, torch.Tensor):
+        has_channels = given.ndim == 4 and given.shape[1] == 1
+        given = given.squeeze(1) if has_channels else given
+    else:
+        # [H, W, 3] is a coloured mask; a batch of masks 3 pixels wide is none that anybody holds.
+        has_channels = given.ndim > 2 and given.shape[-1] in _CHANNELS
+        if has_channels and given.ndim in (3, 4):
+            return [given] if given.ndim == 3 else list(given)
+    if given.ndim not in (2, 3):
+        raise ValueError(f"`{name}` must have 2 dimensions, or 3 with a batch, got {list(given.shape)}.")
+    return [given] if given.ndim == 2 else list(given)
+
+
+def _to_pil(name: str, image: Any, signed: bool = False) -> Image.Image:
+    """One picture in memory, upright; arrays as 8-bit. `signed`: floating-point tensors are in [-1, 1]."""
     if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith(("I", "F")):
-            return _sixteen_bit_to_grey(image).convert("RGB")
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            rgba = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return image.convert("RGB")
+        try:
+            return ImageOps.exif_transpose(image)
+        except (OSError, SyntaxError, ValueError) as error:  # a file is read only now
+            raise ValueError(f"`{name}` cannot be read: {error}") from error
     if isinstance(image, torch.Tensor):
-        if image.shape[0] != 3:
-            raise ValueError(f"`{name}` as a tensor must have 3 channels first, got the shape {list(image.shape)}.")
-        # As in diffusers: a tensor may be in [-1, 1] too, told by its negative values.
-        if image.is_floating_point() and image.min() < 0:
-            image = (image + 1) / 2
-        image = (
-            image.permute(1, 2, 0).numpy() if image.dtype != torch.bfloat16 else image.permute(1, 2, 0).float().numpy()
-        )
-    if image.shape[-1] != 3:
-        raise ValueError(f"`{name}` as an array must have 3 channels last, got the shape {list(image.shape)}.")
+        if image.is_floating_point():
+            image = (image.float() + 1) / 2 if signed else image.float()
+        image = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy()
+    if image.ndim == 3 and image.shape[-1] == 1:
+        image = image[..., 0]
     return Image.fromarray(_to_bytes(name, image))
 
 
-def _to_grey(name: str, mask: Any) -> Image.Image:
-    if isinstance(mask, Image.Image):
-        mask = ImageOps.exif_transpose(mask)
-        return _sixteen_bit_to_grey(mask) if mask.mode.startswith(("I", "F")) else mask.convert("RGB").convert("L")
-    values = mask.float().numpy() if isinstance(mask, torch.Tensor) and mask.dtype != torch.uint8 else np.asarray(mask)
-    return Image.fromarray(_to_bytes(name, values.astype(np.float32) if values.dtype == bool else values))
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        return _sixteen_bit_to_grey(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def _to_grey(mask: Image.Image) -> Image.Image:
+    return _sixteen_bit_to_grey(mask) if mask.mode.startswith(("I", "F")) else mask.convert("RGB").convert("L")
 
 
 def _sixteen_bit_to_grey(image: Image.Image) -> Image.Image:
@@ -131,8 +174,12 @@ def _sixteen_bit_to_grey(image: Image.Image) -> Image.Image:
 def _to_bytes(name: str, values: np.ndarray) -> np.ndarray:
     if values.dtype == np.uint8:
         return values
+    if values.dtype == np.uint16:
+        return (values / 257).round().astype(np.uint8)
+    if values.dtype == bool:
+        return values * np.uint8(255)
     if not np.issubdtype(values.dtype, np.floating):
-        raise TypeError(f"`{name}` must hold uint8 or floating-point values, got {values.dtype}.")
+        raise TypeError(f"`{name}` must hold uint8, uint16 or floating-point values, got {values.dtype}.")
     if not np.isfinite(values).all():
         raise ValueError(f"`{name}` holds NaN or infinity.")
     if values.min() < 0 or values.max() > 1:

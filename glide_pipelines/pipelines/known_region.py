@@ -19,7 +19,7 @@ class KnownRegion:
         mask (`torch.Tensor` of shape `[B, 1, H, W]`): 1 = repaint, 0 = known.
         generator: Source of the noise: one draw per step, and one more per step back.
         num_resample (`int`): How often each step is taken (RePaint, arXiv 2201.09865, algorithm 1): what is repainted
-            then gets to know what is not.
+            then gets to know what is not. Above 1 for GLIDE's schedulers only.
     """
 
     image: torch.Tensor

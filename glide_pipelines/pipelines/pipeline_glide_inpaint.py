@@ -13,8 +13,8 @@ from diffusers.utils import logging, replace_example_docstring
 from PIL import Image
 
 from ..models import GLIDEUNet2DConditionModel
-from ..schedulers import GLIDEDDPMScheduler
-from .image_inputs import load_images, load_masks, pad_to, to_mask_tensor, to_tensor
+from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
+from .image_inputs import common_size, load_images, load_masks, pad_to, resize_masks, to_mask_tensor, to_tensor
 from .input_checks import check_latents, check_positive_int
 from .known_region import KnownRegion
 from .pipeline_output import GLIDEPipelineOutput
@@ -44,6 +44,8 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
     - implicit (3 and 6 channels, the text-to-image models): the known region of x_t is replaced at every step by the
       picture with the noise of that step (appendix E). It follows prompts better and fits the scene less well.
 
+    Where the two UNets are of different kinds, each runs in its own mode.
+
     Args:
         tokenizer (`GPT2Tokenizer`): GLIDE's byte-level BPE; its `model_max_length` is the text context.
         text_encoder ([`GLIDETextEncoder`]): Of the base model.
@@ -57,7 +59,7 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
 
     @property
     def mode(self) -> str:
-        """`"fine-tuned"` or `"implicit"`, see the class."""
+        """`"fine-tuned"` or `"implicit"`, see the class: the mode of the base stage."""
         return "fine-tuned" if self.unet.is_inpainter else "implicit"
 
     @torch.no_grad()
@@ -108,9 +110,10 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
                 Inside, the picture is padded to multiples of 32.
             padding_mask_crop (`int`, *optional*): Work only on the part around the mask, with so many pixels of
                 surroundings at least (and no less than the size that the model was trained on, where the picture allows
-                it), and paste the result back: for a small hole in a large picture.
-            num_resample (`int`, defaults to 1): In implicit mode, take each step so many times (RePaint); needs GLIDE's
-                ancestral scheduler in each stage.
+                it), and paste the result back: for a small hole in a large picture. `height` and `width` are then the
+                size that the part is worked on at, and the returned picture has the size of the given one.
+            num_resample (`int`, defaults to 1): In implicit mode, take each step so many times, going back by a step of
+                noise in between (RePaint); needs one of GLIDE's schedulers in each stage.
             num_inference_steps, timesteps, super_res_num_inference_steps, super_res_timesteps, negative_prompt,
             num_images_per_prompt, eta, upsample_temperature, generator, prompt_embeds, negative_prompt_embeds,
             super_res_prompt_embeds, guider, cond_fn, cross_attention_kwargs, output_type, return_dict,
@@ -161,10 +164,13 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
         masks = self._prepare_images("mask_image", masks, call.batch_size, num_images_per_prompt)
         whole = None
         if padding_mask_crop is not None:
-            whole = pictures, masks, self._boxes(pictures, masks, padding_mask_crop)
-            pictures = [picture.crop(box) for picture, box in zip(pictures, whole[2], strict=True)]
-            masks = [_resize_like(m, p).crop(box) for m, p, box in zip(masks, whole[0], whole[2], strict=True)]
+            masks = resize_masks("mask_image", masks, common_size("image", pictures))
+            whole = pictures, masks, self._boxes(masks, padding_mask_crop)
+            pictures, masks = (
+                [image.crop(box) for image, box in zip(images, whole[2], strict=True)] for images in whole[:2]
+            )
         size, inside = self._picture_size(pictures, height, width)
+        masks = resize_masks("mask_image", masks, size)
         base_size = tuple(length // self.scale_factor for length in inside)
         if latents is not None:
             check_latents("latents", latents, (call.num_images, 3, *base_size))
@@ -175,7 +181,7 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
         # 2. Encode the prompts, and make the pictures ready for each stage.
         self._encode_call(call)
         pictures = pad_to([p.resize(size[::-1], Image.Resampling.BICUBIC) for p in pictures], inside)
-        masks = pad_to([m.resize(size[::-1], Image.Resampling.BICUBIC) for m in masks], inside)
+        masks = pad_to(masks, inside)
         device = self._execution_device
 
         def stage(unet: GLIDEUNet2DConditionModel, size: tuple[int, int]) -> dict[str, Any]:
@@ -219,35 +225,27 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
         if self.mode == "fine-tuned":
             raise ValueError("`num_resample` is for the implicit mode; a fine-tuned inpainting model needs none.")
         for scheduler in (self.scheduler, self.super_res_scheduler):
-            if scheduler is not None and not isinstance(scheduler, GLIDEDDPMScheduler):
+            if scheduler is not None and not isinstance(scheduler, GLIDEDDPMScheduler | GLIDEDDIMScheduler):
                 raise ValueError(
-                    f"`num_resample` above 1 needs GLIDEDDPMScheduler in each stage, got {type(scheduler).__name__}."
+                    "`num_resample` above 1 needs GLIDEDDPMScheduler or GLIDEDDIMScheduler in each stage, "
+                    f"got {type(scheduler).__name__}."
                 )
 
-    def _boxes(
-        self, pictures: list[Image.Image], masks: list[Image.Image], padding: int
-    ) -> list[tuple[int, int, int, int]]:
-        """Boxes of one size, `(left, top, right, lower)` inside each picture, around each mask."""
+    def _boxes(self, masks: list[Image.Image], padding: int) -> list[tuple[int, int, int, int]]:
+        """Boxes of one size, `(left, top, right, lower)` inside the pictures, around each hole; masks of their size."""
         if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
             raise ValueError(f"`padding_mask_crop` must be an integer of 0 or more, got {padding!r}.")
-        holes = [
-            _resize_like(mask, picture).point(lambda value: 255 * (value >= 128)).getbbox()
-            for mask, picture in zip(masks, pictures, strict=True)
-        ]
+        holes = [mask.point(lambda value: 255 * (value >= 128)).getbbox() for mask in masks]
         widest = max(right - left for left, _, right, _ in holes) + 2 * padding
         highest = max(lower - top for _, top, _, lower in holes) + 2 * padding
-        width = min(max(widest, self.default_size[1]), *(picture.width for picture in pictures))
-        height = min(max(highest, self.default_size[0]), *(picture.height for picture in pictures))
+        width = min(max(widest, self.default_size[1]), masks[0].width)
+        height = min(max(highest, self.default_size[0]), masks[0].height)
         boxes = []
-        for picture, (left, top, right, lower) in zip(pictures, holes, strict=True):
-            x = min(max((left + right - width) // 2, 0), picture.width - width)
-            y = min(max((top + lower - height) // 2, 0), picture.height - height)
+        for mask, (left, top, right, lower) in zip(masks, holes, strict=True):
+            x = min(max((left + right - width) // 2, 0), mask.width - width)
+            y = min(max((top + lower - height) // 2, 0), mask.height - height)
             boxes.append((x, y, x + width, y + height))
         return boxes
-
-
-def _resize_like(mask: Image.Image, picture: Image.Image) -> Image.Image:
-    return mask.resize(picture.size, Image.Resampling.BICUBIC)
 
 
 def _paste(
@@ -256,16 +254,13 @@ def _paste(
     masks: list[Image.Image],
     boxes: list[tuple[int, int, int, int]],
 ) -> torch.Tensor:
-    """The whole pictures, with what was painted in their boxes where the mask is white."""
+    """The whole pictures, with what was painted in their boxes where the masks, of the same size, are white."""
     size = (pictures[0].height, pictures[0].width)
-    whole = to_tensor(pictures, size).to(painted)
-    mask = to_mask_tensor([_resize_like(m, p) for m, p in zip(masks, pictures, strict=True)], size).bool()
+    whole, mask = to_tensor(pictures, size).to(painted), to_mask_tensor(masks, size).bool().to(painted.device)
+    left, top, right, lower = boxes[0]
+    if painted.shape[-2:] != (lower - top, right - left):
+        painted = F.interpolate(painted, (lower - top, right - left), mode="bicubic", antialias=True).clamp(-1, 1)
     for index, (left, top, right, lower) in enumerate(boxes):
-        patch = painted[index : index + 1]
-        if patch.shape[-2:] != (lower - top, right - left):
-            patch = F.interpolate(patch, (lower - top, right - left), mode="bicubic", antialias=True).clamp(-1, 1)
-        box = whole[index, :, top:lower, left:right]
-        whole[index, :, top:lower, left:right] = torch.where(
-            mask[index, :, top:lower, left:right].to(painted.device), patch[0], box
-        )
+        box = (index, slice(None), slice(top, lower), slice(left, right))
+        whole[box] = torch.where(mask[box], painted[index], whole[box])
     return whole

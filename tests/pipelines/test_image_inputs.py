@@ -35,6 +35,27 @@ def test_every_kind_of_picture_gives_the_same_result(picture):
     assert torch.equal(to_tensor([loaded], (7, 5)), expected)
 
 
+def test_transparency_in_arrays_and_tensors_becomes_white_too():
+    rgba = np.dstack([PIXELS, np.linspace(0, 255, 120).astype(np.uint8).reshape(12, 10)])
+    expected = np.asarray(load_images("image", Image.fromarray(rgba))[0])
+    for kind in (rgba, rgba / 255, torch.from_numpy(rgba).permute(2, 0, 1)):
+        np.testing.assert_array_equal(np.asarray(load_images("image", kind)[0]), expected)
+
+
+def test_grey_arrays_are_grey_pictures():
+    grey = PIXELS[..., 0]
+    for kind in (Image.fromarray(grey), grey, grey[..., None], grey / 255, torch.from_numpy(grey)[None]):
+        (loaded,) = load_images("image", kind)
+        np.testing.assert_array_equal(np.asarray(loaded), np.repeat(grey[..., None], 3, axis=-1))
+
+
+def test_the_range_of_tensors_is_told_from_all_of_them():
+    """A bright picture of a batch in [-1, 1] has no negative value of its own."""
+    batch = torch.stack([torch.zeros(3, 4, 4), torch.full((3, 4, 4), -1.0)])
+    for kind in (batch, list(batch)):
+        assert [np.asarray(image).max() for image in load_images("image", kind)] == [128, 0]
+
+
 def test_transparency_becomes_white_and_palettes_colours():
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     assert np.asarray(load_images("image", clear)[0]).min() == 255
@@ -44,8 +65,11 @@ def test_transparency_becomes_white_and_palettes_colours():
 
 def test_sixteen_bit_pictures_keep_their_brightness():
     values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
-    loaded = np.asarray(load_images("image", Image.fromarray(values))[0])
-    assert loaded[0, :, 0].tolist() == [0, 100, 255]
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "PNG")
+    wide = Image.fromarray(values.astype(np.int32))  # of mode "I"
+    for kind in (Image.fromarray(values), Image.open(file), wide, values):
+        assert np.asarray(load_images("image", kind)[0])[0, :, 0].tolist() == [0, 100, 255]
 
 
 def test_exif_rotation_is_applied():
@@ -70,6 +94,9 @@ MASK[2:5, 1:4] = 255
         MASK / 255,
         MASK > 0,
         (MASK / 255)[..., None],
+        np.repeat(MASK[..., None], 3, axis=-1),
+        MASK.astype(np.uint16) * 257,
+        MASK[None],
         torch.from_numpy(MASK / 255),
         torch.from_numpy(MASK > 0)[None],
         torch.from_numpy(MASK / 255)[None, None],
@@ -97,13 +124,15 @@ def test_padding_repeats_the_edge():
     [
         ("picture.png", TypeError, "`image` must be a PIL image"),
         ([], ValueError, "`image` must not be an empty list"),
-        (np.zeros((4, 4)), ValueError, "`image` must have 3 dimensions"),
-        (np.zeros((4, 4, 4)), ValueError, r"`image` .* 3 channels last, got the shape \[4, 4, 4\]"),
-        (torch.zeros(4, 4, 3), ValueError, "`image` as a tensor must have 3 channels first"),
+        (np.zeros((4,)), ValueError, "`image` must have 3 dimensions"),
+        (np.zeros((4, 4, 5)), ValueError, r"`image` .* 3 or 4 channels last, got the shape \[4, 4, 5\]"),
+        (torch.zeros(5, 4, 3), ValueError, "`image` as a tensor must have 1, 3 or 4 channels first"),
+        (np.zeros((0, 4, 3)), ValueError, r"`image` has no pixels: its shape is \[0, 4, 3\]"),
+        (Image.new("RGB", (0, 4)), ValueError, "`image` has no pixels"),
         (np.full((4, 4, 3), 2.0), ValueError, r"`image` must lie in \[0, 1\], got values from 2 to 2"),
         (torch.full((3, 4, 4), -2.0), ValueError, r"`image` must lie in \[0, 1\]"),
         (np.full((4, 4, 3), np.nan), ValueError, "`image` holds NaN"),
-        (np.zeros((4, 4, 3), dtype=np.int64), TypeError, "`image` must hold uint8 or floating-point"),
+        (np.zeros((4, 4, 3), dtype=np.int64), TypeError, "`image` must hold uint8, uint16 or floating-point"),
     ],
 )
 def test_bad_pictures_are_named(picture, error, message):
