@@ -2,7 +2,9 @@
 
     python examples/evaluate_shapes.py --output results.json
 
-The captions' combinations of objects and background were never trained on. See docs/shapes.md.
+With --task inpaint or --task img2img: how often an object becomes another one, and what is kept of the rest.
+
+The captions' combinations of objects and background were never trained on. See docs/shapes.md and docs/editing.md.
 """
 
 from __future__ import annotations
@@ -16,14 +18,33 @@ from pathlib import Path
 from typing import Any
 
 import glide_cli
-from glide_pipelines import GLIDEPipeline, __version__
+from glide_pipelines import (
+    GLIDEImg2ImgPipeline,
+    GLIDEInpaintPipeline,
+    GLIDEPipeline,
+    GLIDESuperResolutionPipeline,
+    __version__,
+    shapes_checkpoint,
+)
 from glide_pipelines.cli import load_pipeline
-from glide_pipelines.pipelines.pipeline_utils import DEFAULT_SUPER_RES_TIMESTEPS, DEFAULT_TIMESTEPS
+from glide_pipelines.pipelines.pipeline_utils import (
+    DEFAULT_SUPER_RES_TIMESTEPS,
+    DEFAULT_TIMESTEPS,
+    GLIDEPipelineBase,
+)
 from glide_pipelines.shapes import ShapesWorld
+from glide_pipelines.shapes.edit_evaluation import edit_table, judge_edits, judge_true_edits
+from glide_pipelines.shapes.edits import sample_edits
 from glide_pipelines.shapes.evaluation import judge_pipeline, judge_renders, table, upsampler_difference
 
 
 MAX_UPSAMPLED = 128  # pictures for the upsampler alone: they differ little, and each takes as long as any other
+TASK_OPTIONS = {  # what belongs to one task, and its default there
+    "num_captions": {"text-to-image": 512, "inpaint": 256, "img2img": 256},
+    "guidance_scale": {"text-to-image": [1.0, 2.0, 3.0, 5.0], "inpaint": [5.0], "img2img": [3.0]},
+    "num_resample": {"inpaint": 4},
+    "strength": {"img2img": [0.2, 0.4, 0.6, 0.8, 1.0]},
+}
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
 
@@ -34,26 +55,43 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--output", type=glide_cli.output_file, required=True, help="JSON of the settings and figures")
     add("--resume", action="store_true", help="keep what OUTPUT already holds of the same settings")
-    add("--num-captions", type=glide_cli.positive_int, default=512, help="default: %(default)s")
-    scales = [1.0, 2.0, 3.0, 5.0]
-    add("--guidance-scale", type=glide_cli.finite, nargs="+", default=scales, metavar="X", help="default: 1 2 3 5")
+    add("--task", choices=tuple(TASK_OPTIONS["num_captions"]), default="text-to-image", help="default: %(default)s")
+    add("--num-captions", type=glide_cli.positive_int, help="default: 512, or 256 scenes to edit")
+    scales = "default: 1 2 3 5, or one: 5 to inpaint, 3 for img2img"
+    add("--guidance-scale", type=glide_cli.finite, nargs="+", metavar="X", help=scales)
+    add("--strength", type=glide_cli.strength, nargs="+", metavar="X", help="of img2img (default: 0.2 0.4 0.6 0.8 1)")
+    resample = "inpaint in implicit mode once more, taking each step so often (default: 4; 1 leaves it out)"
+    add("--num-resample", type=glide_cli.positive_int, help=resample)
     add("--seed", type=glide_cli.seed, default=0, help="of captions and noise (default: %(default)s)")
     add("--batch-size", type=glide_cli.positive_int, default=32, help="pictures drawn at a time (default: %(default)s)")
     add("--base-only", action="store_true", help="judge the base model's small pictures")
     glide_cli.add_sampling_options(parser)
     glide_cli.add_model_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for option, defaults in TASK_OPTIONS.items():
+        if getattr(args, option) is None:
+            setattr(args, option, defaults.get(args.task))
+        elif args.task not in defaults:
+            parser.error(f"--{option.replace('_', '-')} is for --task {' or '.join(defaults)}")
+    if args.task != "text-to-image" and len(args.guidance_scale) > 1:
+        parser.error(f"--guidance-scale: --task {args.task} takes one, got {len(args.guidance_scale)}")
+    return args
 
 
-def load(args: argparse.Namespace) -> GLIDEPipeline:
-    """The pipeline as the `glide` command would load it."""
-    return load_pipeline(argparse.Namespace(**vars(args), no_upsample=args.base_only, quiet=True))
+def load(args: argparse.Namespace, task: type[GLIDEPipelineBase] = GLIDEPipeline) -> GLIDEPipelineBase:
+    """The pipeline of a task as the `glide` command would load it."""
+    pipe = load_pipeline(argparse.Namespace(**vars(args), no_upsample=args.base_only, quiet=True))
+    if task is not GLIDEPipeline:
+        pipe = task.from_pipe(pipe)
+        pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def describe_settings(args: argparse.Namespace, pipe: GLIDEPipeline) -> dict[str, Any]:
-    """Everything that the figures depend on, but for the guidance scales."""
+    """Everything that the figures depend on, but for what the columns of the table name."""
     upsampled = pipe.super_res_unet is not None
     return {
+        "task": args.task,
         "model": args.model or "shapes_checkpoint()",
         "num_captions": args.num_captions,
         "seed": args.seed,
@@ -72,7 +110,7 @@ def earlier_results(args: argparse.Namespace, settings: dict[str, Any]) -> dict[
     """What `--resume` keeps: the results in the output file, which must be of the same settings."""
     if not args.resume or not args.output.exists():
         versions = {"glide-pipelines": __version__, **{package: version(package) for package in PACKAGES}}
-        return {"settings": settings, "versions": versions, "guidance": []}
+        return {"settings": settings, "versions": versions}
     try:
         results = json.loads(args.output.read_text(encoding="utf-8"))
         others = [
@@ -94,16 +132,21 @@ def save(results: dict[str, Any], path: Path) -> None:
     aside.replace(path)
 
 
-def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure what is asked for and not yet known, writing the results after each part."""
-    pipe = load(args)
-    results = earlier_results(args, describe_settings(args, pipe))
-    world = ShapesWorld(args.seed, held_out=True)
-    examples = [world.example(index) for index in range(args.num_captions)]
-    steps = {}
+def steps(args: argparse.Namespace) -> dict[str, Any]:
+    """The pipeline's arguments that choose the steps of both stages."""
+    given = {}
     for prefix, asked in (("", args.steps), ("super_res_", args.super_res_steps)):
         if asked is not None:
-            steps[prefix + ("timesteps" if isinstance(asked, str) else "num_inference_steps")] = asked
+            given[prefix + ("timesteps" if isinstance(asked, str) else "num_inference_steps")] = asked
+    return given
+
+
+def evaluate(args: argparse.Namespace) -> str:
+    """Measure text to image, what is asked for and not yet known; write the results after each part."""
+    pipe = load(args)
+    results = {"guidance": []} | earlier_results(args, describe_settings(args, pipe))
+    world = ShapesWorld(args.seed, held_out=True)
+    examples = [world.example(index) for index in range(args.num_captions)]
     common = {"seed": args.seed, "batch_size": args.batch_size}
 
     if "renders" not in results:
@@ -111,22 +154,64 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     known = {figures["guidance_scale"] for figures in results["guidance"]}
     for scale in sorted(set(args.guidance_scale) - known):
         print(f"guidance {scale:g}", file=sys.stderr)
-        figures = judge_pipeline(pipe, examples, guidance_scale=scale, **common, **steps)
+        figures = judge_pipeline(pipe, examples, guidance_scale=scale, **common, **steps(args))
         results["guidance"].append({"guidance_scale": scale, **figures})
         results["guidance"].sort(key=lambda figures: figures["guidance_scale"])
         save(results, args.output)
     if pipe.super_res_unet is not None and "upsampler" not in results:
         print("the upsampler alone", file=sys.stderr)
-        steps = {name: value for name, value in steps.items() if name.startswith("super_res_")}
-        results["upsampler"] = upsampler_difference(pipe, examples[:MAX_UPSAMPLED], **common, **steps)
+        enlarger = GLIDESuperResolutionPipeline.from_pipe(pipe)
+        enlarger.set_progress_bar_config(disable=True)
+        call = {name: value for name, value in steps(args).items() if name.startswith("super_res_")}
+        results["upsampler"] = upsampler_difference(enlarger, examples[:MAX_UPSAMPLED], **common, **call)
     save(results, args.output)
-    return results
+    return table(results)
+
+
+def editors(args: argparse.Namespace) -> dict[str, tuple[GLIDEPipelineBase, dict[str, Any]]]:
+    """A title for each column of the editing tasks' table, to the pipeline and what it is called with."""
+    if args.task == "img2img":
+        pipe = load(args, GLIDEImg2ImgPipeline)
+        return {f"strength {strength:g}": (pipe, {"strength": strength}) for strength in args.strength}
+    models = [args.model]
+    if args.model is None:
+        try:
+            models.append(str(shapes_checkpoint("inpaint")))
+        except ValueError:
+            print("no inpainting checkpoint ships yet: the implicit mode alone", file=sys.stderr)
+    columns = {}
+    for model in models:
+        pipe = load(argparse.Namespace(**vars(args) | {"model": model}), GLIDEInpaintPipeline)
+        columns[pipe.mode] = pipe, {}
+        if pipe.mode == "implicit" and args.num_resample > 1:
+            columns[f"implicit, {args.num_resample} times"] = pipe, {"num_resample": args.num_resample}
+    return columns
+
+
+def evaluate_edits(args: argparse.Namespace) -> str:
+    """Measure an editing task, what is asked for and not yet known; write the results after each column."""
+    columns = editors(args)
+    pipe = next(iter(columns.values()))[0]
+    settings = describe_settings(args, pipe) | {"guidance_scale": args.guidance_scale[0]}
+    results = {"columns": {}} | earlier_results(args, settings)
+    edits = sample_edits(args.num_captions, args.seed)
+    if "renders" not in results:
+        results["renders"] = judge_true_edits(edits, pipe.default_size[0])
+    call = {"guidance_scale": args.guidance_scale[0], "seed": args.seed, "batch_size": args.batch_size, **steps(args)}
+    for title, (pipe, options) in columns.items():
+        if title not in results["columns"]:
+            print(title, file=sys.stderr)
+            figures = judge_edits(pipe, edits, masked=args.task == "inpaint", **call, **options)
+            results["columns"] = dict(sorted({**results["columns"], title: figures}.items()))
+            save(results, args.output)
+    return edit_table({"true pictures": results["renders"], **results["columns"]})
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after an error of the user's."""
     try:
-        print(table(evaluate(parse_args(argv))))
+        args = parse_args(argv)
+        print(evaluate(args) if args.task == "text-to-image" else evaluate_edits(args))
     except (argparse.ArgumentError, ValueError) as error:
         print(f"evaluate_shapes.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -97,15 +97,34 @@ class Tally:
         accuracy = {}
         for name in (*ATTRIBUTES, *WHOLE):
             if answers := self.answers.get(name):
-                right, cases = sum(answers), len(answers)
-                low, high = wilson_interval(right, cases)
-                accuracy[name] = {"right": right, "cases": cases, "share": right / cases, "low": low, "high": high}
+                accuracy[name] = rate(answers)
         diversity = {
             name: {"bits": entropy(self.unsaid[name].values()), "cases": self.unsaid[name].total()}
             for name in UNSAID
             if name in self.unsaid
         }
         return {"accuracy": accuracy, "diversity": diversity}
+
+
+def rate(answers: Sequence[bool]) -> dict[str, float]:
+    """
+    How many answers are right, as the figures hold it.
+
+    Args:
+        answers (`Sequence[bool]`): One or more.
+
+    Returns:
+        `dict`: numbers of answers `right` and in all (`cases`), their `share` and its 95 % interval, `low` and `high`,
+            all three 0 to 1.
+    """
+    right, cases = sum(answers), len(answers)
+    low, high = wilson_interval(right, cases)
+    return {"right": right, "cases": cases, "share": right / cases, "low": low, "high": high}
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of one value or more, and its standard error."""
+    return float(np.mean(values)), float(np.std(values) / math.sqrt(len(values)))
 
 
 def wilson_interval(right: int, cases: int) -> tuple[float, float]:
@@ -164,8 +183,8 @@ def judge_pipeline(
         `dict`: as [`Tally.figures`] gives it.
     """
     tally = Tally()
-    for start, batch in _batches(examples, batch_size):
-        pictures = pipe(_captions(batch), generator=_generators(seed + start, len(batch)), **call).images
+    for start, batch in in_batches(examples, batch_size):
+        pictures = pipe(_captions(batch), generator=generators(seed + start, len(batch)), **call).images
         for picture, example in zip(pictures, batch, strict=True):
             tally.add(picture, example.caption)
     return tally.figures()
@@ -178,7 +197,7 @@ def upsampler_difference(
     How far the upsampler's picture of a true small one is from the true large one.
 
     Args:
-        pipe (`GLIDEPipeline`): With an upsampler.
+        pipe (`GLIDESuperResolutionPipeline`): Called with captions and small pictures.
         examples (`Sequence[Example]`): What to draw.
         seed (`int`): Of the first picture; each picture takes the next one.
         batch_size (`int`): Pictures drawn at a time.
@@ -190,30 +209,16 @@ def upsampler_difference(
     """
     sizes = pipe.default_size[0] // pipe.scale_factor, pipe.default_size[0]
     differences: list[float] = []
-    for start, batch in _batches(examples, batch_size):
-        renders = [render_sizes(example.scene, sizes) for example in batch]
-        small, large = (np.stack(pictures) / 255 for pictures in zip(*renders, strict=True))
-        generators = _generators(seed + start, len(batch))
-        pictures = _enlarge(pipe, small, _captions(batch), generator=generators, output_type="np", **call)
-        differences += np.abs(pictures - large).mean(axis=(1, 2, 3)).tolist()
-    return {
-        "mean_absolute_difference": float(np.mean(differences)),
-        "standard_error": float(np.std(differences) / math.sqrt(len(differences))),
-        "pictures": len(differences),
-    }
+    for start, batch in in_batches(examples, batch_size):
+        small, large = zip(*(render_sizes(example.scene, sizes) for example in batch), strict=True)
+        seeded = generators(seed + start, len(batch))
+        pictures = pipe(_captions(batch), image=list(small), generator=seeded, output_type="np", **call).images
+        differences += np.abs(pictures - np.stack(large) / 255).mean(axis=(1, 2, 3)).tolist()
+    difference, error = mean_and_error(differences)
+    return {"mean_absolute_difference": difference, "standard_error": error, "pictures": len(differences)}
 
 
-def _enlarge(pipe: DiffusionPipeline, small: np.ndarray, prompts: list[str], **call: Any) -> np.ndarray:
-    """Pictures [B, h, w, 3] in [0, 1] through the upsampler, in place of what one base step made."""
-    known = torch.from_numpy(2 * small - 1).permute(0, 3, 1, 2)
-
-    def put_in_place(pipe: DiffusionPipeline, _step: int, _timestep: torch.Tensor, tensors: dict) -> dict:
-        return {"latents": known.to(tensors["latents"])} if pipe.stage == "base" else {}
-
-    return pipe(prompts, num_inference_steps=1, guidance_scale=1.0, callback_on_step_end=put_in_place, **call).images
-
-
-def _batches(items: Sequence[_Item], batch_size: int) -> Iterator[tuple[int, Sequence[_Item]]]:
+def in_batches(items: Sequence[_Item], batch_size: int) -> Iterator[tuple[int, Sequence[_Item]]]:
     """The items in groups, each with the index of its first, under a progress bar that counts items."""
     with tqdm(total=len(items), unit="picture", leave=False) as bar:
         for start in range(0, len(items), batch_size):
@@ -226,8 +231,14 @@ def _captions(examples: Sequence[Example]) -> list[str]:
     return [str(example.caption) for example in examples]
 
 
-def _generators(first_seed: int, count: int) -> list[torch.Generator]:
+def generators(first_seed: int, count: int) -> list[torch.Generator]:
+    """One for each of `count` pictures, seeded with consecutive numbers."""
     return [torch.Generator().manual_seed(first_seed + index) for index in range(count)]
+
+
+def per_cent(rate: dict[str, float]) -> str:
+    """A rate with its 95 % interval, in per cent, as the tables show it."""
+    return f"{100 * rate['share']:.1f} ({100 * rate['low']:.1f} to {100 * rate['high']:.1f})"
 
 
 def table(results: dict[str, Any]) -> str:
@@ -254,7 +265,7 @@ def table(results: dict[str, Any]) -> str:
         "accuracy",
         "right, per cent",
         {name: name for name in (*ATTRIBUTES, *WHOLE)},
-        lambda rate: f"{100 * rate['share']:.1f} ({100 * rate['low']:.1f} to {100 * rate['high']:.1f})",
+        per_cent,
     )
     lines += [""]
     lines += section(

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from tiny import tiny_pipeline
 
+from glide_pipelines import GLIDESuperResolutionPipeline
 from glide_pipelines.shapes import COLOURS, SHAPES, Example, Object, Scene, ShapesWorld, parse, render, render_sizes
 from glide_pipelines.shapes.evaluation import (
     ATTRIBUTES,
@@ -186,7 +187,8 @@ def test_wilson_interval(right, cases, low, high):
 
 
 def test_the_upsampler_gets_the_true_small_pictures(examples):
-    pipe = tiny_pipeline()
+    pipe = GLIDESuperResolutionPipeline.from_pipe(tiny_pipeline())
+    pipe.set_progress_bar_config(disable=True)
     seen = []
     pipe.super_res_unet.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["low_res"]), with_kwargs=True
@@ -200,11 +202,10 @@ def test_the_upsampler_gets_the_true_small_pictures(examples):
 
 def test_the_upsampler_difference_is_that_to_the_true_large_picture(examples):
     class Upsampler:
-        default_size, scale_factor, stage = (64, 64), 4, "base"
+        default_size, scale_factor = (64, 64), 4
 
-        def __call__(self, prompt, callback_on_step_end, **call):
-            latents = callback_on_step_end(self, 0, None, {"latents": torch.zeros(1)})["latents"]
-            assert latents.shape == (len(prompt), 3, 16, 16)
+        def __call__(self, prompt, image, **call):
+            assert [small.size for small in image] == [(16, 16)] * len(prompt)
             truth = [np.asarray(render_sizes(scene, (16, 64))[1]) / 255 for scene, _ in examples[: len(prompt)]]
             return SimpleNamespace(images=np.stack(truth) + 0.25)
 
@@ -281,6 +282,7 @@ def test_the_script_measures_a_checkpoint_and_repeats_itself(run, model, tmp_pat
 
     results = json.loads(first.read_text())
     assert results["settings"] == {
+        "task": "text-to-image",
         "model": model,
         "num_captions": 3,
         "seed": 0,
