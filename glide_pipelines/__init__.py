@@ -17,6 +17,7 @@ from .models import (
     NoisedCLIPModel,
 )
 from .pipelines import (
+    CLIPGuidedPipeline,
     GLIDEImg2ImgPipeline,
     GLIDEInpaintPipeline,
     GLIDEPipeline,
@@ -28,6 +29,7 @@ from .version import __version__
 
 
 __all__ = [
+    "CLIPGuidedPipeline",
     "GLIDEDDIMScheduler",
     "GLIDEDDPMScheduler",
     "GLIDEImg2ImgPipeline",

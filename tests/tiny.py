@@ -11,6 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import GPT2Tokenizer
 
 from glide_pipelines import (
+    CLIPGuidedPipeline,
     GLIDEDDIMScheduler,
     GLIDEDDPMScheduler,
     GLIDEInpaintPipeline,
@@ -126,5 +127,12 @@ def tiny_inpaint_pipeline(upsampler: bool = True) -> GLIDEInpaintPipeline:
     if upsampler:
         components |= {"super_res_unet": tiny_unet(10, 32, 3), "super_res_scheduler": GLIDEDDPMScheduler()}
     pipe = GLIDEInpaintPipeline(**components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_clip_pipeline(upsampler: bool = True, inpaint: bool = False) -> CLIPGuidedPipeline:
+    pipe = tiny_inpaint_pipeline(upsampler) if inpaint else tiny_pipeline(upsampler)
+    pipe = CLIPGuidedPipeline.from_pipe(pipe, clip_model=tiny_clip(), clip_tokenizer=tiny_tokenizer())
     pipe.set_progress_bar_config(disable=True)
     return pipe

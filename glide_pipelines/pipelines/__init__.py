@@ -1,5 +1,6 @@
 """Tasks: prompt in, pictures out."""
 
+from .pipeline_clip_guided import CLIPGuidedPipeline
 from .pipeline_glide import GLIDEPipeline
 from .pipeline_glide_img2img import GLIDEImg2ImgPipeline
 from .pipeline_glide_inpaint import GLIDEInpaintPipeline
@@ -8,6 +9,7 @@ from .pipeline_output import GLIDEPipelineOutput
 
 
 __all__ = [
+    "CLIPGuidedPipeline",
     "GLIDEImg2ImgPipeline",
     "GLIDEInpaintPipeline",
     "GLIDEPipeline",

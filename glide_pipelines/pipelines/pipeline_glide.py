@@ -13,6 +13,7 @@ from diffusers.utils import replace_example_docstring
 from .input_checks import check_latents, check_multiple
 from .pipeline_output import GLIDEPipelineOutput
 from .pipeline_utils import GLIDEPipelineBase
+from .sampling import CondFn
 
 
 EXAMPLE_DOC_STRING = """
@@ -92,7 +93,7 @@ class GLIDEPipeline(GLIDEPipelineBase):
         negative_prompt_embeds: torch.Tensor | None = None,
         super_res_prompt_embeds: torch.Tensor | None = None,
         guider: BaseGuidance | None = None,
-        cond_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        cond_fn: CondFn | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -126,7 +127,7 @@ class GLIDEPipeline(GLIDEPipelineBase):
             guider (`BaseGuidance`, *optional*): One of `diffusers.guiders` that combines predictions, in place of
                 classifier-free guidance at `guidance_scale`.
             cond_fn (`Callable`, *optional*): `(x_t [B, 3, h, w], timestep [B]) -> gradient [B, 3, h, w]` of a
-                log-likelihood with respect to x_t, added to the score of the base stage.
+                log-likelihood with respect to x_t, added to the score of the base stage; None leaves a step as it is.
             cross_attention_kwargs (`dict`, *optional*): Passed to the base UNet, such as `{"scale": 0.5}` of a LoRA.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, see [`GLIDEPipelineOutput`].
             return_dict (`bool`, defaults to `True`): False gives a tuple.
@@ -171,7 +172,7 @@ class GLIDEPipeline(GLIDEPipelineBase):
         height = default_height if height is None else height
         width = default_width if width is None else width
         self.check_inputs(call.num_images, height, width, latents, super_res_latents)
-        self._warn_far_from_training(height, width)
+        self._check_size(height, width)
 
         # 2. Encode the prompts.
         self._encode_call(call)

@@ -407,14 +407,15 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         for name, value in zip(("height", "width"), size, strict=True):
             check_positive_int(name, value)
         inside = self._padded(size)
-        self._warn_far_from_training(*inside)
+        self._check_size(*inside)
         return size, inside
 
     def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
         height, width = (math.ceil(length / self.size_multiple) * self.size_multiple for length in size)
         return height, width
 
-    def _warn_far_from_training(self, height: int, width: int) -> None:
+    def _check_size(self, height: int, width: int) -> None:
+        """Judge the size that is drawn: far from the model's own is allowed, with a warning."""
         trained_height, trained_width = self.default_size
         ratio = height * width / (trained_height * trained_width)
         if not 0.5 <= ratio <= 2:

@@ -18,6 +18,10 @@ from ..schedulers import SchedulerAdapter
 from .known_region import KnownRegion
 
 
+# (x_t [B, 3, h, w], timestep [B]) to the gradient [B, 3, h, w] of a log-likelihood with respect to x_t, or None.
+CondFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
+
+
 @dataclass
 class Call:
     """One call of a pipeline, its arguments checked.
@@ -142,7 +146,7 @@ class SamplingMixin:
         conditions: dict[str, torch.Tensor] | None = None,
         denoised_fn: Callable[[torch.Tensor], torch.Tensor] | None = None,
         known: KnownRegion | None = None,
-        cond_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        cond_fn: CondFn | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> torch.Tensor:
         """One stage: the UNet predicts, guidance combines, the scheduler steps."""
@@ -174,9 +178,7 @@ class SamplingMixin:
                     conditions,
                     call.guider,
                 )
-                cond_grad = None
-                if cond_fn is not None:
-                    cond_grad = cond_fn(model_input, timestep.expand(model_input.shape[0])).to(latents)
+                cond_grad = None if cond_fn is None else _gradient(cond_fn, model_input, timestep)
                 latents = adapter.step(i, noise_pred, model_variance, latents, model_input, denoised_fn, cond_grad)
                 if repeat < repeats - 1:
                     latents = known.step_back(latents, adapter, i)
@@ -238,6 +240,18 @@ class SamplingMixin:
         cond, uncond = predictions
         # Classifier-free guidance: GLIDE, equation 6.
         return uncond + self.guidance_scale * (cond - uncond), model_variance
+
+
+def _gradient(cond_fn: CondFn, x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor | None:
+    gradient = cond_fn(x_t, timestep.expand(x_t.shape[0]))
+    if gradient is None:
+        return None
+    if not isinstance(gradient, torch.Tensor) or gradient.shape != x_t.shape:
+        given = list(gradient.shape) if isinstance(gradient, torch.Tensor) else repr(gradient)
+        raise ValueError(
+            f"`cond_fn` must return a tensor of the shape of x_t, {list(x_t.shape)}, or None, got {given}."
+        )
+    return gradient.to(x_t)
 
 
 def _consistent_with(

@@ -109,6 +109,10 @@ class SchedulerAdapter:
         self._alpha_bars = self._interpolate_alpha_bars()
         return self.scheduler.timesteps[self._first :]
 
+    def __len__(self) -> int:
+        """Evaluations of the model in the run."""
+        return len(self._timestep_values) - self._first
+
     def timestep(self, index: int) -> torch.Tensor:
         """The timestep at an index into the run, of shape `[1]`, on the run's device."""
         return self.scheduler.timesteps[self._first + index].reshape(1)
