@@ -87,13 +87,15 @@ def build_components(args: argparse.Namespace) -> Components:
         "unet": unet,
         "scheduler": SCHEDULERS[args.stage](**sizes["scheduler"]),
         "others": {},
+        "low_res_consistency": False,
     }
 
 
 def draw_validation_pictures(args: argparse.Namespace, components: Components, step: int) -> None:
     """A row of pictures, the same noise each time."""
     parts = stage_names(components, args.stage) | components["others"]
-    pipe = GLIDEPipeline(**parts, low_res_consistency=args.low_res_consistency)
+    consistency = args.low_res_consistency or components["low_res_consistency"]
+    pipe = GLIDEPipeline(**parts, low_res_consistency=consistency)
     pipe.set_progress_bar_config(disable=True)
     images = pipe(args.validation_prompts, generator=torch.Generator().manual_seed(args.seed)).images
     path = Path(args.output_dir) / "validation" / f"step-{step:06}.png"

@@ -28,7 +28,7 @@ OTHER = {"base": "super_res", "super_res": "base"}
 STAGE_PARTS = ("text_encoder", "unet", "scheduler")
 
 # `tokenizer`, `text_encoder`, `unet` and `scheduler` of a stage; `others`, the other stage's under their names in the
-# pipeline.
+# pipeline; and the pipeline's `low_res_consistency`.
 Components = dict[str, object]
 
 
@@ -50,7 +50,12 @@ def load_stage(pipeline_class: type[DiffusionPipeline], path: str, stage: str) -
         raise ValueError(f"`pretrained_model_name_or_path` has no {stage} model: {path}")
     other = OTHER[stage]
     others = {} if None in found[other] else dict(zip(names[other], found[other], strict=True))
-    return {"tokenizer": pipeline.tokenizer, **dict(zip(STAGE_PARTS, found[stage], strict=True)), "others": others}
+    return {
+        "tokenizer": pipeline.tokenizer,
+        **dict(zip(STAGE_PARTS, found[stage], strict=True)),
+        "others": others,
+        "low_res_consistency": pipeline.config.low_res_consistency,
+    }
 
 
 def stage_names(components: Components, stage: str) -> Components:
@@ -152,11 +157,13 @@ def save_stage(args: argparse.Namespace, pipeline_class: type[DiffusionPipeline]
             parts[name] = part if name.endswith("scheduler") else _cast(part, dtype)
     with written_aside(folder) as partial:
         if "unet" in parts:
-            earlier = pipeline_class.load_config(folder) if (folder / pipeline_class.config_name).is_file() else {}
+            earlier = components
+            if (folder / pipeline_class.config_name).is_file():
+                earlier = pipeline_class.load_config(folder)
             pipeline_class(
                 **parts,
                 prompt_domain="shapes" if args.dataset_name == "shapes" else None,
-                low_res_consistency=args.low_res_consistency or earlier.get("low_res_consistency", False),
+                low_res_consistency=args.low_res_consistency or earlier["low_res_consistency"],
             ).save_pretrained(partial)
         else:  # An upsampler whose base is still to come.
             for name, part in parts.items():

@@ -69,12 +69,14 @@ def arguments(tmp_path, stage, source, *more):
 def test_two_stages_make_one_inpainting_pipeline(tmp_path):
     source = tmp_path / "text-to-image"
     before = tiny_pipeline()
+    before.register_to_config(low_res_consistency=True)
     before.save_pretrained(source)
     script.main(arguments(tmp_path, "base", source))
 
     # The other stage comes along, widened and not yet trained.
     pipe = GLIDEInpaintPipeline.from_pretrained(tmp_path / "pipeline")
     assert pipe.mode == "fine-tuned"
+    assert pipe.config.low_res_consistency
     assert isinstance(pipe.scheduler, GLIDEDDPMScheduler) and isinstance(pipe.super_res_scheduler, GLIDEDDPMScheduler)
     weight, old = pipe.super_res_unet.conv_in.weight, before.super_res_unet.conv_in.weight
     assert torch.equal(weight[:, :3], old[:, :3]) and torch.equal(weight[:, 7:], old[:, 3:])
@@ -87,6 +89,7 @@ def test_two_stages_make_one_inpainting_pipeline(tmp_path):
     both = GLIDEInpaintPipeline.from_pretrained(tmp_path / "pipeline")
     assert both.super_res_unet.conv_in.weight[:, 3:7].any()
     assert torch.equal(both.unet.conv_in.weight, pipe.unet.conv_in.weight)
+    assert both.config.low_res_consistency
 
     # And from there on, an inpainting pipeline is what a run starts from.
     script.main(arguments(tmp_path, "base", tmp_path / "pipeline", "--output_dir", str(tmp_path / "more")))
