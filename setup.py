@@ -17,7 +17,7 @@ REQUIRES = [
     "ftfy>=6.1",
     "huggingface_hub>=1.0",
     "numpy>=2.0",
-    "pillow>=10.0",
+    "pillow>=10.1",
     "safetensors>=0.6",
     "tokenizers>=0.22",
     "torch>=2.7",
@@ -27,9 +27,18 @@ REQUIRES = [
 
 EXTRAS = {
     "train": ["datasets>=4.0", "peft>=0.18"],
-    "eval": ["matplotlib>=3.9", "torchmetrics[image,multimodal]>=1.6"],
+    "eval": ["datasets>=4.0", "matplotlib>=3.9", "torch-fidelity>=0.3", "torchmetrics>=1.6"],
     "app": ["gradio>=5.0"],
-    "test": ["datasets>=4.0", "packaging>=24.0", "peft>=0.18", "pytest>=8.0", "ruff>=0.12", "setuptools>=77"],
+    "test": [
+        "datasets>=4.0",
+        "matplotlib>=3.9",
+        "packaging>=24.0",
+        "peft>=0.18",
+        "pytest>=8.0",
+        "ruff>=0.12",
+        "setuptools>=77",
+        "torchmetrics>=1.6",
+    ],
 }
 
 setup(

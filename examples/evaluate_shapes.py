@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import glide_cli
@@ -23,15 +20,11 @@ from glide_pipelines import (
     GLIDEInpaintPipeline,
     GLIDEPipeline,
     GLIDESuperResolutionPipeline,
-    __version__,
     shapes_checkpoint,
 )
-from glide_pipelines.cli import load_pipeline
-from glide_pipelines.pipelines.pipeline_utils import (
-    DEFAULT_SUPER_RES_TIMESTEPS,
-    DEFAULT_TIMESTEPS,
-    GLIDEPipelineBase,
-)
+from glide_pipelines.cli import load_pipeline, steps_arguments
+from glide_pipelines.evaluation.report import differences, package_versions, sampling_settings, write_json
+from glide_pipelines.pipelines.pipeline_utils import GLIDEPipelineBase
 from glide_pipelines.shapes import ShapesWorld
 from glide_pipelines.shapes.edit_evaluation import edit_table, judge_edits, judge_true_edits
 from glide_pipelines.shapes.edits import sample_edits
@@ -45,7 +38,6 @@ TASK_OPTIONS = {  # what belongs to one task, and its default there
     "num_resample": {"inpaint": 4},
     "strength": {"img2img": [0.2, 0.4, 0.6, 0.8, 1.0]},
 }
-PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -89,56 +81,21 @@ def load(args: argparse.Namespace, task: type[GLIDEPipelineBase] = GLIDEPipeline
 
 def describe_settings(args: argparse.Namespace, pipe: GLIDEPipeline) -> dict[str, Any]:
     """Everything that the figures depend on, but for what the columns of the table name."""
-    upsampled = pipe.super_res_unet is not None
-    return {
-        "task": args.task,
-        "model": args.model or "shapes_checkpoint()",
-        "num_captions": args.num_captions,
-        "seed": args.seed,
-        "batch_size": args.batch_size,
-        "size": pipe.default_size[0],
-        "steps": args.steps or DEFAULT_TIMESTEPS,
-        "scheduler": type(pipe.scheduler).__name__,
-        "super_res_steps": (args.super_res_steps or DEFAULT_SUPER_RES_TIMESTEPS) if upsampled else None,
-        "super_res_scheduler": type(pipe.super_res_scheduler).__name__ if upsampled else None,
-        "device": pipe.device.type,
-        "dtype": args.dtype,
-    }
+    return {"task": args.task, "num_captions": args.num_captions, **sampling_settings(args, pipe)}
 
 
 def earlier_results(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
     """What `--resume` keeps: the results in the output file, which must be of the same settings."""
     if not args.resume or not args.output.exists():
-        versions = {"glide-pipelines": __version__, **{package: version(package) for package in PACKAGES}}
-        return {"settings": settings, "versions": versions}
+        return {"settings": settings, "versions": package_versions()}
     try:
         results = json.loads(args.output.read_text(encoding="utf-8"))
-        others = [
-            f"{name} {results['settings'].get(name)!r} and not {value!r}"
-            for name, value in settings.items()
-            if results["settings"].get(name) != value
-        ]
+        others = differences(results["settings"], settings)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise argparse.ArgumentError(None, f"--resume: {args.output} holds no results of this script") from error
     if others:
-        raise argparse.ArgumentError(None, f"--resume: {args.output} was made with {', '.join(others)}")
+        raise argparse.ArgumentError(None, f"--resume: {args.output} was made with {others}")
     return results
-
-
-def save(results: dict[str, Any], path: Path) -> None:
-    """Write the results aside and rename them: the file is whole, or as it was before."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    aside.replace(path)
-
-
-def steps(args: argparse.Namespace) -> dict[str, Any]:
-    """The pipeline's arguments that choose the steps of both stages."""
-    given = {}
-    for prefix, asked in (("", args.steps), ("super_res_", args.super_res_steps)):
-        if asked is not None:
-            given[prefix + ("timesteps" if isinstance(asked, str) else "num_inference_steps")] = asked
-    return given
 
 
 def evaluate(args: argparse.Namespace) -> str:
@@ -154,17 +111,17 @@ def evaluate(args: argparse.Namespace) -> str:
     known = {figures["guidance_scale"] for figures in results["guidance"]}
     for scale in sorted(set(args.guidance_scale) - known):
         print(f"guidance {scale:g}", file=sys.stderr)
-        figures = judge_pipeline(pipe, examples, guidance_scale=scale, **common, **steps(args))
+        figures = judge_pipeline(pipe, examples, guidance_scale=scale, **common, **steps_arguments(args))
         results["guidance"].append({"guidance_scale": scale, **figures})
         results["guidance"].sort(key=lambda figures: figures["guidance_scale"])
-        save(results, args.output)
+        write_json(results, args.output)
     if pipe.super_res_unet is not None and "upsampler" not in results:
         print("the upsampler alone", file=sys.stderr)
         enlarger = GLIDESuperResolutionPipeline.from_pipe(pipe)
         enlarger.set_progress_bar_config(disable=True)
-        call = {name: value for name, value in steps(args).items() if name.startswith("super_res_")}
+        call = {name: value for name, value in steps_arguments(args).items() if name.startswith("super_res_")}
         results["upsampler"] = upsampler_difference(enlarger, examples[:MAX_UPSAMPLED], **common, **call)
-    save(results, args.output)
+    write_json(results, args.output)
     return table(results)
 
 
@@ -197,13 +154,18 @@ def evaluate_edits(args: argparse.Namespace) -> str:
     edits = sample_edits(args.num_captions, args.seed)
     if "renders" not in results:
         results["renders"] = judge_true_edits(edits, pipe.default_size[0])
-    call = {"guidance_scale": args.guidance_scale[0], "seed": args.seed, "batch_size": args.batch_size, **steps(args)}
+    call = {
+        "guidance_scale": args.guidance_scale[0],
+        "seed": args.seed,
+        "batch_size": args.batch_size,
+        **steps_arguments(args),
+    }
     for title, (pipe, options) in columns.items():
         if title not in results["columns"]:
             print(title, file=sys.stderr)
             figures = judge_edits(pipe, edits, masked=args.task == "inpaint", **call, **options)
             results["columns"] = dict(sorted({**results["columns"], title: figures}.items()))
-            save(results, args.output)
+            write_json(results, args.output)
     return edit_table({"true pictures": results["renders"], **results["columns"]})
 
 

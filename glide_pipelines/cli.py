@@ -80,8 +80,7 @@ def _task_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "strength": args.strength,
         "guidance_scale": args.guidance_scale,
         "negative_prompt": args.negative_prompt,
-        **_steps_arguments("", args.steps),
-        **_steps_arguments("super_res_", args.super_res_steps),
+        **steps_arguments(args),
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -151,11 +150,13 @@ def save_whole(picture: Image.Image, path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _steps_arguments(stage: str, steps: int | str | None) -> dict[str, Any]:
-    """A number goes to `num_inference_steps`, which every scheduler takes; a spacing to `timesteps`."""
-    if steps is None:
-        return {}
-    return {f"{stage}{'timesteps' if isinstance(steps, str) else 'num_inference_steps'}": steps}
+def steps_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The steps of both stages, as a pipeline takes them: a number, which every scheduler knows, or a spacing."""
+    arguments = {}
+    for prefix, steps in (("", args.steps), ("super_res_", args.super_res_steps)):
+        if steps is not None:
+            arguments[prefix + ("timesteps" if isinstance(steps, str) else "num_inference_steps")] = steps
+    return arguments
 
 
 def _device(name: str | None) -> torch.device:

@@ -22,7 +22,7 @@ import glide_pipelines
 
 
 ROOT = Path(__file__).parent.parent
-IMPORT_NAMES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}
+IMPORT_NAMES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub", "torch-fidelity": "torch_fidelity"}
 INSTALL = 'pip install -c constraints.txt . && glide "a red circle above a blue square" -o picture.png'
 TEST = 'pip install -c constraints.txt -e ".[test]" && pytest'
 

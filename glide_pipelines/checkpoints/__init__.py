@@ -16,7 +16,8 @@ def shapes_checkpoint(name: str = "text-to-image") -> Path:
         ValueError: if there is no checkpoint of that name.
     """
     root = Path(__file__).parent
-    shipped = sorted(folder.name for folder in root.iterdir() if (folder / "model_index.json").is_file())
+    # A pipeline's folder has the first, that of a single model the second.
+    shipped = sorted({file.parent.name for kind in ("model_index", "config") for file in root.glob(f"*/{kind}.json")})
     if name not in shipped:
         raise ValueError(
             f"`name` must be one of {', '.join(map(repr, shipped)) or 'none (no checkpoint)'}, got {name!r}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from ..models import tokenize_prompts
 from ..shapes import ShapesWorld, render
 from .timesteps import TimestepWeighting
 
+
+if TYPE_CHECKING:
+    import datasets
 
 Source = Callable[[int, np.random.Generator], tuple[Image.Image, str]]
 
@@ -67,22 +71,9 @@ class DatasetSource:
         center_crop: bool = False,
         random_flip: bool = False,
     ) -> None:
-        try:
-            from datasets import load_dataset
-        except ImportError as error:
-            raise ImportError("Training on a dataset needs `pip install glide-pipelines[train]`.") from error
-
-        if dataset_name is not None:
-            self.rows = load_dataset(dataset_name, split="train")
-        else:
-            if not Path(train_data_dir).is_dir():
-                raise ValueError(f"`train_data_dir` must be a folder, got {train_data_dir!r}.")
-            self.rows = load_dataset("imagefolder", data_dir=train_data_dir, split="train")
-        for name, column in (("image_column", image_column), ("caption_column", caption_column)):
-            if column not in self.rows.column_names:
-                raise ValueError(f"`{name}` must be one of {', '.join(self.rows.column_names)}, got {column!r}.")
-        if len(self.rows) == 0:
-            raise ValueError("The dataset is empty.")
+        if train_data_dir is not None and not Path(train_data_dir).is_dir():
+            raise ValueError(f"`train_data_dir` must be a folder, got {train_data_dir!r}.")
+        self.rows = load_captioned_rows(dataset_name, train_data_dir, image_column, caption_column, split="train")
         self.resolution, self.seed = resolution, seed
         self.image_column, self.caption_column = image_column, caption_column
         self.center_crop, self.random_flip = center_crop, random_flip
@@ -100,6 +91,42 @@ class DatasetSource:
         if not isinstance(caption, str):
             caption = caption[int(rng.integers(len(caption)))]
         return picture, caption
+
+
+def load_captioned_rows(
+    dataset_name: str | None, data_dir: str | None, image_column: str, caption_column: str, split: str | None = None
+) -> datasets.Dataset:
+    """The rows of a captioned `datasets` dataset.
+
+    Args:
+        dataset_name (`str`, *optional*): A dataset on the Hub.
+        data_dir (`str`, *optional*): A folder of pictures with a `metadata.jsonl`, in place of `dataset_name`.
+        image_column, caption_column (`str`): Columns that it must have.
+        split (`str`, *optional*): Which part of it; by default the only one there is.
+
+    Returns:
+        `datasets.Dataset`: one row or more.
+
+    Raises:
+        ImportError: if `datasets` is not installed.
+        ValueError: if there is no such split or column, or no row.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError("A dataset of pictures needs `pip install glide-pipelines[train]`.") from error
+
+    rows = load_dataset("imagefolder" if dataset_name is None else dataset_name, data_dir=data_dir, split=split)
+    if split is None:  # all of them, by name
+        if len(rows) > 1:
+            raise ValueError(f"`split` must be one of {', '.join(rows)}, got None.")
+        rows = next(iter(rows.values()))
+    for name, column in (("image_column", image_column), ("caption_column", caption_column)):
+        if column not in rows.column_names:
+            raise ValueError(f"`{name}` must be one of {', '.join(rows.column_names)}, got {column!r}.")
+    if len(rows) == 0:
+        raise ValueError("The dataset is empty.")
+    return rows
 
 
 def crop_square(picture: Image.Image, size: int, rng: np.random.Generator | None) -> Image.Image:

@@ -1,0 +1,37 @@
+"""Measures generated pictures as the paper does: FID, Inception score, precision and recall, CLIP score."""
+
+from .features import Features, load_clip, load_feature_network, load_noised_clip
+from .metrics import frechet_distance, inception_score, precision_recall
+from .pictures import CaptionedPictures, DatasetPictures, ShapesPictures
+from .report import plot, table, write_report
+from .shapes_features import ShapesFeatures, accuracy, train_shapes_features
+from .sweep import CLASSIFIER_FREE, CLIP, DrawnPictures, Guidance, Measured, draw_pictures, figures, measure, run_sweep
+
+
+__all__ = [
+    "CLASSIFIER_FREE",
+    "CLIP",
+    "CaptionedPictures",
+    "DatasetPictures",
+    "DrawnPictures",
+    "Features",
+    "Guidance",
+    "Measured",
+    "ShapesFeatures",
+    "ShapesPictures",
+    "accuracy",
+    "draw_pictures",
+    "figures",
+    "frechet_distance",
+    "inception_score",
+    "load_clip",
+    "load_feature_network",
+    "load_noised_clip",
+    "measure",
+    "plot",
+    "precision_recall",
+    "run_sweep",
+    "table",
+    "train_shapes_features",
+    "write_report",
+]

@@ -1,0 +1,188 @@
+"""What a measurement leaves behind: its settings, a table, JSON, and the plots of the paper's figure 6."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from diffusers import DiffusionPipeline
+
+from ..pipelines.pipeline_utils import DEFAULT_SUPER_RES_TIMESTEPS, DEFAULT_TIMESTEPS
+from ..version import __version__
+
+
+PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow")
+# Columns of the table: the figure's name, its heading, and how it is written.
+COLUMNS: dict[str, tuple[str, str]] = {
+    "fid": ("FID", "{:.2f}"),
+    "inception_score": ("Inception score", "{:.2f}"),
+    "precision": ("precision", "{:.3f}"),
+    "recall": ("recall", "{:.3f}"),
+    "clip_score": ("CLIP score", "{:.2f}"),
+    "whole_caption": ("whole caption right, per cent", "{:.1f}"),
+}
+# Figure 6: the file, and the figures on its axes.
+PLOTS: dict[str, tuple[str, str]] = {
+    "precision_recall.png": ("recall", "precision"),
+    "inception_score_fid.png": ("fid", "inception_score"),
+    "clip_score_fid.png": ("fid", "clip_score"),
+}
+
+
+def sampling_settings(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[str, Any]:
+    """What pictures depend on, but for the captions and the guidance.
+
+    Args:
+        args (`argparse.Namespace`): With the options of `glide_cli.add_sampling_options` and `add_model_options`,
+            `seed` and `batch_size`.
+        pipe (`DiffusionPipeline`): What these options load.
+    """
+    upsampled = pipe.super_res_unet is not None
+    return {
+        "model": args.model or "shapes_checkpoint()",
+        "seed": args.seed,
+        "batch_size": args.batch_size,
+        "size": pipe.default_size[0],
+        "steps": args.steps or DEFAULT_TIMESTEPS,
+        "scheduler": type(pipe.scheduler).__name__,
+        "super_res_steps": (args.super_res_steps or DEFAULT_SUPER_RES_TIMESTEPS) if upsampled else None,
+        "super_res_scheduler": type(pipe.super_res_scheduler).__name__ if upsampled else None,
+        "device": pipe.device.type,
+        "dtype": args.dtype,
+    }
+
+
+def fingerprint(pipe: DiffusionPipeline) -> str:
+    """A short digest of a pipeline's weights: a model that was trained on under the same name is another one."""
+    digest = hashlib.sha256()
+    for name, component in sorted(pipe.components.items()):
+        if isinstance(component, torch.nn.Module):
+            for key, tensor in component.state_dict().items():
+                digest.update(f"{name}.{key}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def package_versions() -> dict[str, str]:
+    """The version of this package, and of those that its figures depend on."""
+    return {"glide-pipelines": __version__, **{package: version(package) for package in PACKAGES}}
+
+
+def differences(earlier: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Where earlier settings are others, for an error: "seed 1 and not 0"; empty if they are the same."""
+    return ", ".join(
+        f"{name} {earlier.get(name)!r} and not {value!r}"
+        for name, value in settings.items()
+        if earlier.get(name) != value
+    )
+
+
+def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Note the settings in a folder of pictures, so that those of others are never mixed with these.
+
+    Raises:
+        ValueError: if it holds pictures of other settings.
+    """
+    path = folder / "settings.json"
+    if path.is_file():
+        try:
+            others = differences(json.loads(path.read_text(encoding="utf-8")), settings)
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"`output`: {path} holds no settings of pictures.") from error
+        if others:
+            raise ValueError(f"`output`: the pictures in {folder} were made with {others}.")
+    if PartialState().is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(settings, path)
+
+
+def write_report(results: dict[str, Any], folder: Path) -> str:
+    """Write `results.json`, `results.md` and the plots.
+
+    Args:
+        results (`dict`): Of [`run_sweep`], and what else the JSON is to hold.
+        folder (`Path`): Where to.
+
+    Returns:
+        `str`: what `results.md` holds.
+    """
+    text = table([results["real"], *results["sweep"]])
+    if results["unreadable"]:
+        count, names = len(results["unreadable"]), ", ".join(map(str, results["unreadable"]))
+        text += f"\n\nReal pictures that could not be read and are left out: {count} ({names})."
+    write_json(results, folder / "results.json")
+    write_whole(text + "\n", folder / "results.md")
+    plot(results["sweep"], folder)
+    return text
+
+
+def write_whole(text: str, path: Path) -> None:
+    """Write a text aside and rename it: the file is whole, or as it was before."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def write_json(data: dict[str, Any], path: Path) -> None:
+    """Write JSON, whole or not at all."""
+    write_whole(json.dumps(data, indent=2) + "\n", path)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table.
+
+    Args:
+        rows (`list[dict]`): Each with its `name`, and any of the figures of `COLUMNS`. Columns that no row has are left
+            out.
+    """
+    columns = {name: column for name, column in COLUMNS.items() if any(name in row for row in rows)}
+    lines = [f"| pictures | {' | '.join(title for title, _ in columns.values())} |", "|---|" + "---|" * len(columns)]
+    for row in rows:
+        cells = [form.format(row[name]) if name in row else "" for name, (_, form) in columns.items()]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """The plots of the paper's figure 6: a curve for each kind of guidance, a point for each scale, marked with it.
+
+    Args:
+        rows (`list[dict]`): The sweep; each with its `guidance`, its `scale`, and figures of `COLUMNS`.
+        folder (`Path`): Where the files go.
+
+    Returns:
+        `list[Path]`: The files, without those whose figures were not measured.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Plots need `pip install glide-pipelines[eval]`.") from error
+
+    written = []
+    for file, (x, y) in PLOTS.items():
+        if not rows or not all(x in row and y in row for row in rows):
+            continue
+        figure = Figure(figsize=(5, 4), layout="constrained")
+        axes = figure.add_subplot(xlabel=COLUMNS[x][0], ylabel=COLUMNS[y][0])
+        for guidance in dict.fromkeys(row["guidance"] for row in rows):
+            points = sorted((row["scale"], row[x], row[y]) for row in rows if row["guidance"] == guidance)
+            axes.plot([point[1] for point in points], [point[2] for point in points], marker="o", label=guidance)
+            for scale, *place in points:
+                axes.annotate(f"{scale:g}", place, xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        aside = folder / f".{os.getpid()}.{file}"
+        figure.savefig(aside, dpi=150)
+        aside.replace(folder / file)
+        written.append(folder / file)
+    return written

@@ -1,0 +1,263 @@
+"""A sweep over guidance scales: draws the pictures of each, measures them, and goes on where it was stopped.
+
+What is kept, in the folder of a sweep:
+
+    guidance-3/000000.png      of each scale, a picture for each caption; written aside and renamed
+    guidance-3/settings.json   what these pictures depend on: a sweep of other settings is refused
+
+Pictures that are there are not drawn again. Figures are computed anew each time: that takes little beside drawing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from diffusers import DiffusionPipeline
+from PIL import Image
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..cli import save_whole
+from ..shapes.evaluation import WHOLE, Tally, generators
+from .metrics import frechet_distance, inception_score, precision_recall
+from .pictures import CaptionedPictures, ShapesPictures
+from .report import claim_folder, fingerprint
+
+
+CLASSIFIER_FREE, CLIP = "classifier-free guidance", "CLIP guidance"
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """One point of a sweep.
+
+    Args:
+        kind (`str`): `CLASSIFIER_FREE` or `CLIP`.
+        scale (`float`): Of this guidance; the other one is off.
+    """
+
+    kind: str
+    scale: float
+
+    @property
+    def name(self) -> str:
+        """For people and folders: `"guidance-3"` or `"clip-guidance-3"`."""
+        return f"{'clip-' if self.kind == CLIP else ''}guidance-{self.scale:g}"
+
+    @property
+    def call(self) -> dict[str, float]:
+        """The arguments of the pipeline."""
+        if self.kind == CLIP:
+            return {"guidance_scale": 1.0, "clip_guidance_scale": self.scale}
+        return {"guidance_scale": self.scale}
+
+
+def draw_pictures(
+    pipe: DiffusionPipeline, captions: list[str], folder: Path, seed: int, batch_size: int, **call: Any
+) -> None:
+    """Draws what is not there yet, spread over the processes.
+
+    Each picture has a generator of its own, and a batch is drawn whole by one process: neither the number of processes
+    nor a stop in between changes a picture.
+
+    Args:
+        pipe (`DiffusionPipeline`): Called with captions.
+        captions (`list[str]`): What to draw.
+        folder (`Path`): Where the pictures go: `000000.png` is that of the first caption.
+        seed (`int`): Of the first picture; each picture takes the next one.
+        batch_size (`int`): Pictures drawn at a time.
+        call: Further arguments of the pipeline's call, such as `guidance_scale`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for batch in _own_batches(len(captions), batch_size, folder.name):
+        paths = [_path(folder, index) for index in batch]
+        if all(path.is_file() for path in paths):
+            continue
+        prompts = [captions[index] for index in batch]
+        pictures = pipe(prompts, generator=generators(seed + batch[0], len(batch)), **call).images
+        for picture, path in zip(pictures, paths, strict=True):
+            save_whole(picture, path)
+    PartialState().wait_for_everyone()
+
+
+class DrawnPictures:
+    """Pictures that [`draw_pictures`] has drawn, beside their captions."""
+
+    def __init__(self, folder: Path, captions: list[str]) -> None:
+        self.folder = folder
+        self.captions = captions
+
+    def picture(self, index: int, size: int) -> Image.Image:
+        return Image.open(_path(self.folder, index)).convert("RGB")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the networks say of a set of pictures; those that could not be read are left out.
+
+    Args:
+        features (`torch.Tensor` of shape `[N, D]`): For the FID, precision and recall.
+        log_probabilities (`torch.Tensor` of shape `[N, C]`, *optional*): For the Inception score.
+        similarities (`torch.Tensor` of shape `[N]`, *optional*): To the captions, for the CLIP score.
+        unreadable (`list[int]`): Which pictures were left out.
+    """
+
+    features: torch.Tensor
+    log_probabilities: torch.Tensor | None
+    similarities: torch.Tensor | None
+    unreadable: list[int]
+
+
+@torch.no_grad()
+def measure(
+    pictures: CaptionedPictures, size: int, network: nn.Module, clip: nn.Module | None, batch_size: int, title: str
+) -> Measured:
+    """Shows pictures to the networks, spread over the processes; every process gets all of the result.
+
+    Args:
+        pictures ([`CaptionedPictures`]): Real ones, or [`DrawnPictures`].
+        size (`int`): Width and height of the pictures.
+        network (`nn.Module`): Of [`load_feature_network`].
+        clip (`nn.Module`, *optional*): Of [`load_clip`].
+        batch_size (`int`): Pictures at a time.
+        title (`str`): Of the progress bar.
+    """
+    device = next(network.parameters()).device
+    rows: list[tuple[int, tuple[torch.Tensor | None, ...] | None]] = []
+    for batch in _own_batches(len(pictures.captions), batch_size, title):
+        opened = {index: pictures.picture(index, size) for index in batch}
+        rows += [(index, None) for index, picture in opened.items() if picture is None]
+        opened = {index: picture for index, picture in opened.items() if picture is not None}
+        if not opened:
+            continue
+        pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in opened.values()]))
+        pixels = pixels.permute(0, 3, 1, 2).to(device)
+        features, log_probabilities = network(pixels)
+        similarities = None if clip is None else clip(pixels, [pictures.captions[index] for index in opened])
+        for place, index in enumerate(opened):
+            answers = (features, log_probabilities, similarities)
+            rows.append((index, tuple(None if answer is None else answer[place].cpu() for answer in answers)))
+    rows = sorted(gather_object(rows), key=lambda row: row[0])
+    answers = [answer for _, answer in rows if answer is not None]
+    if not answers:
+        raise ValueError("none of the pictures can be read.")
+    columns = [None if column[0] is None else torch.stack(column) for column in zip(*answers, strict=True)]
+    return Measured(*columns, unreadable=[index for index, answer in rows if answer is None])
+
+
+def figures(real: Measured | None, measured: Measured, neighbours: int = 3) -> dict[str, float]:
+    """The numbers of figure 6.
+
+    Args:
+        real ([`Measured`], *optional*): What to compare with.
+        measured ([`Measured`]): The pictures to judge.
+        neighbours (`int`, defaults to 3): For precision and recall.
+
+    Returns:
+        `dict`: `fid`, `precision` and `recall` if there is something to compare with, `inception_score` if the network
+        is a classifier, `clip_score` if there is a CLIP.
+    """
+    result = {}
+    if real is not None:
+        result["fid"] = frechet_distance(real.features, measured.features)
+        result["precision"], result["recall"] = precision_recall(real.features, measured.features, neighbours)
+    if measured.log_probabilities is not None:
+        result["inception_score"] = inception_score(measured.log_probabilities)
+    if measured.similarities is not None:
+        result["clip_score"] = measured.similarities.double().mean().item()
+    return result
+
+
+def run_sweep(
+    pipes: Mapping[str, DiffusionPipeline],
+    sweep: Sequence[Guidance],
+    pictures: CaptionedPictures,
+    folder: Path,
+    settings: dict[str, Any],
+    network: nn.Module,
+    clip: nn.Module | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    neighbours: int = 3,
+    **call: Any,
+) -> dict[str, Any]:
+    """Draws the captions at every scale, and measures what was drawn.
+
+    Args:
+        pipes (`Mapping[str, DiffusionPipeline]`): By kind of guidance; their pictures are square.
+        sweep (`Sequence[Guidance]`): The scales.
+        pictures ([`CaptionedPictures`]): What to draw and to compare with. Of [`ShapesPictures`] the drawings are also
+            judged, and true pictures of other scenes measured, which is what a perfect model would get.
+        folder (`Path`): Where each scale has a folder of pictures.
+        settings (`dict`): What the pictures depend on beside the weights of the pipelines and the guidance.
+        network (`nn.Module`): Of [`load_feature_network`].
+        clip (`nn.Module`, *optional*): Of [`load_clip`].
+        seed (`int`, defaults to 0): Of the first picture; each picture takes the next one.
+        batch_size (`int`, defaults to 32): Pictures at a time.
+        neighbours (`int`, defaults to 3): For precision and recall.
+        call: Further arguments of the pipelines' calls, such as `num_inference_steps`.
+
+    Returns:
+        `dict`: `real`, the figures of the real pictures, with a `name`; `sweep`, a list of those of each scale, with
+        their `guidance` and `scale` too; `unreadable`, the numbers of real pictures that could not be read.
+
+    Raises:
+        ValueError: if there are too few pictures, or the folder holds pictures of other settings.
+    """
+    if len(pictures.captions) <= neighbours:
+        raise ValueError(
+            f"`pictures` must be more than the {neighbours} `neighbours` of each, got {len(pictures.captions)}."
+        )
+    size = next(iter(pipes.values())).default_size[0]
+
+    def show(shown: CaptionedPictures, title: str) -> Measured:
+        return measure(shown, size, network, clip, batch_size, title)
+
+    weights = {kind: fingerprint(pipes[kind]) for kind in {guidance.kind for guidance in sweep}}
+    for guidance in sweep:  # all of them, before hours are spent on the first
+        claim_folder(folder / guidance.name, {**settings, "weights": weights[guidance.kind], **guidance.call})
+    real = show(pictures, "real pictures")
+    if isinstance(pictures, ShapesPictures):
+        truth = {"name": "real pictures, others", **figures(real, show(pictures.others(), "others"), neighbours)}
+        truth |= _judged(pictures, pictures, size)
+    else:
+        truth = {"name": "real pictures", **figures(None, real)}
+    rows = []
+    for guidance in sweep:
+        place = folder / guidance.name
+        arguments = {**guidance.call, **call}
+        draw_pictures(pipes[guidance.kind], pictures.captions, place, seed, batch_size, **arguments)
+        drawn = DrawnPictures(place, pictures.captions)
+        row = {"name": guidance.name, "guidance": guidance.kind, "scale": guidance.scale}
+        row |= figures(real, show(drawn, guidance.name), neighbours)
+        if isinstance(pictures, ShapesPictures):
+            row |= _judged(drawn, pictures, size)
+        rows.append(row)
+    return {"real": truth, "sweep": rows, "unreadable": real.unreadable}
+
+
+def _judged(shown: CaptionedPictures, pictures: ShapesPictures, size: int) -> dict[str, Any]:
+    tally = Tally()
+    for index, example in enumerate(pictures.examples):
+        tally.add(shown.picture(index, size), example.caption)
+    judged = tally.figures()
+    return {"whole_caption": 100 * judged["accuracy"][WHOLE[0]]["share"], "judge": judged}
+
+
+def _path(folder: Path, index: int) -> Path:
+    return folder / f"{index:06}.png"
+
+
+def _own_batches(count: int, batch_size: int, title: str) -> Iterator[range]:
+    """This process's share of `count` items in batches, under a progress bar in the first process."""
+    state = PartialState()
+    starts = range(state.process_index * batch_size, count, state.num_processes * batch_size)
+    for start in tqdm(starts, desc=title, unit="batch", leave=False, disable=not state.is_main_process):
+        yield range(start, min(start + batch_size, count))
