@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +15,9 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from ..checkpoints import shapes_checkpoint
 from ..models import NoisedCLIPConfig, NoisedCLIPModel, tokenize_prompts
@@ -147,7 +149,7 @@ def load_clip(name: str) -> nn.Module:
         ValueError: if there is no such model, or it is no CLIP.
     """
     try:
-        is_noised = _model_type(name) == NoisedCLIPConfig.model_type
+        is_noised = _find_clip(name)[1].get("model_type") == NoisedCLIPConfig.model_type
         return (_NoisedCLIP if is_noised else _CLIP)(name)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"`clip` must be a CLIP with its tokenizer, got {name!r}: {error}") from error
@@ -163,25 +165,22 @@ def load_noised_clip(name: str) -> tuple[NoisedCLIPModel, PreTrainedTokenizerBas
         ValueError: if there is none.
     """
     try:
-        folders = ({"subfolder": "clip_model"}, {"subfolder": "clip_tokenizer"}) if _is_pipeline(name) else ({}, {})
-        model = NoisedCLIPModel.from_pretrained(name, dtype=torch.float32, **folders[0]).eval()
-        return model, AutoTokenizer.from_pretrained(name, **folders[1])
+        folders, config = _find_clip(name)
+        if config.get("model_type") != NoisedCLIPConfig.model_type:
+            raise ValueError(f"it is a {config.get('model_type')}")
+        model = NoisedCLIPModel.from_pretrained(name, dtype=torch.float32, subfolder=folders[0]).eval()
+        return model, AutoTokenizer.from_pretrained(name, subfolder=folders[1])
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"`clip_model` must be a noised CLIP with its tokenizer, got {name!r}: {error}") from error
 
 
-def _is_pipeline(name: str) -> bool:
-    try:
-        PreTrainedConfig.get_config_dict(name)
-    except OSError:
-        PreTrainedConfig.get_config_dict(name, subfolder="clip_model")
-        return True
-    return False
-
-
-def _model_type(name: str) -> str | None:
-    folder = {"subfolder": "clip_model"} if _is_pipeline(name) else {}
-    return PreTrainedConfig.get_config_dict(name, **folder)[0].get("model_type")
+def _find_clip(name: str) -> tuple[tuple[str, str], dict[str, Any]]:
+    """The subfolders of a CLIP and its tokenizer, which are none outside a pipeline, and the CLIP's configuration."""
+    for folders in (("", ""), ("clip_model", "clip_tokenizer")):
+        file = cached_file(name, "config.json", subfolder=folders[0])  # None, if only this file is missing
+        if file is not None:
+            return folders, json.loads(Path(file).read_text(encoding="utf-8"))
+    raise OSError("there is no config.json")
 
 
 class _NoisedCLIP(nn.Module):
