@@ -1,4 +1,4 @@
-"""Convert OpenAI's GLIDE checkpoints to a folder that GLIDEPipeline, or GLIDEInpaintPipeline, opens."""
+"""Convert OpenAI's GLIDE checkpoints to a folder that the pipelines for drawing, inpainting and CLIP guidance open."""
 
 import argparse
 from collections.abc import Sequence
@@ -45,6 +45,20 @@ def build_parser() -> ScriptParser:
     )
     parser.add_argument("--image_size", type=int, default=64, help="height and width of the base picture, in pixels")
     parser.add_argument("--super_res_image_size", type=int, default=256, help="the same of the enlarged picture")
+    for tower in ("text", "image"):
+        parser.add_argument(
+            f"--clip_{tower}_checkpoint_path",
+            help=f"the {tower} tower of the noised CLIP: a file in the layout of clip_{tower}_enc.pt, or "
+            f"clip-{tower}-enc, which is downloaded; with both towers the folder is one for CLIPGuidedPipeline",
+        )
+    parser.add_argument(
+        "--clip_tokenizer",
+        default="openai/clip-vit-base-patch32",
+        help="a folder with CLIP's vocab.json and merges.txt, or a repository on the Hugging Face Hub",
+    )
+    parser.add_argument(
+        "--clip_attention_head_dim", type=int, default=64, help="channels per attention head of the noised CLIP"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="number format of the written weights")
     parser.add_argument("--variant", help="goes into the names of the weight files, for example fp16")
     parser.add_argument("--push_to_hub", metavar="REPO_ID", help="also upload the folder to this repository")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,21 +15,24 @@ from diffusers.utils import logging
 from huggingface_hub import create_repo, upload_folder
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
-from ..pipelines import GLIDEInpaintPipeline, GLIDEPipeline
+from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel, NoisedCLIPModel
+from ..pipelines import CLIPGuidedPipeline, GLIDEInpaintPipeline, GLIDEPipeline
 from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
-from .detection import Networks, build_networks
+from .clip import RELEASED_LOGIT_SCALE, build_clip, clip_correspondences, clip_to_glide, tower_config
+from .detection import Networks, build_networks, check_tensors
 from .download import RELEASED_FILES, find_checkpoint
 from .errors import ConversionError, blaming
 from .files import new_folder, read_state_dict
 from .model_card import glide_filtered_card
-from .state_dicts import to_diffusers, to_glide
-from .tokenizers import load_tokenizer
+from .state_dicts import Correspondence, to_diffusers, to_glide
+from .tokenizers import load_clip_tokenizer, load_tokenizer
 
+
+logger = logging.get_logger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PREFIXES = ("", "super_res_")
-# The pipeline that opens a converted folder.
+# The pipeline that opens a converted folder; with a CLIP it is CLIPGuidedPipeline.
 _PIPELINES = {"base": GLIDEPipeline, "base-inpaint": GLIDEInpaintPipeline}
 
 
@@ -40,6 +45,15 @@ class _Stage:
     networks: Networks
 
 
+@dataclass(frozen=True)
+class _CLIP:
+    """The noised CLIP: the file of each tower by its kind, the model without values, and how the files fill it."""
+
+    paths: dict[str, Path]
+    model: NoisedCLIPModel
+    table: list[Correspondence]
+
+
 def convert_glide_to_diffusers(
     checkpoint_path: str | Path,
     dump_path: str | Path,
@@ -49,13 +63,18 @@ def convert_glide_to_diffusers(
     text_num_attention_heads: int | None = None,
     image_size: int = 64,
     super_res_image_size: int = 256,
+    clip_text_checkpoint_path: str | Path | None = None,
+    clip_image_checkpoint_path: str | Path | None = None,
+    clip_tokenizer: str | Path = "openai/clip-vit-base-patch32",
+    clip_attention_head_dim: int = 64,
     dtype: str = "float32",
     variant: str | None = None,
     push_to_hub: str | None = None,
 ) -> Path:
     """Convert a GLIDE base model, and its upsampler, to a folder that `GLIDEPipeline.from_pretrained` opens.
 
-    A pair that was fine-tuned for inpainting becomes a folder for [`GLIDEInpaintPipeline`].
+    A pair that was fine-tuned for inpainting becomes a folder for [`GLIDEInpaintPipeline`]; with the noised CLIP
+    either kind becomes one for [`CLIPGuidedPipeline`].
 
     Memory: little more than the larger network, since the files are mapped and one network is written at a time.
 
@@ -74,6 +93,13 @@ def convert_glide_to_diffusers(
             by default they are 64 channels wide.
         image_size (`int`, defaults to 64): Height and width of the base picture, in pixels.
         super_res_image_size (`int`, defaults to 256): Height and width of the enlarged picture.
+        clip_text_checkpoint_path, clip_image_checkpoint_path (`str` or `Path`, *optional*): The noised CLIP's two
+            towers: files in the layout of `clip_text_enc.pt` and `clip_image_enc.pt`, or the names `"clip-text-enc"`
+            and `"clip-image-enc"`. Both or neither.
+        clip_tokenizer (`str` or `Path`, defaults to `"openai/clip-vit-base-patch32"`): A folder with CLIP's
+            `vocab.json` and `merges.txt`, or a repository on the Hub.
+        clip_attention_head_dim (`int`, defaults to 64): Channels per attention head of both towers, which the files
+            do not show.
         dtype (`str`, defaults to `"float32"`): `"float32"`, `"float16"` or `"bfloat16"`: how weights are stored.
         variant (`str`, *optional*): Goes into the names of the weight files, such as `"fp16"`.
         push_to_hub (`str`, *optional*): Upload the folder, once it is complete, to this repository.
@@ -96,16 +122,24 @@ def convert_glide_to_diffusers(
             upsampler = super_res_checkpoint_path
             stages.append(_open("super_res_checkpoint_path", upsampler, "super_res_", super_res_image_size, *heads))
             _check_pair(stages)
-        pipe = _build_pipeline(stages, tokenizer)
-        with logging.tqdm(total=2 * len(stages), desc="Converting", unit="network") as progress_bar:
-            for stage in stages:
-                for name in _save_networks(stage, folder, DTYPES[dtype], variant):
-                    progress_bar.set_postfix_str(name)
-                    progress_bar.update()
-        for name in ("tokenizer", *(f"{stage.prefix}scheduler" for stage in stages)):
-            getattr(pipe, name).save_pretrained(folder / name)
+        clip = None
+        if clip_text_checkpoint_path is not None or clip_image_checkpoint_path is not None:
+            clip = _open_clip(clip_text_checkpoint_path, clip_image_checkpoint_path, clip_attention_head_dim)
+            _check_clip(clip, image_size)
+        pipe = _build_pipeline(stages, tokenizer, clip, clip_tokenizer)
+        total = 2 * len(stages) + (clip is not None)
+        with logging.tqdm(total=total, desc="Converting", unit="network") as progress_bar:
+            saved = [_save_networks(stage, folder, DTYPES[dtype], variant) for stage in stages]
+            if clip is not None:
+                saved.append(_save_clip(clip, folder, DTYPES[dtype], variant))
+            for name in itertools.chain(*saved):
+                progress_bar.set_postfix_str(name)
+                progress_bar.update()
+        for name, component in pipe.components.items():
+            if component is not None and not isinstance(component, torch.nn.Module):
+                component.save_pretrained(folder / name)
         pipe.save_config(folder)
-        files = [stage.path.name for stage in stages]
+        files = [stage.path.name for stage in stages] + ([] if clip is None else [p.name for p in clip.paths.values()])
         glide_filtered_card(pipe, files, push_to_hub or folder.name, DTYPES[dtype], variant).save(folder / "README.md")
     folder = Path(dump_path).expanduser().resolve()
     if push_to_hub is not None:
@@ -127,7 +161,7 @@ def convert_diffusers_to_glide(model_path: str | Path, dump_path: str | Path, va
 
     Returns:
         `list[Path]`: the files, named as OpenAI's release: `base.pt` and `upsample.pt`, or `base_inpaint.pt` and
-        `upsample_inpaint.pt`.
+        `upsample_inpaint.pt`, and `clip_text_enc.pt` and `clip_image_enc.pt` where there is a noised CLIP.
 
     Raises:
         ConversionError: naming the argument, what was given and what is allowed; then nothing has been written.
@@ -143,6 +177,10 @@ def convert_diffusers_to_glide(model_path: str | Path, dump_path: str | Path, va
                 names.append(RELEASED_FILES[kind])
                 torch.save(state_dict, folder / names[-1])
                 del state_dict  # before the next one is read
+        if (model_path / "clip_model").is_dir():
+            for kind, state_dict in _read_clip(model_path, variant).items():
+                names.append(RELEASED_FILES[kind])
+                torch.save(state_dict, folder / names[-1])
     return [Path(dump_path).expanduser().resolve() / name for name in names]
 
 
@@ -185,7 +223,46 @@ def _check_pair(stages: list[_Stage]) -> None:
                 )
 
 
-def _build_pipeline(stages: list[_Stage], tokenizer: str | Path) -> DiffusionPipeline:
+def _open_clip(text: str | Path | None, image: str | Path | None, attention_head_dim: int) -> _CLIP:
+    """Find the files of both towers and build the network that they show, without reading the values."""
+    given = {
+        "clip-text-enc": ("clip_text_checkpoint_path", text),
+        "clip-image-enc": ("clip_image_checkpoint_path", image),
+    }
+    for argument, name_or_path in given.values():
+        if name_or_path is None:
+            raise ConversionError(f"`{argument}` is missing: the noised CLIP has two towers, each with its file")
+    paths, towers = {}, {}
+    for kind, (argument, name_or_path) in given.items():
+        with blaming(argument, name_or_path):
+            paths[kind] = find_checkpoint(name_or_path)
+            towers[kind] = tower_config(read_state_dict(paths[kind]), kind, attention_head_dim)
+    with blaming("clip_image_checkpoint_path", image):
+        clip = build_clip(*towers.values())
+    table = clip_correspondences(clip)
+    for kind, (argument, name_or_path) in given.items():
+        with blaming(argument, name_or_path):
+            rows = [row for row in table if row.component == kind]
+            check_tensors(read_state_dict(paths[kind]), rows, {kind: clip})
+    return _CLIP(paths, clip, table)
+
+
+def _check_clip(clip: _CLIP, image_size: int) -> None:
+    """The CLIP must read what the base model draws."""
+    vision = clip.model.config.vision_config
+    with blaming("clip_image_checkpoint_path", clip.paths["clip-image-enc"]):
+        if vision.image_size != image_size:
+            raise ConversionError(
+                f"it reads pictures of {vision.image_size} pixels, the base model draws {image_size} (`image_size`)"
+            )
+        timesteps = GLIDEDDPMScheduler().config.num_train_timesteps
+        if vision.num_train_timesteps != timesteps:
+            raise ConversionError(f"it knows {vision.num_train_timesteps} timesteps, the base model has {timesteps}")
+
+
+def _build_pipeline(
+    stages: list[_Stage], tokenizer: str | Path, clip: _CLIP | None, clip_tokenizer: str | Path
+) -> DiffusionPipeline:
     """The pipeline around networks without values: it knows which components there are, and writes the index."""
     text_config = stages[0].networks.text_encoder.config
     with blaming("tokenizer", tokenizer):
@@ -199,7 +276,14 @@ def _build_pipeline(stages: list[_Stage], tokenizer: str | Path) -> DiffusionPip
         components[f"{stage.prefix}text_encoder"] = text_encoder
         components[f"{stage.prefix}unet"] = stage.networks.unet
         components[f"{stage.prefix}scheduler"] = _scheduler(stage.networks.unet)
-    return _PIPELINES[stages[0].networks.kind](**components)
+    if clip is None:
+        return _PIPELINES[stages[0].networks.kind](**components)
+    text_config = clip.model.config.text_config
+    with blaming("clip_tokenizer", clip_tokenizer):
+        components["clip_tokenizer"] = load_clip_tokenizer(
+            clip_tokenizer, text_config.max_position_embeddings, text_config.vocab_size
+        )
+    return CLIPGuidedPipeline(**components, clip_model=clip.model)
 
 
 def _scheduler(unet: GLIDEUNet2DConditionModel) -> SchedulerMixin:
@@ -222,6 +306,19 @@ def _save_networks(stage: _Stage, folder: Path, dtype: torch.dtype, variant: str
         yield f"{stage.prefix}{name}"
 
 
+def _save_clip(clip: _CLIP, folder: Path, dtype: torch.dtype, variant: str | None) -> Iterator[str]:
+    """The same for the noised CLIP."""
+    weights = {"logit_scale": torch.tensor(RELEASED_LOGIT_SCALE, dtype=dtype)}
+    for kind, path in clip.paths.items():
+        tensors = to_diffusers(read_state_dict(path), clip.table, kind)
+        weights |= {key: tensor.to(dtype) for key, tensor in tensors.items()}
+    clip.model.load_state_dict(weights, assign=True)
+    del weights, tensors
+    clip.model.save_pretrained(folder / "clip_model", variant=variant)
+    clip.model.to("meta")
+    yield "clip_model"
+
+
 def _read_networks(model_path: Path, prefix: str, variant: str | None) -> tuple[OrderedDict[str, torch.Tensor], str]:
     """The GLIDE state dict of one stage, and its kind."""
     options = {"variant": variant, "dtype": torch.float32, "use_safetensors": True}
@@ -236,6 +333,22 @@ def _read_networks(model_path: Path, prefix: str, variant: str | None) -> tuple[
         raise ConversionError(f"{prefix}unet and {prefix}text_encoder are not those of GLIDE ({reason})") from error
     heads = (unet.config.attention_head_dim, text_encoder.config.num_attention_heads)
     return state_dict, build_networks(state_dict, *heads, unet.config.sample_size).kind
+
+
+def _read_clip(model_path: Path, variant: str | None) -> dict[str, OrderedDict[str, torch.Tensor]]:
+    """The two GLIDE state dicts of the noised CLIP, by kind."""
+    options = {"variant": variant, "dtype": torch.float32, "use_safetensors": True}
+    try:
+        clip = NoisedCLIPModel.from_pretrained(model_path / "clip_model", **options)
+    except Exception as error:  # what a missing or broken file, or one of another model raises is not ours to know
+        reason = str(error).strip().split("\n")[0]
+        raise ConversionError(f"clip_model is not GLIDE's noised CLIP ({reason})") from error
+    if not math.isclose(clip.logit_scale.item(), RELEASED_LOGIT_SCALE, abs_tol=1e-2):
+        logger.warning(
+            f"This CLIP multiplies cosines by {clip.logit_scale.exp().item():.4g}, which the files do not hold: "
+            "OpenAI's code takes 100, and needs its guidance scale changed by as much."
+        )
+    return clip_to_glide(clip)
 
 
 def _check_repo_id(repo_id: str) -> None:

@@ -18,6 +18,8 @@ RELEASED_FILES = {
     "upsample": "upsample.pt",
     "base-inpaint": "base_inpaint.pt",
     "upsample-inpaint": "upsample_inpaint.pt",
+    "clip-text-enc": "clip_text_enc.pt",
+    "clip-image-enc": "clip_image_enc.pt",
 }
 # The size is told for the bytes that are sent, so they must be those of the file.
 _HEADERS = {"Accept-Encoding": "identity"}
@@ -27,8 +29,8 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     """The file of a checkpoint: one on disk, or one of OpenAI's by name, downloaded on first use.
 
     Args:
-        name_or_path (`str` or `Path`): A path, or `"base"`, `"upsample"`, `"base-inpaint"` or `"upsample-inpaint"`
-            (where a file of that name is in the working directory, that file).
+        name_or_path (`str` or `Path`): A path, or `"base"`, `"upsample"`, `"base-inpaint"`, `"upsample-inpaint"`,
+            `"clip-text-enc"` or `"clip-image-enc"` (where a file of that name is in the working directory, that file).
 
     Returns:
         `Path`: a path that was given is returned as it is, whether there is a file or not.

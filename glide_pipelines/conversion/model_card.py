@@ -66,11 +66,15 @@ def glide_filtered_card(
     Returns:
         `ModelCard`
     """
-    inpaints = pipe.unet.is_inpainter
+    inpaints, clip = pipe.unet.is_inpainter, getattr(pipe, "clip_model", None)
     options = "" if variant is None else f', variant="{variant}"'
     options += "" if dtype == torch.float32 else f", dtype={dtype}"
+    quoted = [f"`{file}`" for file in files]
+    classifier_free = f"classifier-free guidance at scale {5 if inpaints else 3}"
     values = {
-        "files": " and ".join(f"`{file}`" for file in files),
+        "pipeline": type(pipe).__name__,
+        "guidance": classifier_free if clip is None else "the noised CLIP's guidance at scale 3",
+        "files": " and ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted),
         "task": "fills a region of a picture so that it fits a prompt" if inpaints else "draws a picture for a prompt",
         "imports": "" if dtype == torch.float32 else "import torch\n",
         "location": location,
@@ -84,7 +88,7 @@ def glide_filtered_card(
     sections = {
         "": _SUMMARY,
         "Use": _USE_INPAINTING if inpaints else _USE,
-        "Facts": _FACTS,
+        "Facts": _FACTS + ("" if clip is None else _CLIP_FACTS),
         "What it was trained on": _DATA,
         "What it is for": _INTENDED,
         "What it cannot do": _LIMITS,
@@ -103,6 +107,11 @@ def _component_table(pipe: DiffusionPipeline) -> str:
             context, size = text_encoder.config.max_position_embeddings, unet.config.sample_size
             rows.append(f"| `{prefix}text_encoder` | {text_encoder.num_parameters():,} | reads {context} tokens |")
             rows.append(f"| `{prefix}unet` | {unet.num_parameters():,} | {task} {size} x {size} pixels |")
+    if (clip := getattr(pipe, "clip_model", None)) is not None:
+        text, vision = clip.config.text_config, clip.config.vision_config
+        size = f"{vision.image_size} x {vision.image_size}"
+        reads = f"reads noised pictures of {size} pixels and captions of {text.max_position_embeddings} tokens"
+        rows.append(f"| `clip_model` | {clip.num_parameters():,} | {reads} |")
     return "\n".join(rows)
 
 
@@ -117,29 +126,29 @@ and under which licence."""
 
 _USE = """\
 ```python
-{imports}from glide_pipelines import GLIDEPipeline
+{imports}from glide_pipelines import {pipeline}
 
-pipe = GLIDEPipeline.from_pretrained("{location}"{options})
+pipe = {pipeline}.from_pretrained("{location}"{options})
 image = pipe("an oil painting of a corgi").images[0]
 image.save("corgi.png")
 ```
 
 Prompts are cut after {context} tokens. Without further arguments the pipeline samples as the released notebooks do:
-100 steps with classifier-free guidance at scale 3{upsampling}."""
+100 steps with {guidance}{upsampling}."""
 
 _USE_INPAINTING = """\
 ```python
 {imports}from diffusers.utils import load_image
-from glide_pipelines import GLIDEInpaintPipeline
+from glide_pipelines import {pipeline}
 
-pipe = GLIDEInpaintPipeline.from_pretrained("{location}"{options})
+pipe = {pipeline}.from_pretrained("{location}"{options})
 picture, mask = load_image("picture.png"), load_image("mask.png")  # white in the mask is repainted
 image = pipe("a vase of flowers", image=picture, mask_image=mask).images[0]
 image.save("edited.png")
 ```
 
 Prompts are cut after {context} tokens. Without further arguments the pipeline samples as the released notebooks do:
-100 steps with classifier-free guidance at scale 5{upsampling}; what the mask keeps is put back at
+100 steps with {guidance}{upsampling}; what the mask keeps is put back at
 each of them."""
 
 _FACTS = """\
@@ -148,6 +157,12 @@ _FACTS = """\
 Weights are stored in {dtype}. Diffusion in pixel space with 1000 training steps; the base model's noise follows the
 cosine schedule, the upsampler's the linear one. Both predict the noise and the variance of a step. Each has a text
 encoder of its own, a transformer whose outputs are keys and values in every attention layer of the UNet."""
+
+_CLIP_FACTS = """
+
+The noised CLIP is a CLIP that was trained on pictures with the base model's noise: its image tower knows the timestep.
+The gradient of how well a picture fits a caption steers the base model. Cosines are multiplied by 100, a number that is
+in none of OpenAI's files."""
 
 _DATA = """\
 Pictures with captions from the internet. Before training, OpenAI filtered out pictures of people, violent objects and

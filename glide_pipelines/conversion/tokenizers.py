@@ -1,11 +1,12 @@
-"""GLIDE's tokenizer: GPT-2's byte-level BPE, without special tokens inside a prompt."""
+"""The tokenizers: GPT-2's byte-level BPE without special tokens inside a prompt, and that of CLIP."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
-from transformers import GPT2Tokenizer
+from transformers import CLIPTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
 from .errors import ConversionError
 
@@ -32,25 +33,61 @@ def load_tokenizer(name_or_path: str | Path, context: int, vocab_size: int) -> G
     Raises:
         ConversionError: if it cannot be loaded, or its vocabulary is not that of the embedding.
     """
-    folder = _folder(name_or_path)
-    # Without its files transformers would build a vocabulary of one token, and say nothing.
-    if not any(all((folder / file).is_file() for file in files) for files in _FILES):
-        raise ConversionError("there are no vocab.json and merges.txt")
-    try:
-        tokenizer = GPT2Tokenizer.from_pretrained(
-            folder,
-            **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _END),
-            model_max_length=context,
-            # A prompt that spells <|endoftext|> is text, not the end of it.
-            split_special_tokens=True,
-        )
-    except Exception as error:  # what a broken file raises depends on how it is broken
-        raise ConversionError(f"the files are no GPT-2 tokenizer ({_first_line(error)})") from error
+    tokenizer = _load(
+        GPT2Tokenizer,
+        name_or_path,
+        "GPT-2",
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _END),
+        model_max_length=context,
+        # A prompt that spells <|endoftext|> is text, not the end of it.
+        split_special_tokens=True,
+    )
     if len(tokenizer) != vocab_size:
         raise ConversionError(
             f"the tokenizer has {len(tokenizer)} entries, but the checkpoint's token embedding has {vocab_size} rows"
         )
     return tokenizer
+
+
+def load_clip_tokenizer(name_or_path: str | Path, context: int, vocab_size: int) -> CLIPTokenizer:
+    """Load the noised CLIP's tokenizer.
+
+    It pads with its end token where the original pads with 0: nothing that follows the end of a text has an effect.
+
+    Args:
+        name_or_path (`str` or `Path`): A folder with CLIP's `vocab.json` and `merges.txt`, or a repository on the Hub.
+        context (`int`): Positions of the text tower; longer prompts are cut.
+        vocab_size (`int`): Rows of its embedding, of which the released one has more than the tokenizer has entries.
+
+    Returns:
+        `CLIPTokenizer`
+
+    Raises:
+        ConversionError: if it cannot be loaded, is not that of a CLIP, or has more entries than the embedding rows.
+    """
+    tokenizer = _load(CLIPTokenizer, name_or_path, "CLIP", model_max_length=context)
+    # What the vocabulary lacks has been added behind it; GPT-2 has one token for both.
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if start == end or max(start, end) >= tokenizer.vocab_size:
+        raise ConversionError("the files are no CLIP tokenizer (there is no start or no end token among the entries)")
+    if len(tokenizer) > vocab_size:
+        raise ConversionError(
+            f"the tokenizer has {len(tokenizer)} entries, but the text tower's embedding has only {vocab_size} rows"
+        )
+    return tokenizer
+
+
+def _load(
+    cls: type[PreTrainedTokenizerBase], name_or_path: str | Path, kind: str, **options: Any
+) -> PreTrainedTokenizerBase:
+    folder = _folder(name_or_path)
+    # Without its files transformers would build a vocabulary of one token, and say nothing.
+    if not any(all((folder / file).is_file() for file in files) for files in _FILES):
+        raise ConversionError("there are no vocab.json and merges.txt")
+    try:
+        return cls.from_pretrained(folder, **options)
+    except Exception as error:  # what a broken file raises depends on how it is broken
+        raise ConversionError(f"the files are no {kind} tokenizer ({_first_line(error)})") from error
 
 
 def _folder(name_or_path: str | Path) -> Path:
