@@ -17,8 +17,8 @@ import torch
 from make_grid import add_captions
 from PIL import Image, ImageDraw
 
-from glide_pipelines import GLIDEInpaintPipeline, shapes_checkpoint
-from glide_pipelines.cli import make_grid, save_whole
+from glide_pipelines import GLIDEInpaintPipeline
+from glide_pipelines.cli import inpaint_checkpoint, make_grid, save_whole
 
 
 # A prompt says what the whole picture shows afterwards; a box is left, top, right, lower in units of the picture.
@@ -29,14 +29,6 @@ STORY = (
     ("a yellow triangle, a green star and a blue square on a white background", (0.05, 0.05, 0.5, 0.5)),
     ("a purple cross, a yellow triangle and a green star on a white background", (0.5, 0.5, 0.95, 0.95)),
 )
-
-
-def checkpoint() -> Path:
-    """The inpainting checkpoint that ships, or else the text-to-image one, which inpaints implicitly."""
-    try:
-        return shapes_checkpoint("inpaint")
-    except ValueError:
-        return shapes_checkpoint()
 
 
 def make_masks(size: tuple[int, int]) -> list[Image.Image]:
@@ -74,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     args = parser.parse_args(argv)
 
-    pipe = GLIDEInpaintPipeline.from_pretrained(args.model or checkpoint())
+    pipe = GLIDEInpaintPipeline.from_pretrained(args.model or inpaint_checkpoint())
     height, width = pipe.default_size
     masks = make_masks((width, height))
     pictures = tell(pipe, masks, args.seed)

@@ -101,7 +101,10 @@ def load_pipeline(args: argparse.Namespace) -> GLIDEPipeline:
         argparse.ArgumentError: if there is no such model or device.
     """
     device = _device(args.device)
-    model = str(shapes_checkpoint()) if args.model is None else args.model
+    if args.model is not None:
+        model = args.model
+    else:
+        model = str(shapes_checkpoint() if getattr(args, "mask", None) is None else inpaint_checkpoint())
     # "owner/name" may be on the Hub; anything else can only be a folder.
     if not os.path.isdir(model) and (model.count("/") != 1 or model.startswith((".", "~", "/"))):
         raise argparse.ArgumentError(None, f"--model {model}: no such folder")
@@ -118,6 +121,14 @@ def load_pipeline(args: argparse.Namespace) -> GLIDEPipeline:
             pipe.register_modules(**{component: scheduler_class.from_config(current.config)})
     pipe.set_progress_bar_config(disable=args.quiet)
     return pipe.to(device)
+
+
+def inpaint_checkpoint() -> Path:
+    """The inpainting checkpoint that ships, or else the text-to-image one, which inpaints implicitly."""
+    try:
+        return shapes_checkpoint("inpaint")
+    except ValueError:
+        return shapes_checkpoint()
 
 
 def make_grid(images: Sequence[Image.Image], columns: int) -> Image.Image:

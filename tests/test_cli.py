@@ -16,7 +16,7 @@ import diffusers.utils.logging
 import pytest
 import transformers.utils.logging
 from PIL import Image
-from tiny import tiny_pipeline
+from tiny import tiny_inpaint_pipeline, tiny_pipeline
 
 import glide_cli
 import glide_pipelines
@@ -216,6 +216,30 @@ def test_a_mask_makes_it_inpaint(glide, model, files, tmp_path):
     assert len(Image.open(output).crop((0, 0, 16, 32)).getcolors()) > 1
 
 
+@pytest.mark.parametrize("ships", [True, False])
+def test_without_a_model_a_mask_takes_the_inpainting_checkpoint_if_it_ships(
+    glide, model, files, tmp_path, monkeypatch, ships
+):
+    inpaint = tmp_path / "inpaint"
+    tiny_inpaint_pipeline().save_pretrained(inpaint)
+
+    def shapes_checkpoint(name="text-to-image"):
+        if name == "inpaint" and not ships:
+            raise ValueError(name)
+        return inpaint if name == "inpaint" else model
+
+    seen = []
+    draw_really = GLIDEInpaintPipeline.__call__
+    monkeypatch.setattr(cli, "shapes_checkpoint", shapes_checkpoint)
+    monkeypatch.setattr(
+        GLIDEInpaintPipeline, "__call__", lambda pipe, *a, **k: seen.append(pipe.mode) or draw_really(pipe, *a, **k)
+    )
+    options = ("--image", files[0], "--mask", files[1], "-o", tmp_path / "out.png", *QUICK)
+    code, _, err = glide(PROMPT, *options)
+    assert code == 0, err
+    assert seen == ["fine-tuned" if ships else "implicit"]
+
+
 def test_a_picture_alone_is_a_sketch(glide, model, files, tmp_path):
     output = tmp_path / "out.png"
     options = ("--image", files[0], "-o", output, "--model", model, "--strength", "0.5", "--seed", 1, *QUICK)
@@ -244,6 +268,7 @@ def test_enlarge(glide, model, files, tmp_path):
         (["--image", "{image}", "--strength", "2"], ["--strength", "'2'"]),
         (["--image", "missing.png"], ["--image", "no file 'missing.png'"]),
         (["--image", "{text}"], ["text.txt cannot be read as a picture"]),
+        (["--image", "{image}", "--mask", "{text}"], ["text.txt cannot be read as a picture"]),
         (["--image", "{image}", "--mask", "{black}"], ["`mask_image` 0 of 1 has nothing to repaint"]),
     ],
 )

@@ -58,16 +58,3 @@ def test_the_strip(script, tmp_path, capsys, monkeypatch, make, mode):
 
 def test_the_prompts_are_of_the_world_that_the_checkpoint_knows(script):
     assert all(knows(prompt) for prompt, _ in script.STORY)
-
-
-def test_the_checkpoint_falls_back_to_the_implicit_mode(script, monkeypatch):
-    def shipped(name="text-to-image"):
-        if name not in names:
-            raise ValueError(name)
-        return Path(name)
-
-    monkeypatch.setattr(script, "shapes_checkpoint", shipped)
-    names = ["text-to-image"]
-    assert script.checkpoint() == Path("text-to-image")
-    names.append("inpaint")
-    assert script.checkpoint() == Path("inpaint")

@@ -228,16 +228,13 @@ def test_the_script_measures_sdedit_over_strength_and_resumes(run, tmp_path, mon
 
 
 def test_without_a_model_the_checkpoints_that_ship_stand_side_by_side(script, monkeypatch, capsys):
-    def shipped(name="text-to-image"):
-        return f"shipped {name}"
-
     def load(args, task):
         pipe = tiny_pipeline() if args.model is None else tiny_inpaint_pipeline()
         seen.append(args.model)
         return task.from_pipe(pipe)
 
     seen = []
-    monkeypatch.setattr(script, "shapes_checkpoint", shipped)
+    monkeypatch.setattr(script, "inpaint_checkpoint", lambda: "shipped inpaint")
     monkeypatch.setattr(script, "load", load)
     args = script.parse_args(["--task", "inpaint", "--output", "results.json"])
     found = script.editors(args)
@@ -246,10 +243,7 @@ def test_without_a_model_the_checkpoints_that_ship_stand_side_by_side(script, mo
     assert found["implicit, 4 times"][1] == {"num_resample": 4}
     assert all(isinstance(pipe, GLIDEInpaintPipeline) for pipe, _ in found.values())
 
-    def none_shipped(name):
-        raise ValueError(name)
-
-    monkeypatch.setattr(script, "shapes_checkpoint", none_shipped)
+    monkeypatch.setattr(script, "inpaint_checkpoint", script.shapes_checkpoint)
     assert sorted(script.editors(args)) == ["implicit", "implicit, 4 times"]
     assert "no inpainting checkpoint" in capsys.readouterr().err
 
