@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline
 
 import glide_cli
 from glide_pipelines import CLIPGuidedPipeline, shapes_checkpoint
-from glide_pipelines.cli import load_pipeline, steps_arguments
+from glide_pipelines.cli import load_pipeline, silence_libraries, steps_arguments
 from glide_pipelines.evaluation import (
     CLASSIFIER_FREE,
     CLIP,
@@ -92,10 +92,11 @@ def load_pictures(args: argparse.Namespace) -> ShapesPictures | DatasetPictures:
 
 def load_pipelines(args: argparse.Namespace) -> dict[str, DiffusionPipeline]:
     """The pipeline of each kind of guidance that is asked for."""
+    guides = args.clip_model or str(shapes_checkpoint("noised-clip")) if args.clip_guidance_scale else None
+    clip_model, clip_tokenizer = (None, None) if guides is None else load_noised_clip(guides)
     plain = load_pipeline(argparse.Namespace(**vars(args), no_upsample=args.base_only, quiet=True))
     pipes = {CLASSIFIER_FREE: plain}
-    if args.clip_guidance_scale:
-        clip_model, clip_tokenizer = load_noised_clip(args.clip_model or str(shapes_checkpoint("noised-clip")))
+    if clip_model is not None:
         clip_model = clip_model.to(plain.device, plain.dtype)
         pipes[CLIP] = CLIPGuidedPipeline.from_pipe(plain, clip_model=clip_model, clip_tokenizer=clip_tokenizer)
         pipes[CLIP].set_progress_bar_config(disable=True)
@@ -138,6 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after an error of the user's."""
     try:
         args = parse_args(argv)
+        silence_libraries()
         results = evaluate(args)
         if PartialState().is_main_process:
             print(write_report(results, args.output))

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 import glide_cli
@@ -44,11 +45,11 @@ def main(argv: list[str] | None = None) -> None:
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
         model = train_shapes_features(args.steps, args.batch_size, args.seed, report)
-    model.to(torch.float16).save_pretrained(args.output)
+    nn.Module.to(model, torch.float16).save_pretrained(args.output)  # diffusers' own `to` warns without cause
     world = ShapesWorld(args.seed + 1, held_out=True)
     scenes = [world.scene(index) for index in range(NUM_TEST_SCENES)]
     print(f"Right of {NUM_TEST_SCENES} scenes that were not trained on, per cent:")
-    for name, share in accuracy(model.float(), scenes).items():
+    for name, share in accuracy(nn.Module.float(model), scenes).items():
         print(f"{name:12} {100 * share:.1f}")
 
 

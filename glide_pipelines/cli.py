@@ -181,14 +181,19 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _speak_plainly(quiet: bool) -> None:
-    """Our warnings as one line each; no bars but those of sampling and downloads; no notes of other libraries."""
+def silence_libraries() -> None:
+    """No bars but those of sampling and downloads; no notes of other libraries."""
     for library in (transformers.utils.logging, diffusers_logging):
         library.disable_progress_bar()
         library.set_verbosity_error()
+    warnings.simplefilter("ignore")
+
+
+def _speak_plainly(quiet: bool) -> None:
+    """Our warnings as one line each, and nothing of other libraries."""
+    silence_libraries()
     if quiet:
         huggingface_hub.utils.disable_progress_bars()
-    warnings.simplefilter("ignore")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("glide: warning: %(message)s"))
     logger = logging.getLogger("glide_pipelines")
