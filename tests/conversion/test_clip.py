@@ -160,6 +160,31 @@ def test_the_script(files, tmp_path, capsys):
     ]
 
 
+@torch.no_grad()
+def test_the_recorded_clip_through_the_script(reference, tmp_path):
+    """The whole way: released layout, script, folder, pipeline, against the original's numbers."""
+    sizes = {"attention_head_dim": 16, "text_num_attention_heads": 4, "image_size": 16, "clip_attention_head_dim": 16}
+    clip = {f"clip_{tower}_checkpoint_path": reference / f"clip-{tower}-enc.pt" for tower in ("text", "image")}
+    script("convert_glide_to_diffusers").main(
+        arguments(
+            checkpoint_path=reference / "base.pt",
+            tokenizer=reference / "tokenizer",
+            clip_tokenizer=reference / "clip-tokenizer",
+            dump_path=tmp_path / "glide",
+            **clip,
+            **sizes,
+        )
+    )
+    pipe = CLIPGuidedPipeline.from_pretrained(tmp_path / "glide")
+    recorded = load_file(reference / "clip.safetensors")
+    mask = torch.arange(recorded["tokens"].shape[1]) < recorded["token_lengths"][:, None]
+    output = pipe.clip_model(recorded["tokens"], recorded["sample"], recorded["timesteps"], mask)
+    np.testing.assert_allclose(output.text_embeds, recorded["text_embeds"], atol=2e-5, rtol=0)
+    np.testing.assert_allclose(output.image_embeds, recorded["image_embeds"], atol=2e-5, rtol=0)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(**tiny_call()).images.shape == (1, 16, 16, 3)
+
+
 def test_names_are_downloaded(files, tmp_path, monkeypatch):
     asked = []
 
