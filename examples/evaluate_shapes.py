@@ -140,7 +140,7 @@ def editors(args: argparse.Namespace) -> dict[str, tuple[GLIDEPipelineBase, dict
         pipe = load(argparse.Namespace(**vars(args) | {"model": model}), GLIDEInpaintPipeline)
         columns[pipe.mode] = pipe, {}
         if pipe.mode == "implicit" and args.num_resample > 1:
-            columns[f"implicit, {args.num_resample} times"] = pipe, {"num_resample": args.num_resample}
+            columns[f"implicit, num_resample {args.num_resample}"] = pipe, {"num_resample": args.num_resample}
     return columns
 
 

@@ -2,11 +2,15 @@
 
 import contextlib
 import io
+import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from PIL import Image
 from tiny import tiny_call, tiny_inpaint_pipeline, tiny_pipeline
 
@@ -18,6 +22,7 @@ from glide_pipelines import (
     GLIDESuperResolutionPipeline,
 )
 from glide_pipelines.pipelines.known_region import KnownRegion
+from glide_pipelines.pipelines.tiling import TiledUNet
 from glide_pipelines.schedulers import SchedulerAdapter
 
 
@@ -470,6 +475,32 @@ def test_tiles_leave_no_seams(enlarger):
     lines = [start - 1 for start in (16, 32, 48)]
     elsewhere = np.delete(difference, lines)
     assert difference[lines].mean() <= elsewhere.mean() + 2 * elsewhere.std()
+
+
+def test_where_tiles_disagree_the_passage_is_gradual():
+    """Three tiles in a row that predict 0, 1 and 2: from column to column no more than the overlap's share of it."""
+    predictions = itertools.count()
+
+    def unet(sample, timestep, low_res, **_):
+        return UNet2DConditionOutput(torch.full_like(sample, float(next(predictions))))
+
+    unet.config = SimpleNamespace(out_channels=3)
+    tiled = TiledUNet(unet, tile_size=32, tile_overlap=16, step=8)
+    rows = tiled(torch.zeros(1, 3, 32, 64), torch.zeros(1), low_res=torch.zeros(1, 3, 8, 16)).sample[0, 0]
+    assert (rows == rows[0]).all() and rows[0, 0] == 0 and rows[0, -1] == 2 and next(predictions) == 3
+    steps = rows[0].diff()
+    assert steps.min() >= 0 and steps.max() <= 1 / 16 + 1e-6
+
+
+def test_each_tile_sees_its_part_of_the_whole_enlargement():
+    def unet(sample, timestep, low_res, **_):
+        assert low_res.shape == sample.shape
+        return UNet2DConditionOutput(low_res)
+
+    unet.config = SimpleNamespace(out_channels=3)
+    low_res = torch.randn(1, 3, 13, 10, generator=torch.Generator().manual_seed(0))
+    seen = TiledUNet(unet, tile_size=16, tile_overlap=4, step=4)(torch.zeros(1, 3, 52, 40), torch.zeros(1), low_res)
+    torch.testing.assert_close(seen.sample, F.interpolate(low_res, (52, 40), mode="bilinear", align_corners=False))
 
 
 def test_bad_input_to_enlarging(enlarger):

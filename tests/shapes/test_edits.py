@@ -202,7 +202,7 @@ def row(out, name):
 
 def test_the_script_measures_both_modes_of_inpainting(run, tmp_path):
     code, out, _ = run("inpaint", "--num-resample", 2)
-    assert code == 0 and columns(out) == ["implicit", "implicit, 2 times"]
+    assert code == 0 and columns(out) == ["implicit", "implicit, num_resample 2"]
     whole = "100.0 (43.9 to 100.0)"
     assert row(out, "every pixel outside the mask as before") == [whole] * 3
     code, out, _ = run("inpaint", model="inpaint")
@@ -238,13 +238,13 @@ def test_without_a_model_the_checkpoints_that_ship_stand_side_by_side(script, mo
     monkeypatch.setattr(script, "load", load)
     args = script.parse_args(["--task", "inpaint", "--output", "results.json"])
     found = script.editors(args)
-    assert sorted(found) == ["fine-tuned", "implicit", "implicit, 4 times"]
+    assert sorted(found) == ["fine-tuned", "implicit", "implicit, num_resample 4"]
     assert seen == [None, "shipped inpaint"]
-    assert found["implicit, 4 times"][1] == {"num_resample": 4}
+    assert found["implicit, num_resample 4"][1] == {"num_resample": 4}
     assert all(isinstance(pipe, GLIDEInpaintPipeline) for pipe, _ in found.values())
 
     monkeypatch.setattr(script, "inpaint_checkpoint", script.shapes_checkpoint)
-    assert sorted(script.editors(args)) == ["implicit", "implicit, 4 times"]
+    assert sorted(script.editors(args)) == ["implicit", "implicit, num_resample 4"]
     assert "no inpainting checkpoint" in capsys.readouterr().err
 
 
