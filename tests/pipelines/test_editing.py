@@ -352,6 +352,21 @@ def test_strength_is_the_share_of_steps(img2img):
     assert steps[3][0] == "super_res" and img2img.num_timesteps == 5
 
 
+def test_the_sketch_gets_the_noise_of_the_first_step_that_is_run(img2img):
+    seen = []
+    hook = img2img.unet.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    call = {"strength": 0.7, "timesteps": [999, 500, 0], "guidance_scale": 1.0}
+    try:
+        for noise in (0.0, 1.0):
+            sketch(img2img, Image.new("RGB", (32, 32), "white"), latents=torch.full((1, 3, 8, 8), noise), **call)
+    finally:
+        hook.remove()
+    alpha_bar = img2img.scheduler.train_process.alphas_cumprod[500].item()
+    signal, signal_and_noise = seen[0], seen[2]
+    torch.testing.assert_close(signal, torch.full_like(signal, alpha_bar**0.5))
+    torch.testing.assert_close(signal_and_noise - signal, torch.full_like(signal, (1 - alpha_bar) ** 0.5))
+
+
 def test_little_strength_stays_near_the_sketch(img2img):
     base = quiet(GLIDEImg2ImgPipeline.from_pipe(img2img, super_res_unet=None))
     image = picture(8, 8)
