@@ -193,8 +193,9 @@ def run_sweep(
     Args:
         pipes (`Mapping[str, DiffusionPipeline]`): By kind of guidance; their pictures are square.
         sweep (`Sequence[Guidance]`): The scales.
-        pictures ([`CaptionedPictures`]): What to draw and to compare with. Of [`ShapesPictures`] the drawings are also
-            judged, and true pictures of other scenes measured, which is what a perfect model would get.
+        pictures ([`CaptionedPictures`]): What to draw, and to compare with. [`ShapesPictures`] are compared with other
+            scenes, as many, so that what is found of the true pictures is what a perfect model would get; and drawings
+            are judged.
         folder (`Path`): Where each scale has a folder of pictures.
         settings (`dict`): What the pictures depend on beside the weights of the pipelines and the guidance.
         network (`nn.Module`): Of [`load_feature_network`].
@@ -223,12 +224,13 @@ def run_sweep(
     weights = {kind: fingerprint(pipes[kind]) for kind in {guidance.kind for guidance in sweep}}
     for guidance in sweep:  # all of them, before hours are spent on the first
         claim_folder(folder / guidance.name, {**settings, "weights": weights[guidance.kind], **guidance.call})
-    real = show(pictures, "real pictures")
+    truth: dict[str, Any] = {"name": "real pictures"}
     if isinstance(pictures, ShapesPictures):
-        truth = {"name": "real pictures, others", **figures(real, show(pictures.others(), "others"), neighbours)}
-        truth |= _judged(pictures, pictures, size)
+        real = show(pictures.others(), "real pictures")
+        truth |= figures(real, show(pictures, "true drawings"), neighbours) | _judged(pictures, pictures, size)
     else:
-        truth = {"name": "real pictures", **figures(None, real)}
+        real = show(pictures, "real pictures")
+        truth |= figures(None, real)
     rows = []
     for guidance in sweep:
         place = folder / guidance.name

@@ -145,11 +145,16 @@ def test_a_sweep_finds_the_model_that_repeats_itself(pictures, tmp_path):
     sweep = [Guidance(CLASSIFIER_FREE, 1.0), Guidance(CLASSIFIER_FREE, 3.0)]
     results = run_sweep({CLASSIFIER_FREE: drawer}, sweep, pictures, tmp_path, {}, Means(), eta=0.5)
     true, repeated = results["sweep"]
-    assert true["fid"] == pytest.approx(0, abs=1e-6) and true["precision"] == true["recall"] == 1
-    assert true["whole_caption"] == results["real"]["whole_caption"] == 100
-    assert repeated["fid"] > 100 and repeated["recall"] < 0.5 and repeated["inception_score"] == pytest.approx(1)
+    found = {name: value for name, value in true.items() if name not in ("name", "guidance", "scale")}
+    assert found == {name: value for name, value in results["real"].items() if name != "name"}, "true drawings"
+    assert true["fid"] > 1 and true["recall"] > 0.5 and true["whole_caption"] == 100
+    assert (
+        repeated["fid"] > true["fid"]
+        and repeated["recall"] < true["recall"]
+        and repeated["inception_score"] == pytest.approx(1)
+    )
     assert repeated["whole_caption"] == pytest.approx(10) and "colour" in repeated["judge"]["accuracy"]
-    assert "clip_score" not in true and results["real"]["fid"] > 0 and results["unreadable"] == []
+    assert "clip_score" not in true and results["unreadable"] == []
     assert [call["guidance_scale"] for call in drawer.calls] == [1.0, 3.0] and drawer.calls[0]["eta"] == 0.5
 
 
