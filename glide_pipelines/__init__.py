@@ -7,6 +7,7 @@ folders and Hub repositories too.
 import sys
 
 import diffusers
+from transformers import AutoConfig, AutoModel
 
 from .checkpoints import shapes_checkpoint
 from .models import (
@@ -63,4 +64,12 @@ def _register_with_diffusers() -> None:
                 setattr(diffusers, name, member)
 
 
+def _register_with_transformers() -> None:
+    """Let `AutoModel` open our transformers models, and `AutoTokenizer` the tokenizers that lie beside them."""
+    for config, model in ((GLIDETextConfig, GLIDETextEncoder), (NoisedCLIPConfig, NoisedCLIPModel)):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+
+
 _register_with_diffusers()
+_register_with_transformers()

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from recorded import recorded_clip
 from safetensors.torch import load_file
-from tiny import CONTEXT, WIDTH, tiny_clip
+from tiny import CONTEXT, WIDTH, tiny_clip, tiny_tokenizer
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 from glide_pipelines import NoisedCLIPConfig, NoisedCLIPModel
 from glide_pipelines.models import contrastive_loss
@@ -302,3 +304,18 @@ def test_attention_implementations_agree(inputs, tmp_path):
     assert eager.vision_model.config._attn_implementation == eager.text_model.config._attn_implementation == "eager"
     expected = clip(**inputs).logits_per_image
     torch.testing.assert_close(eager(**inputs).logits_per_image, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_transformers_own_auto_classes_open_it(tmp_path, caplog):
+    """And its tokenizer, without the warning that they give for a model that they do not know."""
+    clip = tiny_clip()
+    clip.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    logging.enable_propagation()
+    try:
+        loaded, tokenizer = AutoModel.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    finally:
+        logging.disable_propagation()
+    assert isinstance(loaded, NoisedCLIPModel)
+    assert torch.equal(loaded.visual_projection.weight, clip.visual_projection.weight)
+    assert len(tokenizer) == len(tiny_tokenizer()) and not caplog.records
