@@ -21,6 +21,7 @@ import glide_cli
 from glide_pipelines import CLIPGuidedPipeline, shapes_checkpoint
 from glide_pipelines.cli import load_pipeline, silence_libraries, steps_arguments
 from glide_pipelines.evaluation import (
+    BOTH,
     CLASSIFIER_FREE,
     CLIP,
     DatasetPictures,
@@ -44,6 +45,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     scales = {"type": glide_cli.finite, "nargs": "*", "metavar": "X"}
     add("--guidance-scale", **scales, default=[1.0, 2.0, 3.0], help="of classifier-free guidance (default: 1 2 3)")
     add("--clip-guidance-scale", **scales, default=[], help="of guidance by a CLIP (default: none)")
+    add(
+        "--clip-beside",
+        type=glide_cli.finite,
+        metavar="X",
+        help="sweep CLIP's scales once more beside classifier-free guidance of this scale",
+    )
     add("--clip-model", metavar="NAME", help="the CLIP that guides (default: the one of the shapes world that ships)")
     add("--base-only", action="store_true", help="measure the base model's small pictures")
     add("--seed", type=glide_cli.seed, default=0, metavar="N", help="of noise and scenes (default: %(default)s)")
@@ -79,6 +86,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--data-dir and --dataset-name: give one of them")
     if not args.guidance_scale and not args.clip_guidance_scale:
         parser.error("--guidance-scale or --clip-guidance-scale needs a scale")
+    if args.clip_beside is not None and not args.clip_guidance_scale:
+        parser.error("--clip-beside needs --clip-guidance-scale")
     return args
 
 
@@ -99,6 +108,7 @@ def load_pipelines(args: argparse.Namespace) -> dict[str, DiffusionPipeline]:
     if clip_model is not None:
         clip_model = clip_model.to(plain.device, plain.dtype)
         pipes[CLIP] = CLIPGuidedPipeline.from_pipe(plain, clip_model=clip_model, clip_tokenizer=clip_tokenizer)
+        pipes[BOTH] = pipes[CLIP]
         pipes[CLIP].set_progress_bar_config(disable=True)
     return pipes
 
@@ -125,7 +135,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         pipes = load_pipelines(args)
     settings = describe_settings(args, pipes[CLASSIFIER_FREE], len(pictures.captions))
     sweep = [Guidance(CLASSIFIER_FREE, scale) for scale in sorted(set(args.guidance_scale))]
-    sweep += [Guidance(CLIP, scale) for scale in sorted(set(args.clip_guidance_scale))]
+    clip_scales = sorted(set(args.clip_guidance_scale))
+    sweep += [Guidance(CLIP, scale) for scale in clip_scales]
+    if args.clip_beside is not None:
+        sweep += [Guidance(BOTH, scale, args.clip_beside) for scale in clip_scales]
     common = {"seed": args.seed, "batch_size": args.batch_size, "neighbours": args.neighbours}
     results = run_sweep(
         pipes, sweep, pictures, args.output / "pictures", settings, network, clip, **common, **steps_arguments(args)

@@ -5,10 +5,22 @@ from .metrics import frechet_distance, inception_score, precision_recall
 from .pictures import CaptionedPictures, DatasetPictures, ShapesPictures
 from .report import plot, table, write_report
 from .shapes_features import ShapesFeatures, accuracy, train_shapes_features
-from .sweep import CLASSIFIER_FREE, CLIP, DrawnPictures, Guidance, Measured, draw_pictures, figures, measure, run_sweep
+from .sweep import (
+    BOTH,
+    CLASSIFIER_FREE,
+    CLIP,
+    DrawnPictures,
+    Guidance,
+    Measured,
+    draw_pictures,
+    figures,
+    measure,
+    run_sweep,
+)
 
 
 __all__ = [
+    "BOTH",
     "CLASSIFIER_FREE",
     "CLIP",
     "CaptionedPictures",

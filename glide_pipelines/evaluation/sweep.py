@@ -31,7 +31,7 @@ from .pictures import CaptionedPictures, ShapesPictures
 from .report import claim_folder, fingerprint
 
 
-CLASSIFIER_FREE, CLIP = "classifier-free guidance", "CLIP guidance"
+CLASSIFIER_FREE, CLIP, BOTH = "classifier-free guidance", "CLIP guidance", "both guidances"
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,27 @@ class Guidance:
     """One point of a sweep.
 
     Args:
-        kind (`str`): `CLASSIFIER_FREE` or `CLIP`.
-        scale (`float`): Of this guidance; the other one is off.
+        kind (`str`): `CLASSIFIER_FREE`, `CLIP` or `BOTH`.
+        scale (`float`): Of this guidance; of both, CLIP's.
+        guidance_scale (`float`, defaults to 1.0): Of both, that of classifier-free guidance; 1 is off.
     """
 
     kind: str
     scale: float
+    guidance_scale: float = 1.0
 
     @property
     def name(self) -> str:
-        """For people and folders: `"guidance-3"` or `"clip-guidance-3"`."""
-        return f"{'clip-' if self.kind == CLIP else ''}guidance-{self.scale:g}"
+        """For people and folders: `"guidance-3"`, `"clip-guidance-3"` or `"guidance-2-clip-guidance-3"`."""
+        beside = f"guidance-{self.guidance_scale:g}-" if self.kind == BOTH else ""
+        return f"{beside}{'' if self.kind == CLASSIFIER_FREE else 'clip-'}guidance-{self.scale:g}"
 
     @property
     def call(self) -> dict[str, float]:
         """The arguments of the pipeline."""
-        if self.kind == CLIP:
-            return {"guidance_scale": 1.0, "clip_guidance_scale": self.scale}
-        return {"guidance_scale": self.scale}
+        if self.kind == CLASSIFIER_FREE:
+            return {"guidance_scale": self.scale}
+        return {"guidance_scale": self.guidance_scale, "clip_guidance_scale": self.scale}
 
 
 def draw_pictures(

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from tiny import tiny_pipeline
 
+from glide_pipelines import GLIDEPipeline
 from glide_pipelines.evaluation import (
     CLASSIFIER_FREE,
     CLIP,
@@ -250,7 +251,8 @@ def test_the_script_measures_a_checkpoint_and_goes_on(run, model, tmp_path):
     assert results["sweep"][0] == first["sweep"][0]
     assert results["settings"]["size"] == 32 and results["measured_by"]["features"] == "shapes"
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"pictures", "results.json", "results.md", "precision_recall.png", "inception_score_fid.png"}
+    plots = {"precision_recall.png", "inception_score_fid.png", "accuracy_recall.png"}
+    assert names == {"pictures", "results.json", "results.md"} | plots
     code, _, err = run(*options, "--guidance-scale", 1, "--seed", 3)
     assert code == 2 and err.count("\n") == 1 and "were made with seed 0 and not 3" in err
 
@@ -268,6 +270,37 @@ def test_it_guides_by_a_clip_and_scores_with_it(run, model, tmp_path):
     unguided, off, guided = rows
     assert unguided["clip_score"] == off["clip_score"] != guided["clip_score"]
     assert (tmp_path / "out/clip_score_fid.png").is_file() and "CLIP score" in out
+
+    code, out, err = run(
+        "--output", tmp_path / "out", "--model", model, *QUICK, "--guidance-scale", 2, *clip, "--clip-beside", 2
+    )
+    assert code == 0, err
+    free, _, _, off, both = json.loads((tmp_path / "out/results.json").read_text())["sweep"]
+    assert both["name"] == "guidance-2-clip-guidance-50" and both["guidance"] == "both guidances"
+    assert free["clip_score"] == off["clip_score"] != both["clip_score"] != guided["clip_score"]
+
+
+def test_the_comparison_is_the_evaluation_with_its_choices_made(monkeypatch, capsys, tmp_path):
+    from tiny import tiny_clip, tiny_components, tiny_tokenizer, tiny_unet
+
+    # Base pictures that the judge can read.
+    model = GLIDEPipeline(**tiny_components(upsampler=False) | {"unet": tiny_unet(sample_size=32)})
+    model.save_pretrained(tmp_path / "model")
+    tiny_clip(image_size=32).save_pretrained(tmp_path / "clip")
+    tiny_tokenizer().save_pretrained(tmp_path / "clip")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import compare_guidance
+    import evaluate
+
+    for module in (compare_guidance, evaluate):
+        monkeypatch.setattr(module, "shapes_checkpoint", lambda name: tmp_path / name.replace("noised-", ""))
+    few = ("--guidance-scale", "1", "3", "--clip-guidance-scale", "50")
+    options = ("--output", tmp_path / "out", "--model", tmp_path / "model", *QUICK, *few)
+    assert compare_guidance.main([str(option) for option in options]) == 0, capsys.readouterr().err
+    names = {row["name"] for row in json.loads((tmp_path / "out/results.json").read_text())["sweep"]}
+    assert names == {"guidance-1", "guidance-3", "clip-guidance-50", "guidance-3-clip-guidance-50"}
+    for plot_file in ("precision_recall", "inception_score_fid", "clip_score_fid", "accuracy_recall"):
+        assert (tmp_path / "out" / f"{plot_file}.png").is_file()
 
 
 def test_it_measures_against_a_folder_of_pictures(run, model, tmp_path):
@@ -330,6 +363,7 @@ def test_two_processes_give_the_numbers_of_one(run, model, tmp_path):
         (["--guidance-scale", "nan"], "--guidance-scale: must be a finite number, got 'nan'"),
         (["--clip-guidance-scale", "inf"], "--clip-guidance-scale: must be a finite number, got 'inf'"),
         (["--guidance-scale"], "--guidance-scale or --clip-guidance-scale needs a scale"),
+        (["--clip-beside", "3"], "--clip-beside needs --clip-guidance-scale"),
         (["--data-dir", "a", "--dataset-name", "b"], "--data-dir and --dataset-name: give one of them"),
         (["--data-dir", "nowhere"], "`data_dir` must be a folder, got 'nowhere'"),
         (["--features", "no/such/folder"], "`features` must be 'shapes', 'inception' or a vision model"),
