@@ -22,7 +22,7 @@ REQUIRES = [
     "tokenizers>=0.22",
     "torch>=2.7",
     "tqdm>=4.66",
-    "transformers>=5.0",
+    "transformers>=5.23",
 ]
 
 EXTRAS = {
