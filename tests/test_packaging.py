@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -120,8 +121,16 @@ def test_what_scripts_and_tests_import_is_required():
     known = {*requirements(), *(name for extra in ("train", "eval", "app", "test") for name in requirements(extra))}
     scripts = [source for folder in ("conversion", "examples") for source in (ROOT / folder).rglob("*.py")]
     for source in [*scripts, *(ROOT / "tests").rglob("*.py")]:
-        own = {path.stem for folder in (source.parent, ROOT / "tests", ROOT) for path in folder.iterdir()}
+        folders = (source.parent, ROOT / "tests", ROOT / "examples", ROOT)
+        own = {path.stem for folder in folders for path in folder.iterdir()}
         assert imported(source) - own <= known, source
+
+
+def test_the_checkpoints_say_nothing_of_where_they_were_trained():
+    files = list((ROOT / "glide_pipelines" / "checkpoints").rglob("*.json"))
+    assert files
+    for file in files:
+        assert "_name_or_path" not in json.loads(file.read_text()), file
 
 
 def test_constraints_pin_what_is_required():
