@@ -22,7 +22,7 @@ from glide_pipelines import (
     GLIDESuperResolutionPipeline,
     shapes_checkpoint,
 )
-from glide_pipelines.cli import inpaint_checkpoint, load_pipeline, steps_arguments
+from glide_pipelines.cli import load_pipeline, steps_arguments
 from glide_pipelines.evaluation.report import differences, package_versions, sampling_settings, write_json
 from glide_pipelines.pipelines.pipeline_utils import GLIDEPipelineBase
 from glide_pipelines.shapes import ShapesWorld
@@ -130,11 +130,7 @@ def editors(args: argparse.Namespace) -> dict[str, tuple[GLIDEPipelineBase, dict
     if args.task == "img2img":
         pipe = load(args, GLIDEImg2ImgPipeline)
         return {f"strength {strength:g}": (pipe, {"strength": strength}) for strength in args.strength}
-    models = [args.model]
-    if args.model is None and inpaint_checkpoint() != shapes_checkpoint():
-        models.append(str(inpaint_checkpoint()))
-    elif args.model is None:
-        print("no inpainting checkpoint is there: the implicit mode alone", file=sys.stderr)
+    models = [args.model] if args.model is not None else [None, str(shapes_checkpoint("inpaint"))]
     columns = {}
     for model in models:
         pipe = load(argparse.Namespace(**vars(args) | {"model": model}), GLIDEInpaintPipeline)

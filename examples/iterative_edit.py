@@ -17,8 +17,8 @@ import torch
 from make_grid import add_captions
 from PIL import Image, ImageDraw
 
-from glide_pipelines import GLIDEInpaintPipeline
-from glide_pipelines.cli import inpaint_checkpoint, make_grid, save_whole
+from glide_pipelines import GLIDEInpaintPipeline, shapes_checkpoint
+from glide_pipelines.cli import make_grid, save_whole
 
 
 # A prompt says what the whole picture shows afterwards; a box is left, top, right, lower in units of the picture.
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     args = parser.parse_args(argv)
 
-    pipe = GLIDEInpaintPipeline.from_pretrained(args.model or inpaint_checkpoint())
+    pipe = GLIDEInpaintPipeline.from_pretrained(args.model or shapes_checkpoint("inpaint"))
     height, width = pipe.default_size
     masks = make_masks((width, height))
     pictures = tell(pipe, masks, args.seed)

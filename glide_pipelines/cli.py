@@ -104,7 +104,7 @@ def load_pipeline(args: argparse.Namespace) -> GLIDEPipeline:
     if args.model is not None:
         model = args.model
     else:
-        model = str(shapes_checkpoint() if getattr(args, "mask", None) is None else inpaint_checkpoint())
+        model = str(shapes_checkpoint("text-to-image" if getattr(args, "mask", None) is None else "inpaint"))
     # "owner/name" may be on the Hub; anything else can only be a folder.
     if not os.path.isdir(model) and (model.count("/") != 1 or model.startswith((".", "~", "/"))):
         raise argparse.ArgumentError(None, f"--model {model}: no such folder")
@@ -121,14 +121,6 @@ def load_pipeline(args: argparse.Namespace) -> GLIDEPipeline:
             pipe.register_modules(**{component: scheduler_class.from_config(current.config)})
     pipe.set_progress_bar_config(disable=args.quiet)
     return pipe.to(device)
-
-
-def inpaint_checkpoint() -> Path:
-    """The inpainting checkpoint that ships, or else the text-to-image one, which inpaints implicitly."""
-    try:
-        return shapes_checkpoint("inpaint")
-    except ValueError:
-        return shapes_checkpoint()
 
 
 def make_grid(images: Sequence[Image.Image], columns: int) -> Image.Image:

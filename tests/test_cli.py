@@ -216,28 +216,18 @@ def test_a_mask_makes_it_inpaint(glide, model, files, tmp_path):
     assert len(Image.open(output).crop((0, 0, 16, 32)).getcolors()) > 1
 
 
-@pytest.mark.parametrize("ships", [True, False])
-def test_without_a_model_a_mask_takes_the_inpainting_checkpoint_if_it_ships(
-    glide, model, files, tmp_path, monkeypatch, ships
-):
-    inpaint = tmp_path / "inpaint"
-    tiny_inpaint_pipeline().save_pretrained(inpaint)
-
-    def shapes_checkpoint(name="text-to-image"):
-        if name == "inpaint" and not ships:
-            raise ValueError(name)
-        return inpaint if name == "inpaint" else model
-
+def test_without_a_model_a_mask_takes_the_inpainting_checkpoint(glide, files, tmp_path, monkeypatch):
+    tiny_inpaint_pipeline().save_pretrained(tmp_path / "inpaint")
     seen = []
     draw_really = GLIDEInpaintPipeline.__call__
-    monkeypatch.setattr(cli, "shapes_checkpoint", shapes_checkpoint)
+    monkeypatch.setattr(cli, "shapes_checkpoint", lambda name: tmp_path / name)
     monkeypatch.setattr(
         GLIDEInpaintPipeline, "__call__", lambda pipe, *a, **k: seen.append(pipe.mode) or draw_really(pipe, *a, **k)
     )
     options = ("--image", files[0], "--mask", files[1], "-o", tmp_path / "out.png", *QUICK)
     code, _, err = glide(PROMPT, *options)
     assert code == 0, err
-    assert seen == ["fine-tuned" if ships else "implicit"]
+    assert seen == ["fine-tuned"]
 
 
 def test_a_picture_alone_is_a_sketch(glide, model, files, tmp_path):
