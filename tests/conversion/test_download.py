@@ -1,6 +1,7 @@
 """Downloads: resumed, checked, and never half a file taken for a whole one."""
 
 import functools
+import logging
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import cached_assets_path
+from huggingface_hub.utils import enable_progress_bars
 from small import OPTIONS, arguments, script, small_state_dict, write_checkpoint, write_tokenizer
 
 from glide_pipelines import GLIDEPipeline
@@ -94,6 +96,9 @@ def held(cache):
 
 def test_a_download(server, cache, capfd, monkeypatch):
     monkeypatch.setenv("TQDM_POSITION", "-1")  # show the progress bar though this is no terminal
+    # A command line that another test called in this process may have silenced both.
+    enable_progress_bars()
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "level", logging.WARNING)
     file = download_checkpoint(server.url + "base.pt")
     assert file == cache / "base.pt"
     assert file.read_bytes() == server.content
