@@ -33,7 +33,7 @@ from glide_pipelines.training.arguments import (
     make_parser,
     run_script,
 )
-from glide_pipelines.training.stages import Components, load_stage, stage_names, train_stage
+from glide_pipelines.training.stages import Components, load_stage, pipeline_parts, train_stage
 
 
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
@@ -93,7 +93,7 @@ def build_components(args: argparse.Namespace) -> Components:
 
 def draw_validation_pictures(args: argparse.Namespace, components: Components, step: int) -> None:
     """A row of pictures, the same noise each time."""
-    parts = stage_names(components, args.stage) | components["others"]
+    parts = pipeline_parts(components, args.stage) | components["others"]
     consistency = args.low_res_consistency or components["low_res_consistency"]
     pipe = GLIDEPipeline(**parts, low_res_consistency=consistency)
     pipe.set_progress_bar_config(disable=True)

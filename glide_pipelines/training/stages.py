@@ -44,8 +44,8 @@ def load_stage(pipeline_class: type[DiffusionPipeline], path: str, stage: str) -
         ValueError: if the pipeline does not have the stage.
     """
     pipeline = pipeline_class.from_pretrained(path, dtype=torch.float32)
-    names = {stage: [prefix + name for name in STAGE_PARTS] for stage, prefix in PREFIXES.items()}
-    found = {stage: [getattr(pipeline, name) for name in names[stage]] for stage in names}
+    names = {key: [prefix + name for name in STAGE_PARTS] for key, prefix in PREFIXES.items()}
+    found = {key: [getattr(pipeline, name) for name in names[key]] for key in names}
     if None in found[stage]:
         raise ValueError(f"`pretrained_model_name_or_path` has no {stage} model: {path}")
     other = OTHER[stage]
@@ -58,7 +58,7 @@ def load_stage(pipeline_class: type[DiffusionPipeline], path: str, stage: str) -
     }
 
 
-def stage_names(components: Components, stage: str) -> Components:
+def pipeline_parts(components: Components, stage: str) -> Components:
     """The stage's parts and the tokenizer under their names in the pipeline."""
     parts = {PREFIXES[stage] + name: components[name] for name in STAGE_PARTS}
     return {"tokenizer": components["tokenizer"], **parts}
@@ -147,7 +147,7 @@ def save_stage(args: argparse.Namespace, pipeline_class: type[DiffusionPipeline]
         `Path`: The folder. What stood in it is replaced when all that is new is written.
     """
     folder = Path(args.pipeline_dir or Path(args.output_dir) / "pipeline")
-    parts = stage_names(components, args.stage)
+    parts = pipeline_parts(components, args.stage)
     dtype = DTYPES[args.save_dtype]
     names = [PREFIXES[OTHER[args.stage]] + name for name in STAGE_PARTS]
     if all((folder / name).is_dir() for name in names):
