@@ -47,6 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--pretrained_model_name_or_path", help="pipeline to go on from: a folder or a Hub id")
     add("--model_config", help="JSON with the sizes of a new model; by default that of the shapes checkpoint")
     add("--tokenizer_name", help="tokenizer of a new model: a folder or a Hub id; by default that of the shapes world")
+    add("--text_encoder_name_or_path", help="text encoder to start from, such as train_shapes_text_encoder.py's")
     add_data_arguments(parser)
     add_stage_arguments(parser)
     add_run_arguments(parser)
@@ -58,32 +59,59 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def new_tokenizer(folder: Path, model_max_length: int) -> GPT2Tokenizer:
+    """The tokenizer of the shapes world, trained into the folder unless it is there already."""
+    if not (folder / "tokenizer_config.json").exists():  # else another process, or this run before
+        train_tokenizer(folder, model_max_length=model_max_length)
+    return GPT2Tokenizer.from_pretrained(folder)
+
+
+def new_text_encoder(tokenizer: GPT2Tokenizer, sizes: dict[str, int]) -> GLIDETextEncoder:
+    """An untrained text encoder of these sizes for the tokenizer's vocabulary."""
+    end = tokenizer.eos_token_id
+    return GLIDETextEncoder(GLIDETextConfig(vocab_size=len(tokenizer), pad_token_id=end, eos_token_id=end, **sizes))
+
+
 def build_components(args: argparse.Namespace) -> Components:
     """The tokenizer and the stage's text encoder, UNet and scheduler, new or from a pipeline; from a pipeline also
     `others`, what it holds of the other stage."""
     if args.pretrained_model_name_or_path is not None:
-        return load_stage(GLIDEPipeline, args.pretrained_model_name_or_path, args.stage)
+        components = load_stage(GLIDEPipeline, args.pretrained_model_name_or_path, args.stage)
+    else:
+        components = _new_components(args)
+    if args.text_encoder_name_or_path is not None:
+        text_encoder = GLIDETextEncoder.from_pretrained(args.text_encoder_name_or_path, dtype=torch.float32)
+        expected, given = components["text_encoder"].config, text_encoder.config
+        for size in ("vocab_size", "hidden_size", "max_position_embeddings"):
+            if getattr(given, size) != getattr(expected, size):
+                raise ValueError(
+                    f"`text_encoder_name_or_path`: {size} must be {getattr(expected, size)} for this model, "
+                    f"got {getattr(given, size)}."
+                )
+        components["text_encoder"] = text_encoder
+    return components
+
+
+def _new_components(args: argparse.Namespace) -> Components:
     path = Path(args.model_config or MODEL_CONFIGS / f"shapes_{args.stage}.json")
     if not path.is_file():
         raise ValueError(f"`model_config` must be a JSON file, got {str(path)!r}.")
     sizes = json.loads(path.read_text())
-    tokenizer_name = args.tokenizer_name
-    if tokenizer_name is None:
-        tokenizer_name = Path(args.output_dir) / "tokenizer"
-        if not (tokenizer_name / "tokenizer_config.json").exists():  # else another process, or this run before
-            train_tokenizer(tokenizer_name)
-    tokenizer = GPT2Tokenizer.from_pretrained(tokenizer_name)
-    tokenizer.model_max_length = sizes["text_encoder"]["max_position_embeddings"]
-    end = tokenizer.eos_token_id
-    text_config = GLIDETextConfig(
-        vocab_size=len(tokenizer), pad_token_id=end, eos_token_id=end, **sizes["text_encoder"]
+    context = sizes["text_encoder"]["max_position_embeddings"]
+    if args.tokenizer_name is None:
+        tokenizer = new_tokenizer(Path(args.output_dir) / "tokenizer", context)
+    else:
+        tokenizer = GPT2Tokenizer.from_pretrained(args.tokenizer_name)
+    tokenizer.model_max_length = context
+    text_encoder = new_text_encoder(tokenizer, sizes["text_encoder"])
+    unet_config = GLIDEUNet2DConditionModel.glide_config(
+        text_hidden_size=text_encoder.config.hidden_size, **sizes["unet"]
     )
-    unet_config = GLIDEUNet2DConditionModel.glide_config(text_hidden_size=text_config.hidden_size, **sizes["unet"])
     unet = GLIDEUNet2DConditionModel(**unet_config)
     unet.zero_output_layers()
     return {
         "tokenizer": tokenizer,
-        "text_encoder": GLIDETextEncoder(text_config),
+        "text_encoder": text_encoder,
         "unet": unet,
         "scheduler": SCHEDULERS[args.stage](**sizes["scheduler"]),
         "others": {},

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import tiny_text_encoder
 
 from examples import train_text_to_image as script
 from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler, GLIDEPipeline
@@ -270,3 +271,35 @@ def test_an_error_is_one_line(arguments):
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr == "error: `lr_scheduler` must be one of constant, linear, cosine, got 'step'.\n"
+
+
+def test_the_base_starts_from_an_encoder_that_reads(arguments, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import train_shapes_text_encoder as reading
+
+    config = tmp_path / "sizes.json"
+    config.write_text(json.dumps(SMALL))
+    options = ["--model_config", str(config), "--max_train_steps", "2", "--train_batch_size", "4"]
+    reading.main(["--output_dir", str(tmp_path / "reader"), *options])
+    reader = load_file(tmp_path / "reader" / "model.safetensors")
+
+    # At a learning rate that moves nothing, what comes out is what went in.
+    more = ["--text_encoder_name_or_path", str(tmp_path / "reader"), "--learning_rate", "1e-30"]
+    script.main(arguments("base", *more, "--adam_weight_decay", "0"))
+    trained = load_file(tmp_path / "pipeline" / "text_encoder" / "model.safetensors")
+    assert reader.keys() == trained.keys()
+    assert all(torch.equal(reader[name], trained[name]) for name in reader)
+
+    # A pipeline's encoder may be replaced too, by one of the same sizes.
+    pretrained = ["--pretrained_model_name_or_path", str(tmp_path / "pipeline")]
+    reading.main(["--output_dir", str(tmp_path / "again"), *pretrained, *options[2:], "--anchor_weight", "1"])
+    more = [*pretrained, "--text_encoder_name_or_path", str(tmp_path / "again"), "--learning_rate", "1e-30"]
+    script.main(arguments("base", *more, "--adam_weight_decay", "0", "--output_dir", str(tmp_path / "second")))
+    again, trained = (load_file(tmp_path / name / "model.safetensors") for name in ("again", "pipeline/text_encoder"))
+    assert all(torch.equal(again[name], trained[name]) for name in again)
+
+
+def test_a_text_encoder_of_other_sizes_is_refused(arguments, tmp_path):
+    tiny_text_encoder().save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="`text_encoder_name_or_path`: vocab_size must be 388 for this model, got 258"):
+        script.main(arguments("base", "--text_encoder_name_or_path", str(tmp_path / "other")))
