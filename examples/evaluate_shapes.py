@@ -3,8 +3,10 @@
     python examples/evaluate_shapes.py --output results.json
 
 With --task inpaint or --task img2img: how often an object becomes another one, and what is kept of the rest.
+With --task clip: how often a noised CLIP finds the caption of a noised picture.
 
-The captions' combinations of objects and background were never trained on. See docs/shapes.md and docs/editing.md.
+The captions' combinations of objects and background were never trained on. See docs/shapes.md, docs/editing.md and
+docs/clip_guidance.md.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ import json
 import sys
 from typing import Any
 
+import torch
+
 import glide_cli
 from glide_pipelines import (
+    GLIDEDDPMScheduler,
     GLIDEImg2ImgPipeline,
     GLIDEInpaintPipeline,
     GLIDEPipeline,
@@ -23,21 +28,25 @@ from glide_pipelines import (
     shapes_checkpoint,
 )
 from glide_pipelines.cli import load_pipeline, steps_arguments
+from glide_pipelines.evaluation.features import load_noised_clip
 from glide_pipelines.evaluation.report import differences, package_versions, sampling_settings, write_json
 from glide_pipelines.pipelines.pipeline_utils import GLIDEPipelineBase
 from glide_pipelines.shapes import ShapesWorld
 from glide_pipelines.shapes.edit_evaluation import edit_table, judge_edits, judge_true_edits
 from glide_pipelines.shapes.edits import sample_edits
-from glide_pipelines.shapes.evaluation import judge_pipeline, judge_renders, table, upsampler_difference
+from glide_pipelines.shapes.evaluation import judge_pipeline, judge_renders, per_cent, table, upsampler_difference
+from glide_pipelines.shapes.retrieval import caption_retrieval
 
 
 MAX_UPSAMPLED = 128  # pictures for the upsampler alone: they differ little, and each takes as long as any other
 TASK_OPTIONS = {  # what belongs to one task, and its default there
-    "num_captions": {"text-to-image": 512, "inpaint": 256, "img2img": 256},
+    "num_captions": {"text-to-image": 512, "inpaint": 256, "img2img": 256, "clip": 256},
     "guidance_scale": {"text-to-image": [1.0, 2.0, 3.0, 5.0], "inpaint": [5.0], "img2img": [3.0]},
     "num_resample": {"inpaint": 4},
     "strength": {"img2img": [0.2, 0.4, 0.6, 0.8, 1.0]},
+    "timesteps": {"clip": [0, 250, 500, 750, 999]},
 }
+DRAWING_OPTIONS = ("base_only", "steps", "super_res_steps", "scheduler", "super_res_scheduler")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -48,12 +57,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", type=glide_cli.output_file, required=True, help="JSON of the settings and figures")
     add("--resume", action="store_true", help="keep what OUTPUT already holds of the same settings")
     add("--task", choices=tuple(TASK_OPTIONS["num_captions"]), default="text-to-image", help="default: %(default)s")
-    add("--num-captions", type=glide_cli.positive_int, help="default: 512, or 256 scenes to edit")
+    add("--num-captions", type=glide_cli.positive_int, help="default: 512; 256 to edit, or for a CLIP")
     scales = "default: 1 2 3 5, or one: 5 to inpaint, 3 for img2img"
     add("--guidance-scale", type=glide_cli.finite, nargs="+", metavar="X", help=scales)
     add("--strength", type=glide_cli.strength, nargs="+", metavar="X", help="of img2img (default: 0.2 0.4 0.6 0.8 1)")
     resample = "inpaint in implicit mode once more, taking each step so often (default: 4; 1 leaves it out)"
     add("--num-resample", type=glide_cli.positive_int, help=resample)
+    timesteps = "of the noise that a CLIP is shown (default: 0 250 500 750 999)"
+    add("--timesteps", type=glide_cli.timestep, nargs="+", metavar="T", help=timesteps)
     add("--seed", type=glide_cli.seed, default=0, help="of captions and noise (default: %(default)s)")
     add("--batch-size", type=glide_cli.positive_int, default=32, help="pictures drawn at a time (default: %(default)s)")
     add("--base-only", action="store_true", help="judge the base model's small pictures")
@@ -65,7 +76,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             setattr(args, option, defaults.get(args.task))
         elif args.task not in defaults:
             parser.error(f"--{option.replace('_', '-')} is for --task {' or '.join(defaults)}")
-    if args.task != "text-to-image" and len(args.guidance_scale) > 1:
+    if args.task == "clip":
+        for option in DRAWING_OPTIONS:
+            if getattr(args, option):
+                parser.error(f"--{option.replace('_', '-')} is not for --task clip, which draws nothing")
+    elif args.task != "text-to-image" and len(args.guidance_scale) > 1:
         parser.error(f"--guidance-scale: --task {args.task} takes one, got {len(args.guidance_scale)}")
     return args
 
@@ -164,11 +179,27 @@ def evaluate_edits(args: argparse.Namespace) -> str:
     return edit_table({"true pictures": results["renders"], **results["columns"]})
 
 
+def evaluate_clip(args: argparse.Namespace) -> str:
+    """Measure a noised CLIP, under the noise of the base model that ships."""
+    model = str(args.model or shapes_checkpoint("noised-clip"))
+    clip_model, clip_tokenizer = load_noised_clip(model)
+    clip_model = clip_model.to(args.device or "cpu", getattr(torch, args.dtype))
+    scheduler = GLIDEDDPMScheduler.from_pretrained(shapes_checkpoint(), subfolder="scheduler")
+    common = {"num_captions": args.num_captions, "seed": args.seed, "batch_size": args.batch_size}
+    rates = caption_retrieval(clip_model, clip_tokenizer, scheduler, args.timesteps, **common)
+    settings = {"task": args.task, "model": args.model or "noised-clip", "dtype": args.dtype, **common}
+    results = {"settings": settings, "versions": package_versions(), "timesteps": rates}
+    write_json(results, args.output)
+    lines = [f"| timestep | the right one of {args.num_captions} captions, per cent |", "|---|---|"]
+    return "\n".join(lines + [f"| {timestep} | {per_cent(rate)} |" for timestep, rate in rates.items()])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after an error of the user's."""
     try:
         args = parse_args(argv)
-        print(evaluate(args) if args.task == "text-to-image" else evaluate_edits(args))
+        measure = {"text-to-image": evaluate, "clip": evaluate_clip}.get(args.task, evaluate_edits)
+        print(measure(args))
     except (argparse.ArgumentError, ValueError) as error:
         print(f"evaluate_shapes.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

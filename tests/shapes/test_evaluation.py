@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_pipeline
+from tiny import tiny_clip, tiny_pipeline, tiny_tokenizer
 
 from glide_pipelines import GLIDESuperResolutionPipeline
 from glide_pipelines.shapes import COLOURS, SHAPES, Example, Object, Scene, ShapesWorld, parse, render, render_sizes
@@ -412,3 +412,27 @@ def test_captions_are_broken_between_words():
     lines = script.wrap(text, 100)
     assert " ".join(lines) == text and len(lines) > 2
     assert all(script.FONT.getlength(line) <= 100 for line in lines)
+
+
+def test_a_clip_is_measured_at_each_timestep(run, tmp_path):
+    tiny_clip(image_size=32).save_pretrained(tmp_path / "clip")
+    tiny_tokenizer().save_pretrained(tmp_path / "clip")
+    output = tmp_path / "clip.json"
+    options = ("--task", "clip", "--model", tmp_path / "clip", "--num-captions", "8", "--timesteps", "0", "700")
+    code, out, err = run(*options, "--output", output)
+    assert code == 0, err
+    rates = json.loads(output.read_text())["timesteps"]
+    assert list(rates) == ["0", "700"] and all(rate["cases"] == 8 for rate in rates.values())
+    lines = out.splitlines()
+    assert "of 8 captions" in lines[0] and [line.split("|")[1].strip() for line in lines[2:]] == ["0", "700"]
+
+
+@pytest.mark.parametrize("option", [("--steps", "5"), ("--base-only",), ("--guidance-scale", "3")])
+def test_a_clip_takes_no_options_of_drawing(run, tmp_path, option):
+    code, _, err = run("--task", "clip", "--output", tmp_path / "clip.json", *option)
+    assert code == 2 and option[0] in err
+
+
+def test_timesteps_are_for_a_clip(run, tmp_path):
+    code, _, err = run("--timesteps", 3, "--output", tmp_path / "results.json")
+    assert code == 2 and "--timesteps is for --task clip" in err
