@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 from train_text_to_image import MODEL_CONFIGS, new_text_encoder, new_tokenizer
 
 import glide_cli
-from glide_pipelines import GLIDEPipeline
 from glide_pipelines.training.arguments import run_script
 from glide_pipelines.training.reading import train_reading
 
@@ -28,12 +27,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--output_dir", type=Path, required=True, help="folder of the text encoder and its tokenizer")
-    add("--pretrained_model_name_or_path", help="pipeline whose base text encoder is to read: a folder or a Hub id")
     add("--model_config", type=Path, default=MODEL_CONFIGS / "shapes_base.json", help="JSON with its sizes")
-    add("--max_train_steps", type=glide_cli.positive_int, default=1500, help="default: %(default)s")
+    add("--max_train_steps", type=glide_cli.positive_int, default=1000, help="default: %(default)s")
     add("--train_batch_size", type=glide_cli.positive_int, default=96, help="default: %(default)s")
     add("--learning_rate", type=float, default=1e-3, help="decays to 0 (default: %(default)s)")
-    add("--anchor_weight", type=float, default=0.0, help="keeps the outputs near what they were (default: %(default)s)")
     add("--seed", type=glide_cli.seed, default=0, help="default: %(default)s")
     return parser.parse_args(argv)
 
@@ -41,13 +38,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     torch.manual_seed(args.seed)
-    if args.pretrained_model_name_or_path is not None:
-        pipe = GLIDEPipeline.from_pretrained(args.pretrained_model_name_or_path, dtype=torch.float32)
-        tokenizer, text_encoder = pipe.tokenizer, pipe.text_encoder
-    else:
-        sizes = json.loads(args.model_config.read_text())["text_encoder"]
-        tokenizer = new_tokenizer(args.output_dir / "tokenizer", sizes["max_position_embeddings"])
-        text_encoder = new_text_encoder(tokenizer, sizes)
+    sizes = json.loads(args.model_config.read_text())["text_encoder"]
+    tokenizer = new_tokenizer(args.output_dir, sizes["max_position_embeddings"])
+    text_encoder = new_text_encoder(tokenizer, sizes)
     with tqdm(total=args.max_train_steps, mininterval=5) as bar:
 
         def report(step: int, loss: float, shares: dict[str, float]) -> None:
@@ -63,11 +56,9 @@ def main(argv: list[str] | None = None) -> None:
             args.train_batch_size,
             args.learning_rate,
             args.seed,
-            args.anchor_weight,
             report,
         )
     text_encoder.save_pretrained(args.output_dir)
-    tokenizer.save_pretrained(args.output_dir)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     add("--low_res_blur", type=float, default=0.0, help="super_res: largest blur radius of the small picture")
     add("--low_res_noise", type=float, default=0.0, help="super_res: largest noise deviation in the small picture")
     add("--low_res_consistency", action="store_true", help="super_res: sampling keeps the small picture's colours")
+    add("--freeze_text_encoder", action="store_true", help="train the UNet only")
     add("--proportion_empty_prompts", type=float, default=0.2, help="captions left out (default: %(default)s)")
     add("--noise_offset", type=float, default=0.0, help="deviation of a constant added to each channel's noise")
     add("--noisy_share", type=float, default=0.0, help="timesteps drawn from the noisier half beside the uniform ones")

@@ -120,6 +120,7 @@ def train_stage(
     if args.gradient_checkpointing:
         components["unet"].enable_gradient_checkpointing()
         components["text_encoder"].activation_checkpointing_enable()
+    components["text_encoder"].requires_grad_(not args.freeze_text_encoder)
     model = TextConditionedUNet(components["text_encoder"], components["unet"])
     set_seed(args.seed, device_specific=True)
     done = train(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import tiny_tokenizer
@@ -9,8 +12,11 @@ from transformers import GPT2Tokenizer
 
 from glide_pipelines import GLIDETextConfig, GLIDETextEncoder, shapes_checkpoint
 from glide_pipelines.models import tokenize_prompts
-from glide_pipelines.shapes import Caption, Mention, parse
+from glide_pipelines.shapes import parse
 from glide_pipelines.training.reading import READINGS, readings, train_reading
+
+
+MODEL_CONFIGS = Path(__file__).parents[2] / "examples" / "model_configs"
 
 
 def told(text: str) -> dict[str, dict[str, str | None]]:
@@ -70,28 +76,39 @@ def text_encoder(shapes_tokenizer):
     return GLIDETextEncoder(config)
 
 
-def test_the_encoder_learns_what_stands_beside_a_word(text_encoder, shapes_tokenizer):
+def test_words_are_learned_first(text_encoder, shapes_tokenizer):
     shares = []
-    train_reading(text_encoder, shapes_tokenizer, 150, 48, 5e-3, report=lambda step, loss, told: shares.append(told))
+    train_reading(text_encoder, shapes_tokenizer, 120, 48, 5e-3, report=lambda step, loss, told: shares.append(told))
     assert shares[0]["shape"] < 0.4
     assert sum(share["shape"] for share in shares[-10:]) / 10 > 0.6
-    # "circle" itself does not change, but what it is said to be does.
+
+
+@pytest.mark.slow
+def test_a_word_comes_to_tell_what_stands_beside_it(shapes_tokenizer):
+    torch.manual_seed(0)
+    config = GLIDETextConfig(**json.loads((MODEL_CONFIGS / "shapes_base.json").read_text())["text_encoder"])
+    config.vocab_size = len(shapes_tokenizer)
+    text_encoder = GLIDETextEncoder(config)
+    shares = []
+    train_reading(text_encoder, shapes_tokenizer, 400, report=lambda step, loss, told: shares.append(told))
+    assert min(sum(share[name] for share in shares[-10:]) / 10 for name in ("colour", "shape", "relation")) > 0.9
     tokens = tokenize_prompts(shapes_tokenizer, ["a red circle and a blue star", "a blue circle and a red star"])
     with torch.no_grad():
-        one, other = text_encoder(**tokens).last_hidden_state[:, 2]
-    assert (one - other).norm() > 0.2 * one.norm()
+        one, other = text_encoder(**tokens).last_hidden_state[:, 2]  # "circle", which is another one now
+    assert (one - other).norm() > 0.3 * one.norm()
 
 
-def test_an_anchor_keeps_the_outputs(text_encoder, shapes_tokenizer):
-    tokens = tokenize_prompts(shapes_tokenizer, [str(Caption((Mention("circle", "red"),)))])
-    before = text_encoder(**tokens).last_hidden_state.detach()
-    weights = {name: value.clone() for name, value in text_encoder.state_dict().items()}
-    moved = []
-    for anchor_weight in (0.0, 100.0):
-        text_encoder.load_state_dict(weights)
-        train_reading(text_encoder, shapes_tokenizer, 20, 16, 5e-3, anchor_weight=anchor_weight)
-        moved.append((text_encoder(**tokens).last_hidden_state - before).norm().item())
-    assert moved[1] < 0.5 * moved[0]
+def test_empty_positions_say_nothing_of_the_caption(text_encoder, shapes_tokenizer):
+    tokens = tokenize_prompts(shapes_tokenizer, ["a red circle and a blue star", "a cross on black"])
+
+    def difference():
+        with torch.no_grad():
+            one, other = text_encoder(**tokens).last_hidden_state[:, 10:]
+        return ((one - other).norm() / one.norm()).item()
+
+    before = difference()
+    train_reading(text_encoder, shapes_tokenizer, 100, 32, 5e-3)
+    assert difference() < 0.5 * before
 
 
 def test_a_tokenizer_that_splits_the_words_is_refused(text_encoder):

@@ -285,18 +285,22 @@ def test_the_base_starts_from_an_encoder_that_reads(arguments, tmp_path, monkeyp
 
     # At a learning rate that moves nothing, what comes out is what went in.
     more = ["--text_encoder_name_or_path", str(tmp_path / "reader"), "--learning_rate", "1e-30"]
-    script.main(arguments("base", *more, "--adam_weight_decay", "0"))
+    tokenizer = ["--tokenizer_name", str(tmp_path / "reader"), "--adam_weight_decay", "0"]
+    script.main(arguments("base", *more, *tokenizer))
     trained = load_file(tmp_path / "pipeline" / "text_encoder" / "model.safetensors")
     assert reader.keys() == trained.keys()
     assert all(torch.equal(reader[name], trained[name]) for name in reader)
 
-    # A pipeline's encoder may be replaced too, by one of the same sizes.
-    pretrained = ["--pretrained_model_name_or_path", str(tmp_path / "pipeline")]
-    reading.main(["--output_dir", str(tmp_path / "again"), *pretrained, *options[2:], "--anchor_weight", "1"])
-    more = [*pretrained, "--text_encoder_name_or_path", str(tmp_path / "again"), "--learning_rate", "1e-30"]
-    script.main(arguments("base", *more, "--adam_weight_decay", "0", "--output_dir", str(tmp_path / "second")))
+    # A pipeline's encoder may be replaced too; frozen, it stays as it is at any rate.
+    reading.main(["--output_dir", str(tmp_path / "again"), *options, "--seed", "1"])
+    more = ["--pretrained_model_name_or_path", str(tmp_path / "pipeline"), "--learning_rate", "1e-2"]
+    more += ["--text_encoder_name_or_path", str(tmp_path / "again"), "--freeze_text_encoder", "--ema_decay", "0"]
+    before = load_file(tmp_path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    script.main(arguments("base", *more, "--output_dir", str(tmp_path / "second")))
     again, trained = (load_file(tmp_path / name / "model.safetensors") for name in ("again", "pipeline/text_encoder"))
     assert all(torch.equal(again[name], trained[name]) for name in again)
+    after = load_file(tmp_path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert not torch.equal(before["conv_in.weight"], after["conv_in.weight"])
 
 
 def test_a_text_encoder_of_other_sizes_is_refused(arguments, tmp_path):
