@@ -34,8 +34,8 @@ from glide_pipelines.pipelines.pipeline_utils import GLIDEPipelineBase
 from glide_pipelines.shapes import ShapesWorld
 from glide_pipelines.shapes.edit_evaluation import edit_table, judge_edits, judge_true_edits
 from glide_pipelines.shapes.edits import sample_edits
-from glide_pipelines.shapes.evaluation import judge_pipeline, judge_renders, per_cent, table, upsampler_difference
-from glide_pipelines.shapes.retrieval import caption_retrieval
+from glide_pipelines.shapes.evaluation import judge_pipeline, judge_renders, table, upsampler_difference
+from glide_pipelines.shapes.retrieval import caption_retrieval, retrieval_table
 
 
 MAX_UPSAMPLED = 128  # pictures for the upsampler alone: they differ little, and each takes as long as any other
@@ -190,8 +190,7 @@ def evaluate_clip(args: argparse.Namespace) -> str:
     settings = {"task": args.task, "model": args.model or "noised-clip", "dtype": args.dtype, **common}
     results = {"settings": settings, "versions": package_versions(), "timesteps": rates}
     write_json(results, args.output)
-    lines = [f"| timestep | the right one of {args.num_captions} captions, per cent |", "|---|---|"]
-    return "\n".join(lines + [f"| {timestep} | {per_cent(rate)} |" for timestep, rate in rates.items()])
+    return retrieval_table(rates)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..models import NoisedCLIPModel, tokenize_prompts
 from .dataset import ShapesWorld
-from .evaluation import rate
+from .evaluation import per_cent, rate
 from .render import render
 
 
@@ -65,3 +65,15 @@ def caption_retrieval(
             answers += [captions[pick] == own for pick, own in zip(chosen, captions[part], strict=True)]
         rates[int(t)] = rate(answers)
     return rates
+
+
+def retrieval_table(rates: Mapping[int | str, dict[str, float]]) -> str:
+    """
+    What [`caption_retrieval`] gave as Markdown, in per cent with its 95 % interval.
+
+    Args:
+        rates (`Mapping`): A timestep to its rate; one or more.
+    """
+    cases = next(iter(rates.values()))["cases"]
+    lines = [f"| timestep | the right one of {cases} captions, per cent |", "|---|---|"]
+    return "\n".join(lines + [f"| {timestep} | {per_cent(rate)} |" for timestep, rate in rates.items()])

@@ -1,0 +1,65 @@
+"""The model cards of the checkpoints that ship: written from measured figures, readable by the Hub."""
+
+import json
+
+import pytest
+from huggingface_hub import ModelCard
+from test_evaluation import load_script
+
+from glide_pipelines.shapes import ShapesWorld
+from glide_pipelines.shapes.edit_evaluation import judge_true_edits
+from glide_pipelines.shapes.edits import sample_edits
+from glide_pipelines.shapes.evaluation import judge_renders
+
+
+SETTINGS = {
+    "num_captions": 12,
+    "steps": "25",
+    "super_res_steps": None,
+    "scheduler": "GLIDEDDPMScheduler",
+    "dtype": "float32",
+}
+
+
+def figures() -> dict[str, dict]:
+    """Results as the script that measures them writes them."""
+    world = ShapesWorld(0, held_out=True)
+    renders = judge_renders([world.example(index) for index in range(12)], 32)
+    edits = judge_true_edits(sample_edits(12, 0), 32)
+    rate = {"right": 9, "cases": 12, "share": 0.75, "low": 0.5, "high": 0.9}
+    return {
+        "text-to-image": {
+            "settings": SETTINGS,
+            "renders": renders,
+            "guidance": [{"guidance_scale": 3.0, **renders}],
+        },
+        "inpaint": {"settings": SETTINGS, "renders": edits, "columns": {"fine-tuned": edits}},
+        "noised-clip": {"settings": {}, "timesteps": {"0": rate, "500": rate}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "shown"),
+    [
+        ("text-to-image", "text-to-image", "| whole caption | 12 |"),
+        ("inpaint", "image-to-image", "| fine-tuned |"),
+        ("noised-clip", "zero-shot-image-classification", "| 500 | 75.0 (50.0 to 90.0) |"),
+    ],
+)
+def test_a_card_holds_its_figures_and_what_the_hub_asks(tmp_path, name, task, shown):
+    script = load_script("write_model_cards")
+    (tmp_path / name).mkdir()
+    (tmp_path / "figures.json").write_text(json.dumps(figures()[name]))
+    script.main([f"--{name}", str(tmp_path / "figures.json"), "--output", str(tmp_path)])
+    card = ModelCard.load(tmp_path / name / "README.md")
+    assert card.data.license == "apache-2.0" and card.data.pipeline_tag == task and "shapes" in card.data.tags
+    assert shown in card.text
+    for heading in ("Use", "What it was trained on", "What it can do", "What it cannot do", "Licence"):
+        assert f"## {heading}\n" in card.text
+    code = card.text.split("```python")[1].split("```")[0]
+    compile(code, name, "exec")
+
+
+def test_cards_whose_figures_are_not_given_stay(tmp_path):
+    load_script("write_model_cards").main(["--output", str(tmp_path)])
+    assert not any(tmp_path.iterdir())
