@@ -134,9 +134,8 @@ def train(
         ValueError: if the checkpoint to resume from does not exist, or belongs to a run with another seed.
     """
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        trainable,
+        model.parameters(),  # the frozen ones too, so that a run may thaw them when it goes on
         lr=config.learning_rate.peak,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.adam_weight_decay,

@@ -303,6 +303,17 @@ def test_the_base_starts_from_an_encoder_that_reads(arguments, tmp_path, monkeyp
     assert not torch.equal(before["conv_in.weight"], after["conv_in.weight"])
 
 
+def test_a_frozen_text_encoder_may_be_thawed_on_resuming(arguments, tmp_path):
+    more = ["--learning_rate", "1e-2", "--ema_decay", "0", "--resume_from_checkpoint", "latest"]
+    weights = []
+    for steps, freeze in ((1, ["--freeze_text_encoder"]), (2, ["--freeze_text_encoder"]), (3, [])):
+        script.main(arguments("base", *more, *freeze, steps=steps))
+        weights.append(load_file(tmp_path / "pipeline" / "text_encoder" / "model.safetensors"))
+    first, second, third = weights
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(second["position_embedding"], third["position_embedding"])
+
+
 def test_a_text_encoder_of_other_sizes_is_refused(arguments, tmp_path):
     tiny_text_encoder().save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="`text_encoder_name_or_path`: vocab_size must be 388 for this model, got 258"):
