@@ -21,13 +21,14 @@ from .learning_rate import LearningRate
 
 UNSAID = None
 # What each word of an object is to tell: of the object, of its part in the relation, and of the whole scene.
-READINGS: dict[str, tuple[str | None, ...]] = {
+READINGS: dict[str, tuple[str | int | None, ...]] = {
     "colour": (UNSAID, *COLOURS),
     "shape": (UNSAID, *SHAPES),
     "size": (UNSAID, *SIZES),
     "place": (UNSAID, *PLACES),
     "relation": (UNSAID, *RELATIONS),
     "background": (UNSAID, *BACKGROUNDS),
+    "count": (1, 2, 3),
 }
 # Deviation of the noise that the outputs are read through, in units of their root mean square. What is told must be
 # told loudly, or a UNet takes long to hear it.
@@ -66,6 +67,7 @@ def readings(caption: Caption, words: list[str]) -> list[tuple[int, list[int]]]:
                 "place": mention.place,
                 "relation": (caption.relation, _INVERSE.get(caption.relation), UNSAID)[number],
                 "background": caption.background,
+                "count": len(caption.objects),
             }
             numbers = [values.index(told[name]) for name, values in READINGS.items()]
             found += [(place, numbers) for place in phrase]

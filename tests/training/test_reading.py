@@ -19,7 +19,7 @@ from glide_pipelines.training.reading import READINGS, readings, train_reading
 MODEL_CONFIGS = Path(__file__).parents[2] / "examples" / "model_configs"
 
 
-def told(text: str) -> dict[str, dict[str, str | None]]:
+def told(text: str) -> dict[str, dict[str, str | int]]:
     """What the words of a text are to tell, but for what is unsaid."""
     words = text.replace(",", " ,").split()
     found = {}
@@ -30,8 +30,8 @@ def told(text: str) -> dict[str, dict[str, str | None]]:
 
 
 def test_every_word_of_an_object_tells_of_that_object_only():
-    first = {"colour": "red", "shape": "circle", "relation": "above"}
-    second = {"colour": "blue", "shape": "square", "size": "small", "relation": "below"}
+    first = {"colour": "red", "shape": "circle", "relation": "above", "count": 2}
+    second = {"colour": "blue", "shape": "square", "size": "small", "relation": "below", "count": 2}
     assert told("a red circle above a small blue square") == {
         "1 red": first,
         "2 circle": first,
@@ -42,7 +42,7 @@ def test_every_word_of_an_object_tells_of_that_object_only():
 
 
 def test_places_backgrounds_and_unsaid_shapes_are_told():
-    said = {"colour": "pink", "place": "top left", "background": "black"}
+    said = {"colour": "pink", "place": "top left", "background": "black", "count": 1}
     assert told("a pink shape in the top left on black") == {"1 pink": said, "2 shape": said}
 
 
