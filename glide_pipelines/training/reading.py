@@ -36,7 +36,7 @@ READING_NOISE = 1.0
 # Weight of what the outputs at empty positions say. There are more of them than words, and a UNet that can will read
 # the sum of all words off them rather than ask each word: a bag of words, which it does not leave again.
 PADDING_WEIGHT = 3.0
-_INVERSE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
+INVERSE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 _ADJECTIVES = {*SIZES, *COLOURS}
 _NOUNS = {*SHAPES, "shape"}
 
@@ -65,7 +65,7 @@ def readings(caption: Caption, words: list[str]) -> list[tuple[int, list[int]]]:
                 "shape": mention.shape,
                 "size": mention.size,
                 "place": mention.place,
-                "relation": (caption.relation, _INVERSE.get(caption.relation), UNSAID)[number],
+                "relation": (caption.relation, INVERSE.get(caption.relation), UNSAID)[number],
                 "background": caption.background,
                 "count": len(caption.objects),
             }
