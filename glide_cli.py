@@ -28,6 +28,8 @@ SCHEDULERS = {
     "heun": "diffusers.HeunDiscreteScheduler",
     "pndm": "diffusers.PNDMScheduler",
 }
+# What --fast stands for, where the options do not say otherwise; docs/schedulers_and_guidance.md has the measurements.
+FAST = {"steps": 10, "scheduler": SCHEDULERS["dpm-solver++"], "super_res_steps": 5}
 RESPACING = re.compile(r"[1-9]\d*(,[1-9]\d*)*|ddim[1-9]\d*|fast27")
 
 EXAMPLES = """\
@@ -139,7 +141,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--guidance-scale",
         type=finite,
         metavar="X",
-        help="how closely to follow the prompt; 1 is no guidance, and twice as fast (default: 3, or 5 with --mask)",
+        help="how closely to follow the prompt; 1 is no guidance, and twice as fast (default: what the model "
+        "recommends, else 3, or 5 with --mask)",
     )
     how.add_argument("--no-upsample", action="store_true", help="stop at the base model's small picture")
 
@@ -156,6 +159,8 @@ def build_parser() -> argparse.ArgumentParser:
 def add_sampling_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Steps and schedulers of both stages."""
     add = parser.add_argument
+    fast = "few steps in both stages: dpm-solver++ with 10, and 5 of the upsampler"
+    add("--fast", action=_Fast, nargs=0, default=argparse.SUPPRESS, help=f"{fast} (options below may change each)")
     add("--steps", type=steps, metavar="STEPS", help="steps of the base model (default: 100)")
     add("--super-res-steps", type=steps, metavar="STEPS", help="of the upsampler (default: fast27)")
     add("--scheduler", type=scheduler, metavar="NAME", help="sampler of the base model (default: the model's own)")
@@ -178,6 +183,21 @@ def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
         default="float32",
         help="number format (default: %(default)s)",
     )
+
+
+class _Fast(argparse.Action):
+    """Gives the options of `FAST` that were not given; those that follow on the command line replace them."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for name, value in FAST.items():
+            if getattr(namespace, name, None) is None:
+                setattr(namespace, name, value)
 
 
 # -- what an option's text may be: argparse types, which the scripts in examples/ use too ------------------------------

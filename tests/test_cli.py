@@ -169,6 +169,29 @@ def test_the_options_reach_the_pipeline(glide, model, tmp_path, monkeypatch):
     assert Image.open(tmp_path / "picture.jpg").format == "JPEG"
 
 
+@pytest.mark.parametrize(
+    ("options", "steps", "scheduler"),
+    [
+        (["--fast"], 10, "DPMSolverMultistepScheduler"),
+        (["--fast", "--steps", "4"], 4, "DPMSolverMultistepScheduler"),
+        (["--steps", "4", "--scheduler", "ddim", "--fast"], 4, "GLIDEDDIMScheduler"),
+    ],
+)
+def test_fast_fills_in_what_is_not_said(glide, model, tmp_path, monkeypatch, options, steps, scheduler):
+    seen = {}
+    draw_really = GLIDEPipeline.__call__
+
+    def record(self, prompt, **call):
+        seen.update(call, scheduler=type(self.scheduler).__name__)
+        return draw_really(self, prompt, **call)
+
+    monkeypatch.setattr(GLIDEPipeline, "__call__", record)
+    code, _, err = glide(PROMPT, "-o", tmp_path / "a.png", "--model", model, "--device", "cpu", *options)
+    assert code == 0, err
+    assert seen["scheduler"] == scheduler
+    assert (seen["num_inference_steps"], seen["super_res_num_inference_steps"]) == (steps, 5)
+
+
 def test_quiet(glide, model, tmp_path):
     assert glide(PROMPT, "-o", tmp_path / "picture.png", "--model", model, "-q", *QUICK) == (0, "", "")
 
@@ -293,14 +316,14 @@ def test_help_states_the_pipeline_s_own_defaults(glide):
     assert max(map(len, page.splitlines())) <= 105
     for action in glide_cli.build_parser()._actions:
         assert action.help, action.dest
-    drawing, inpainting, sketching = (
-        inspect.signature(pipeline.__call__).parameters
-        for pipeline in (GLIDEPipeline, GLIDEInpaintPipeline, GLIDEImg2ImgPipeline)
+    drawing, inpainting = tiny_pipeline(), tiny_inpaint_pipeline()
+    scales = (drawing.default_guidance_scale, inpainting.default_guidance_scale)
+    assert "(default: what the model recommends, else {:g}, or {:g} with --mask)".format(*scales) in " ".join(
+        page.split()
     )
-    scales = (drawing["guidance_scale"].default, inpainting["guidance_scale"].default)
-    assert "(default: {:g}, or {:g} with --mask)".format(*scales) in " ".join(page.split())
-    assert sketching["guidance_scale"].default == scales[0]
-    assert f"(default: {sketching['strength'].default})" in page
+    assert GLIDEImg2ImgPipeline.from_pipe(drawing).default_guidance_scale == scales[0]
+    strength = inspect.signature(GLIDEImg2ImgPipeline.__call__).parameters["strength"].default
+    assert f"(default: {strength})" in page
     from glide_pipelines.pipelines import pipeline_utils
 
     assert f"steps of the base model (default: {pipeline_utils.DEFAULT_TIMESTEPS})" in page

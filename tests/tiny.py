@@ -85,7 +85,9 @@ def tiny_clip(seed: int = 0, image_size: int = 8, **changes) -> NoisedCLIPModel:
         initializer_factor=5.0,
         **changes,
     )
-    return NoisedCLIPModel(config).eval()
+    model = NoisedCLIPModel(config).eval()
+    torch.nn.init.normal_(model.vision_model.time_embedding.weight)  # new models start with all timesteps alike
+    return model
 
 
 def tiny_components(upsampler: bool = True) -> dict:

@@ -13,7 +13,7 @@ from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPOutput, CLIPPreTrainedModel
 
-from .pretrained import Float32Mixin
+from .pretrained import Float32Mixin, init_clip_layers
 
 
 # Of the pictures that CLIP was trained on, per channel, for pixels from 0 to 255.
@@ -114,6 +114,7 @@ class NoisedCLIPTextModel(CLIPPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, NoisedCLIPTextModel):
+            init_clip_layers(module)
             for embedding in (module.token_embedding.weight, module.position_embedding):
                 init.normal_(embedding, std=self.config.initializer_range)
 
@@ -168,12 +169,12 @@ class NoisedCLIPVisionModel(CLIPPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, NoisedCLIPVisionModel):
-            for embedding in (
-                module.time_embedding.weight,
-                module.patch_embedding.weight,
-                module.position_embedding,
-            ):
+            init_clip_layers(module)
+            for embedding in (module.patch_embedding.weight, module.position_embedding):
                 init.normal_(embedding, std=self.config.initializer_range)
+            # All timesteps start as one, that of the first position: what is learned at one then serves the others.
+            # A thousand unrelated vectors would have to be taught one by one.
+            init.zeros_(module.time_embedding.weight)
 
     def forward(self, sample: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """The vector of each noised picture, before the projection.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
+from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention, CLIPPreTrainedModel
 
 
 class Float32Mixin:
@@ -20,3 +21,15 @@ class Float32Mixin:
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = torch.float32
         return super().from_pretrained(*args, **kwargs)
+
+
+def init_clip_layers(model: CLIPPreTrainedModel) -> None:
+    """Draw the weights of CLIP's transformer layers inside a model that is not one of transformers' own.
+
+    In such a model transformers (5.23) passes over modules without parameters of their own, and so over the attention
+    and the feed-forward layers, whose weights CLIP's rule scales by their width. They would keep the deviation of 0.02
+    that every linear layer gets, which is much too small for narrow models: attention then hardly learns.
+    """
+    for module in model.modules():
+        if isinstance(module, CLIPAttention | CLIPMLP):
+            CLIPPreTrainedModel._init_weights(model, module)

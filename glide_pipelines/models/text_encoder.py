@@ -10,7 +10,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel
 
-from .pretrained import Float32Mixin
+from .pretrained import Float32Mixin, init_clip_layers
 
 
 @strict
@@ -70,6 +70,7 @@ class GLIDETextEncoder(Float32Mixin, CLIPPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, GLIDETextEncoder):
+            init_clip_layers(module)
             for embedding in (module.token_embedding.weight, module.position_embedding, module.padding_embedding):
                 init.normal_(embedding, std=self.config.initializer_range)
 

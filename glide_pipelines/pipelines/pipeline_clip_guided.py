@@ -85,7 +85,7 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
         super_res_unet ([`GLIDEUNet2DConditionModel`], *optional*): The upsampler, with 6 input channels, or 10 for
             inpainting.
         super_res_scheduler (`SchedulerMixin`, *optional*): Of the upsampler.
-        prompt_domain, low_res_consistency: See [`GLIDEPipeline`].
+        prompt_domain, low_res_consistency, default_guidance_scale: See [`GLIDEPipeline`].
     """
 
     _exclude_from_cpu_offload = ["clip_model"]
@@ -104,6 +104,7 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
         super_res_scheduler: SchedulerMixin | None = None,
         prompt_domain: str | None = None,
         low_res_consistency: bool = False,
+        default_guidance_scale: float | None = None,
     ) -> None:
         super().__init__(
             tokenizer=tokenizer,
@@ -115,6 +116,7 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
             super_res_scheduler=super_res_scheduler,
             prompt_domain=prompt_domain,
             low_res_consistency=low_res_consistency,
+            default_guidance_scale=default_guidance_scale,
         )
         self.register_modules(clip_model=clip_model, clip_tokenizer=clip_tokenizer)
 

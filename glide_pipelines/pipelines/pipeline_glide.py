@@ -43,6 +43,10 @@ class GLIDEPipeline(GLIDEPipelineBase):
         super_res_scheduler (`SchedulerMixin`, *optional*): [`GLIDEDDIMScheduler`] as released.
         prompt_domain (`str`, *optional*): `"shapes"` for a checkpoint of the shapes world: prompts outside it get a
             warning.
+        low_res_consistency (`bool`, defaults to `False`): At each step of the upsampler, correct the estimate of the
+            clean picture so that, reduced, it is the small one (DDNM, arXiv 2212.00490).
+        default_guidance_scale (`float`, *optional*): The classifier-free guidance that the checkpoint recommends, for
+            calls that name none.
     """
 
     def check_inputs(
@@ -81,7 +85,7 @@ class GLIDEPipeline(GLIDEPipelineBase):
         timesteps: str | list[int] | None = None,
         super_res_num_inference_steps: int | None = None,
         super_res_timesteps: str | list[int] | None = None,
-        guidance_scale: float = 3.0,
+        guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
@@ -111,8 +115,8 @@ class GLIDEPipeline(GLIDEPipelineBase):
             timesteps, super_res_timesteps (`str` or `list[int]`, *optional*): The timesteps themselves, descending,
                 or a respacing string (`"100"`, `"fast27"`, `"10,10,3,2,2"`, `"ddim50"`). They beat the numbers of
                 steps. By default `"100"` and `"fast27"`.
-            guidance_scale (`float`, defaults to 3.0): Classifier-free guidance of the base stage; 1 switches it off
-                and saves half of the work.
+            guidance_scale (`float`, *optional*): Classifier-free guidance of the base stage; 1 switches it off and
+                saves half of the work. By default what the checkpoint recommends, else 3.0.
             negative_prompt (`str` or `list[str]`, *optional*): What to steer away from, in place of the empty prompt.
             num_images_per_prompt (`int`, defaults to 1): Pictures per prompt.
             eta (`float`, defaults to 0.0): Noise of DDIM steps in the base stage, 0 to 1, if it runs DDIM.
@@ -150,7 +154,7 @@ class GLIDEPipeline(GLIDEPipelineBase):
         call = self._prepare_call(
             prompt=prompt,
             num_images_per_prompt=num_images_per_prompt,
-            guidance_scale=guidance_scale,
+            guidance_scale=self.default_guidance_scale if guidance_scale is None else guidance_scale,
             negative_prompt=negative_prompt,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,

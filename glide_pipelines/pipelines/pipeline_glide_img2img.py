@@ -51,7 +51,7 @@ class GLIDEImg2ImgPipeline(GLIDEPipelineBase):
         timesteps: str | list[int] | None = None,
         super_res_num_inference_steps: int | None = None,
         super_res_timesteps: str | list[int] | None = None,
-        guidance_scale: float = 3.0,
+        guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
@@ -101,7 +101,7 @@ class GLIDEImg2ImgPipeline(GLIDEPipelineBase):
         call = self._prepare_call(
             prompt=prompt,
             num_images_per_prompt=num_images_per_prompt,
-            guidance_scale=guidance_scale,
+            guidance_scale=self.default_guidance_scale if guidance_scale is None else guidance_scale,
             negative_prompt=negative_prompt,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,

@@ -57,6 +57,8 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
         prompt_domain (`str`, *optional*): See [`GLIDEPipeline`].
     """
 
+    _released_guidance_scale = 5.0
+
     @property
     def mode(self) -> str:
         """`"fine-tuned"` or `"implicit"`, see the class: the mode of the base stage."""
@@ -76,7 +78,7 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
         timesteps: str | list[int] | None = None,
         super_res_num_inference_steps: int | None = None,
         super_res_timesteps: str | list[int] | None = None,
-        guidance_scale: float = 5.0,
+        guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         num_resample: int = 1,
@@ -118,7 +120,8 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
             num_images_per_prompt, eta, upsample_temperature, generator, prompt_embeds, negative_prompt_embeds,
             super_res_prompt_embeds, guider, cond_fn, cross_attention_kwargs, output_type, return_dict,
             callback_on_step_end, callback_on_step_end_tensor_inputs: As in [`GLIDEPipeline`].
-            guidance_scale (`float`, defaults to 5.0): Classifier-free guidance of the base stage.
+            guidance_scale (`float`, *optional*): Classifier-free guidance of the base stage; by default what the
+                checkpoint recommends, else 5.0.
             latents (`torch.Tensor` of shape `[B, 3, h, w]`, *optional*): Unit noise for the base stage, a quarter of
                 the padded size.
             super_res_latents (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): Unit noise for the upsampler, of
@@ -138,7 +141,7 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
         call = self._prepare_call(
             prompt=prompt,
             num_images_per_prompt=num_images_per_prompt,
-            guidance_scale=guidance_scale,
+            guidance_scale=self.default_guidance_scale if guidance_scale is None else guidance_scale,
             negative_prompt=negative_prompt,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,

@@ -60,6 +60,8 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         low_res_consistency (`bool`, defaults to `False`): At each step of the upsampler, correct the estimate of the
             clean picture so that, reduced, it is the small one (DDNM, arXiv 2212.00490). An upsampler that was trained
             only briefly keeps its colours with it; OpenAI's need no correction, and would no longer equal the original.
+        default_guidance_scale (`float`, *optional*): The classifier-free guidance that the checkpoint recommends, for
+            calls that name none; without it they use that of OpenAI's notebooks.
     """
 
     model_cpu_offload_seq = "text_encoder->super_res_text_encoder->unet->super_res_unet"
@@ -72,6 +74,7 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
     ]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     _lora_loadable_modules = ["unet", "text_encoder"]
+    _released_guidance_scale = 3.0
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         super_res_scheduler: SchedulerMixin | None = None,
         prompt_domain: str | None = None,
         low_res_consistency: bool = False,
+        default_guidance_scale: float | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -95,7 +99,11 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
             super_res_unet=super_res_unet,
             super_res_scheduler=super_res_scheduler,
         )
-        self.register_to_config(prompt_domain=prompt_domain, low_res_consistency=low_res_consistency)
+        self.register_to_config(
+            prompt_domain=prompt_domain,
+            low_res_consistency=low_res_consistency,
+            default_guidance_scale=default_guidance_scale,
+        )
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
     # -- properties that a callback may read, or change while the pipeline runs ---------------------------------------
@@ -280,6 +288,12 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
             elif self.super_res_text_encoder is None:
                 raise ValueError("The upsampler needs `super_res_text_encoder`, or `super_res_prompt_embeds`.")
         return batch_size
+
+    @property
+    def default_guidance_scale(self) -> float:
+        """Guidance of a call that names none: what the checkpoint recommends, else that of OpenAI's notebook."""
+        recommended = self.config.default_guidance_scale
+        return self._released_guidance_scale if recommended is None else recommended
 
     def _prepare_call(
         self,

@@ -28,7 +28,7 @@ OTHER = {"base": "super_res", "super_res": "base"}
 STAGE_PARTS = ("text_encoder", "unet", "scheduler")
 
 # `tokenizer`, `text_encoder`, `unet` and `scheduler` of a stage; `others`, the other stage's under their names in the
-# pipeline; and the pipeline's `low_res_consistency`.
+# pipeline; and the pipeline's `low_res_consistency` and `default_guidance_scale`.
 Components = dict[str, object]
 
 
@@ -55,6 +55,7 @@ def load_stage(pipeline_class: type[DiffusionPipeline], path: str, stage: str) -
         **dict(zip(STAGE_PARTS, found[stage], strict=True)),
         "others": others,
         "low_res_consistency": pipeline.config.low_res_consistency,
+        "default_guidance_scale": pipeline.config.default_guidance_scale,
     }
 
 
@@ -165,6 +166,7 @@ def save_stage(args: argparse.Namespace, pipeline_class: type[DiffusionPipeline]
                 **parts,
                 prompt_domain="shapes" if args.dataset_name == "shapes" else None,
                 low_res_consistency=args.low_res_consistency or earlier["low_res_consistency"],
+                default_guidance_scale=earlier.get("default_guidance_scale"),
             ).save_pretrained(partial)
         else:  # An upsampler whose base is still to come.
             for name, part in parts.items():

@@ -319,3 +319,14 @@ def test_transformers_own_auto_classes_open_it(tmp_path, caplog):
     assert isinstance(loaded, NoisedCLIPModel)
     assert torch.equal(loaded.visual_projection.weight, clip.visual_projection.weight)
     assert len(tokenizer) == len(tiny_tokenizer()) and not caplog.records
+
+
+def test_new_weights_scale_with_the_width_and_all_timesteps_start_alike():
+    model = NoisedCLIPModel(tiny_clip().config)
+    for tower in (model.text_model, model.vision_model):
+        width = tower.config.hidden_size
+        weights = torch.cat([layer.self_attn.out_proj.weight.flatten() for layer in tower.encoder.layers])
+        assert weights.std().item() == pytest.approx(width**-0.5, rel=0.15)
+    x_t = torch.randn(1, 3, 8, 8)
+    early, late = (model.get_image_features(x_t, torch.tensor([t])) for t in (0, 999))
+    torch.testing.assert_close(early, late)

