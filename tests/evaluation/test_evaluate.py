@@ -262,11 +262,11 @@ def test_it_guides_by_a_clip_and_scores_with_it(run, model, tmp_path):
 
     tiny_clip().save_pretrained(tmp_path / "clip")
     tiny_tokenizer().save_pretrained(tmp_path / "clip")
-    clip = ("--clip", tmp_path / "clip", "--clip-model", tmp_path / "clip", "--clip-guidance-scale", 0, 50)
+    clip = ("--clip", tmp_path / "clip", "--clip-model", tmp_path / "clip", "--clip-guidance-scale", 0, 500)
     code, out, err = run("--output", tmp_path / "out", "--model", model, *QUICK, "--guidance-scale", 1, *clip)
     assert code == 0, err
     rows = json.loads((tmp_path / "out/results.json").read_text())["sweep"]
-    assert [row["name"] for row in rows] == ["guidance-1", "clip-guidance-0", "clip-guidance-50"]
+    assert [row["name"] for row in rows] == ["guidance-1", "clip-guidance-0", "clip-guidance-500"]
     unguided, off, guided = rows
     assert unguided["clip_score"] == off["clip_score"] != guided["clip_score"]
     assert (tmp_path / "out/clip_score_fid.png").is_file() and "CLIP score" in out
@@ -276,7 +276,7 @@ def test_it_guides_by_a_clip_and_scores_with_it(run, model, tmp_path):
     )
     assert code == 0, err
     free, _, _, off, both = json.loads((tmp_path / "out/results.json").read_text())["sweep"]
-    assert both["name"] == "guidance-2-clip-guidance-50" and both["guidance"] == "both guidances"
+    assert both["name"] == "guidance-2-clip-guidance-500" and both["guidance"] == "both guidances"
     assert free["clip_score"] == off["clip_score"] != both["clip_score"] != guided["clip_score"]
 
 

@@ -74,7 +74,7 @@ def test_defaults_are_the_released_ones(pipe):
     fast27 += [244, 222, 200, 199, 177, 155, 133, 111, 88, 66, 44, 22, 0]
     assert [t for stage, t in steps if stage == "super_res"] == fast27
     defaults = {name: p.default for name, p in inspect.signature(pipe.__call__).parameters.items()}
-    assert (defaults["guidance_scale"], defaults["upsample_temperature"]) == (3.0, 0.997)
+    assert (pipe.default_guidance_scale, defaults["upsample_temperature"]) == (3.0, 0.997)
 
 
 GLIDE_100 = [round(999 / 99 * i) for i in range(100)][::-1]

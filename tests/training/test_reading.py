@@ -79,8 +79,8 @@ def text_encoder(shapes_tokenizer):
 def test_words_are_learned_first(text_encoder, shapes_tokenizer):
     shares = []
     train_reading(text_encoder, shapes_tokenizer, 120, 48, 5e-3, report=lambda step, loss, told: shares.append(told))
-    assert shares[0]["shape"] < 0.4
-    assert sum(share["shape"] for share in shares[-10:]) / 10 > 0.6
+    assert shares[0]["shape"] < 0.25
+    assert sum(share["shape"] for share in shares[-10:]) / 10 > 0.4
 
 
 @pytest.mark.slow
