@@ -121,6 +121,11 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
         self.register_modules(clip_model=clip_model, clip_tokenizer=clip_tokenizer)
 
     @property
+    def default_guidance_scale(self) -> float:
+        """1, no classifier-free guidance, whatever the checkpoint recommends: here CLIP guides."""
+        return 1.0
+
+    @property
     def clip_guidance_scale(self) -> float:
         """Scale of CLIP's gradient; read anew at every base step, so that a callback may change it."""
         return self._clip_guidance_scale

@@ -14,10 +14,11 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from huggingface_hub import constants
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from tiny import tiny_call, tiny_components, tiny_pipeline, tiny_unet
+from tiny import tiny_call, tiny_clip, tiny_components, tiny_pipeline, tiny_tokenizer, tiny_unet
 
 import glide_pipelines
 from glide_pipelines import (
+    CLIPGuidedPipeline,
     GLIDEDDIMScheduler,
     GLIDEImg2ImgPipeline,
     GLIDEInpaintPipeline,
@@ -265,6 +266,9 @@ def test_a_checkpoint_may_recommend_a_guidance_scale(tmp_path):
     loaded = GLIDEPipeline.from_pretrained(tmp_path)
     for task in (GLIDEPipeline, GLIDEImg2ImgPipeline, GLIDEInpaintPipeline):
         assert GLIDEPipeline.from_pipe(task.from_pipe(loaded)).default_guidance_scale == 1.5
+    guided = CLIPGuidedPipeline.from_pipe(loaded, clip_model=tiny_clip(), clip_tokenizer=tiny_tokenizer())
+    assert guided.default_guidance_scale == 1.0
+    assert GLIDEPipeline.from_pipe(guided).default_guidance_scale == 1.5
     draw(loaded, guidance_scale=None)
     assert loaded.guidance_scale == 1.5
     draw(loaded, guidance_scale=4.0)
