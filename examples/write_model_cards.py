@@ -50,8 +50,8 @@ def inpaint(results: dict[str, Any]) -> dict[str, str]:
     """The sections of the card of the inpainting pair."""
     columns = {"true pictures": results["renders"], **results["columns"]}
     return {
-        "": "GLIDE's inpainting models at the size of a laptop: the text-to-image pair of the shapes world, trained "
-        "on to fill a masked region of a picture so that it fits a caption of the whole.",
+        "": "GLIDE's inpainting models at the size of a laptop: an earlier text-to-image pair of the shapes world, "
+        "trained on to fill a masked region of a picture so that it fits a caption of the whole.",
         "Use": "```python\nfrom glide_pipelines import GLIDEInpaintPipeline, shapes_checkpoint\n\n"
         'pipe = GLIDEInpaintPipeline.from_pretrained(shapes_checkpoint("inpaint"))\n'
         'pipe("a green star below a blue square", image=picture, mask_image=mask).images[0].save("edited.png")\n```',
@@ -94,8 +94,8 @@ CARDS: dict[str, tuple[str, str, Callable[[dict[str, Any]], dict[str, str]]]] = 
 def _settings(results: dict[str, Any]) -> str:
     settings = results["settings"]
     steps = f"{settings['steps']} steps"
-    if settings["super_res_steps"]:
-        steps += f" and {settings['super_res_steps']} of the upsampler"
+    upsampled = settings["super_res_steps"]
+    steps += f" and {upsampled} of the upsampler" if upsampled else " of the base model alone"
     return (
         f"Judged by the shapes world's own judge on {settings['num_captions']} held-out captions, {steps}, "
         f"{settings['scheduler']}, {settings['dtype']}."
