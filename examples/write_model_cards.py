@@ -2,7 +2,8 @@
 
     python examples/write_model_cards.py --text-to-image figures.json --inpaint inpaint.json --noised-clip clip.json
 
-Each is the README.md of its checkpoint's folder; what is not given stays as it is.
+Each is the README.md of its checkpoint's folder and shows the samples.png that lies there; what is not given stays as
+it is.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ DATA = """\
 Pictures of the shapes world, drawn while it trained and never twice: one to three objects of six shapes, eight colours
 and two sizes on three backgrounds, with a caption that leaves some of this unsaid. One combination of objects and
 background in ten was kept back; the figures below are on those."""
+SAMPLES = {"Samples": "![Pictures that it drew](samples.png)"}
 COMMAND = "How it was trained, command by command: `docs/training.md` of glide-pipelines."
 
 
@@ -113,8 +115,9 @@ def main(argv: list[str] | None = None) -> None:
         name = name.replace("_", "-")
         title, task, sections = CARDS[name]
         written = sections(json.loads(file.read_text(encoding="utf-8")))
-        card = model_card(title, {**written, "Licence": LICENCE}, "apache-2.0", ["shapes"], task)
         folder = shapes_checkpoint(name) if args.output is None else args.output / name
+        samples = SAMPLES if (folder / "samples.png").is_file() else {}
+        card = model_card(title, {**written, **samples, "Licence": LICENCE}, "apache-2.0", ["shapes"], task)
         card.save(folder / "README.md")
 
 

@@ -27,7 +27,7 @@ from .known_region import KnownRegion
 from .pipeline_glide import GLIDEPipeline
 from .pipeline_glide_inpaint import GLIDEInpaintPipeline
 from .pipeline_output import GLIDEPipelineOutput
-from .sampling import Call, CondFn
+from .sampling import Call, CondFn, score_gradient
 
 
 # What CLIP is to look for in one picture, or in each: a caption, or captions with weights.
@@ -158,7 +158,7 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
                 for entry in (clip_prompt if isinstance(clip_prompt, list) else [clip_prompt])
             ]
             texts = list(dict.fromkeys(text for entry in weighted for text in entry))
-            tokens = tokenize_prompts(self.clip_tokenizer, texts).to(device)
+            tokens = tokenize_prompts(self.clip_tokenizer, texts, "CLIP prompt").to(device)
             features = F.normalize(
                 self.clip_model.get_text_features(tokens.input_ids, tokens.attention_mask).float(), dim=-1
             )
@@ -337,7 +337,7 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
         step = itertools.count()
 
         def with_clip(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor | None:
-            gradients = [] if cond_fn is None else [cond_fn(x_t, timestep)]
+            gradients = [] if cond_fn is None else [score_gradient(cond_fn, x_t, timestep)]
             if self._clip_guidance.is_on(next(step), steps) and self.clip_guidance_scale != 0:
                 gradient = clip_gradient(self.clip_model, x_t, timestep, self._clip_guidance.embeds)
                 gradients.append(self.clip_guidance_scale * gradient)
@@ -428,3 +428,7 @@ def _check_clip_embeds(embeds: Any, width: int) -> None:
         raise TypeError(f"`clip_prompt_embeds` must be a torch.Tensor, got {embeds!r} ({type(embeds).__name__}).")
     if embeds.ndim != 2 or embeds.shape[1] != width:
         raise ValueError(f"`clip_prompt_embeds` must have the shape [batch, {width}], got {list(embeds.shape)}.")
+    if not embeds.isfinite().all() or not embeds.any(dim=1).all():
+        raise ValueError(
+            "`clip_prompt_embeds` must be finite and not zero: the direction of each vector is what counts."
+        )

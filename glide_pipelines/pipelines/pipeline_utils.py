@@ -163,13 +163,7 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
             `BatchEncoding`: `input_ids` and `attention_mask` of shape `[B, L]`, the mask being 1 on text.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        tokens = tokenize_prompts(self.tokenizer, prompts)
-        full, context = tokens.attention_mask.all(dim=1), tokens.input_ids.shape[1]
-        for text in (text for text, is_full in zip(prompts, full, strict=True) if is_full):
-            length = len(self.tokenizer(text.lower(), verbose=False).input_ids)
-            if length > context:
-                logger.warning(f"The prompt has {length} tokens; what is beyond the first {context} is not seen.")
-        return tokens
+        return tokenize_prompts(self.tokenizer, prompts, "prompt")
 
     def encode_prompt(
         self,

@@ -178,7 +178,9 @@ class SamplingMixin:
                     conditions,
                     call.guider,
                 )
-                cond_grad = None if cond_fn is None else _gradient(cond_fn, model_input, timestep)
+                cond_grad = None
+                if cond_fn is not None:
+                    cond_grad = score_gradient(cond_fn, model_input, timestep.expand(len(model_input)))
                 latents = adapter.step(i, noise_pred, model_variance, latents, model_input, denoised_fn, cond_grad)
                 if repeat < repeats - 1:
                     latents = known.step_back(latents, adapter, i)
@@ -242,8 +244,9 @@ class SamplingMixin:
         return uncond + self.guidance_scale * (cond - uncond), model_variance
 
 
-def _gradient(cond_fn: CondFn, x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor | None:
-    gradient = cond_fn(x_t, timestep.expand(x_t.shape[0]))
+def score_gradient(cond_fn: CondFn, x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor | None:
+    """What `cond_fn` gives for x_t, checked, in the dtype of x_t."""
+    gradient = cond_fn(x_t, timestep)
     if gradient is None:
         return None
     if not isinstance(gradient, torch.Tensor) or gradient.shape != x_t.shape:

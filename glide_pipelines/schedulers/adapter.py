@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -186,7 +187,20 @@ class SchedulerAdapter:
         )
         model_output = self._join(noise_pred, model_variance) if self.takes_variance else noise_pred
         timestep = self.scheduler.timesteps[self._first + index]
-        return self.scheduler.step(model_output, timestep, sample, **self.step_kwargs, return_dict=False)[0]
+        with self._without_clip() if cond_grad is not None else contextlib.nullcontext():
+            return self.scheduler.step(model_output, timestep, sample, **self.step_kwargs, return_dict=False)[0]
+
+    @contextlib.contextmanager
+    def _without_clip(self) -> Iterator[None]:
+        """x_0 was clipped before the gradient moved it; the scheduler's own clip would undo the move."""
+        clips = self.scheduler.config.get("clip_sample", False)
+        if clips:
+            self.scheduler.register_to_config(clip_sample=False)
+        try:
+            yield
+        finally:
+            if clips:
+                self.scheduler.register_to_config(clip_sample=True)
 
     @staticmethod
     def _join(noise_pred: torch.Tensor, model_variance: torch.Tensor | None) -> torch.Tensor:

@@ -112,10 +112,11 @@ def test_an_own_gradient_is_added(pipe):
     np.testing.assert_array_equal(clip_only, draw(pipe))
 
 
+@pytest.mark.parametrize("make", [tiny_pipeline, tiny_clip_pipeline])
 @pytest.mark.parametrize("cond_fn", [lambda x, t: x.sum(), lambda x, t: 1.0])
-def test_an_own_gradient_of_another_shape_is_an_error(cond_fn):
+def test_an_own_gradient_of_another_shape_is_an_error(make, cond_fn):
     with pytest.raises(ValueError, match=r"`cond_fn` must return a tensor of the shape of x_t, \[1, 3, 8, 8\]"):
-        draw(tiny_pipeline(upsampler=False), cond_fn=cond_fn)
+        draw(make(upsampler=False), cond_fn=cond_fn)
 
 
 def test_only_a_part_of_the_steps_is_guided(pipe, monkeypatch):
@@ -240,6 +241,21 @@ def test_half_precision_stays_finite(dtype, scale):
     assert np.isfinite(draw(pipe, clip_guidance_scale=scale, num_inference_steps=4)).all()
 
 
+def test_clip_stays_on_the_device_under_offloading():
+    """It takes turns with the base model at every step: moving both each time would cost more than it saves."""
+    pipe = tiny_clip_pipeline(upsampler=False)
+    expected = draw(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert hasattr(pipe.unet, "_hf_hook")
+    assert not hasattr(pipe.clip_model, "_hf_hook")
+    np.testing.assert_allclose(draw(pipe), expected, atol=1e-5)
+
+
+def test_a_caption_too_long_for_clip_is_warned_of(pipe, caplog):
+    draw(pipe, clip_prompt="a red circle " * CONTEXT)
+    assert "The CLIP prompt has" in caplog.text
+
+
 def test_gradient_checkpointing_changes_nothing():
     pipe = tiny_clip_pipeline(upsampler=False)
     expected = draw(pipe)
@@ -352,6 +368,12 @@ EMBEDS = torch.ones(1, WIDTH)
         ({"clip_prompt": "a", "clip_prompt_embeds": EMBEDS}, ValueError, "`clip_prompt_embeds`, not both"),
         ({"clip_prompt_embeds": [1.0]}, TypeError, "`clip_prompt_embeds` must be a torch.Tensor"),
         ({"clip_prompt_embeds": EMBEDS[:, 1:]}, ValueError, r"`clip_prompt_embeds` .*\[batch, 16\], got \[1, 15\]"),
+        (
+            {"clip_prompt_embeds": 0 * EMBEDS},
+            ValueError,
+            "`clip_prompt_embeds` must be finite and not zero",
+        ),
+        ({"clip_prompt_embeds": EMBEDS / 0}, ValueError, "`clip_prompt_embeds` must be finite"),
         ({"clip_prompt_embeds": EMBEDS.expand(3, -1)}, ValueError, "`clip_prompt_embeds` must have a batch of 1"),
         (
             {"height": 64},

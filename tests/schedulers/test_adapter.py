@@ -1,0 +1,91 @@
+"""One step with known pixels and a score gradient: in which order, by GLIDE's schedulers and by diffusers' own."""
+
+import diffusers
+import pytest
+import torch
+
+from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler
+from glide_pipelines.schedulers import SchedulerAdapter
+
+
+STOCK = [
+    "DDPMScheduler",
+    "DDIMScheduler",
+    "DDIMParallelScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "HeunDiscreteScheduler",
+    "LCMScheduler",
+]
+TIMESTEPS = [900, 600, 300, 0]
+
+
+def randn(seed: int) -> torch.Tensor:
+    return torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+X_T, NOISE_PRED, VARIANCE, GRADIENT = randn(0), 3 * randn(1), randn(2).clamp(-1, 1), randn(3)
+KNOWN = 2 * randn(4)  # beyond the range, so that the order of known pixels and clip shows
+
+
+def put_back(x_start: torch.Tensor) -> torch.Tensor:
+    return torch.cat([KNOWN[..., :4], x_start[..., 4:]], dim=-1)
+
+
+def first_step(scheduler, **hooks) -> torch.Tensor:
+    takes_timesteps = isinstance(scheduler, GLIDEDDPMScheduler | GLIDEDDIMScheduler)
+    steps = {"timesteps": TIMESTEPS} if takes_timesteps else {"num_inference_steps": len(TIMESTEPS)}
+    adapter = SchedulerAdapter(scheduler, generator=torch.Generator().manual_seed(5), **steps)
+    adapter.start()
+    model_input = scheduler.scale_model_input(X_T * scheduler.init_noise_sigma, adapter.timestep(0))
+    return adapter.step(0, NOISE_PRED, VARIANCE, X_T * scheduler.init_noise_sigma, model_input, **hooks)
+
+
+def estimate(alpha_bar: torch.Tensor) -> torch.Tensor:
+    """x_0 with the known pixels put back, and then clipped."""
+    return put_back((X_T - (1 - alpha_bar).sqrt() * NOISE_PRED) / alpha_bar.sqrt()).clamp(-1, 1)
+
+
+def test_ancestral_steps_move_the_mean():
+    """GLIDE, section 2.3: by variance times gradient, after x_0 got its known pixels and was clipped."""
+    scheduler = GLIDEDDPMScheduler()
+    guided = first_step(scheduler, denoised_fn=put_back, cond_grad=GRADIENT)
+    process, step = scheduler.process, len(TIMESTEPS) - 1
+    mean = process.posterior_mean(estimate(process.alphas_cumprod[step].float()), X_T, step)
+    variance = process.learned_log_variance(VARIANCE, step).exp()
+    noise = torch.randn(X_T.shape, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(guided, mean + variance * GRADIENT + variance.sqrt() * noise, atol=1e-4, rtol=0)
+
+
+def test_deterministic_steps_move_the_score():
+    """Dhariwal and Nichol, algorithm 2: the noise prediction moves; what x_0 becomes by it is not clipped again."""
+    scheduler = GLIDEDDIMScheduler()
+    guided = first_step(scheduler, denoised_fn=put_back, cond_grad=GRADIENT)
+    alpha_bar, alpha_bar_prev = (scheduler.process.alphas_cumprod[step].float() for step in (3, 2))
+    noise_pred = (X_T - alpha_bar.sqrt() * estimate(alpha_bar)) / (1 - alpha_bar).sqrt()
+    noise_pred = noise_pred - (1 - alpha_bar).sqrt() * GRADIENT
+    x_start = (X_T - (1 - alpha_bar).sqrt() * noise_pred) / alpha_bar.sqrt()
+    assert x_start.abs().max() > 2
+    expected = alpha_bar_prev.sqrt() * x_start + (1 - alpha_bar_prev).sqrt() * noise_pred
+    torch.testing.assert_close(guided, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_stock_schedulers_step_the_same_prediction(name):
+    """They get a noise prediction that is known pixels, clip and gradient already, and clip it no more."""
+    cls, config = getattr(diffusers, name), GLIDEDDPMScheduler().config
+    scheduler = cls.from_config(config)
+    guided = first_step(scheduler, denoised_fn=put_back, cond_grad=GRADIENT)
+    assert scheduler.config.clip_sample  # as it was
+
+    plain = cls.from_config(config, clip_sample=False)
+    adapter = SchedulerAdapter(plain, num_inference_steps=len(TIMESTEPS), generator=torch.Generator().manual_seed(5))
+    timestep = adapter.start()[0]
+    alpha_bar = plain.alphas_cumprod[int(timestep)].float()
+    noise_pred = (X_T - alpha_bar.sqrt() * estimate(alpha_bar)) / (1 - alpha_bar).sqrt()
+    noise_pred = noise_pred - (1 - alpha_bar).sqrt() * GRADIENT
+    output = torch.cat([noise_pred, VARIANCE], dim=1) if adapter.takes_variance else noise_pred
+    sample = X_T * plain.init_noise_sigma
+    plain.scale_model_input(sample, timestep)
+    expected = plain.step(output, timestep, sample, **adapter.step_kwargs, return_dict=False)[0]
+    torch.testing.assert_close(guided, expected, atol=1e-2, rtol=2e-3)  # at the noisy end float32 is coarse
