@@ -118,7 +118,7 @@ class GLIDEUNet2DConditionModel(UNet2DConditionModel):
         mask: torch.Tensor | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
         """Predict noise and variance.
 
@@ -174,6 +174,10 @@ class GLIDEUNet2DConditionModel(UNet2DConditionModel):
             raise ValueError(
                 f"Height and width of `sample` must be multiples of {self.size_multiple}, got {height} x {width}."
             )
+        for name, condition, channels in (("image", image, 3), ("mask", mask, 1)):
+            expected = (len(sample), channels, height, width)
+            if condition is not None and condition.shape != expected:
+                raise ValueError(f"`{name}` must have the shape {list(expected)}, got {list(condition.shape)}.")
         channels = [sample]
         if self.is_inpainter:
             keep = 1 - mask.to(sample.dtype)
@@ -194,7 +198,7 @@ class GLIDEUNet2DConditionModel(UNet2DConditionModel):
         for module in self._uncovered_by_diffusers():
             module.__dict__.pop("forward", None)
             if enable:
-                module.forward = _checkpointed(module.forward, gradient_checkpointing_func)
+                module.forward = functools.partial(_recompute, gradient_checkpointing_func, module)
 
     def _uncovered_by_diffusers(self) -> list[nn.Module]:
         modules: list[nn.Module] = [module for module in self.modules() if isinstance(module, Attention)]
@@ -221,13 +225,10 @@ class GLIDEUNet2DConditionModel(UNet2DConditionModel):
         nn.init.zeros_(self.conv_out.bias)
 
 
-def _checkpointed(forward: Callable, gradient_checkpointing_func: Callable) -> Callable:
-    """`forward`, recomputed in the backward pass while gradients are recorded."""
+def _recompute(gradient_checkpointing_func: Callable, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The module's own `forward`, run once more in the backward pass while gradients are recorded.
 
-    @functools.wraps(forward)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return gradient_checkpointing_func(functools.partial(forward, **kwargs), *args)
-
-    return wrapped
+    The module is an argument and not bound beforehand: a deep copy of the model must run the copy's layers.
+    """
+    forward = functools.partial(type(module).forward, module, **kwargs)
+    return gradient_checkpointing_func(forward, *args) if torch.is_grad_enabled() else forward(*args)

@@ -29,6 +29,8 @@ def check_embeds(name: str, embeds: Any, width: int | None, batch_size: int | No
         raise TypeError(f"`{name}` must be a torch.Tensor, got {_describe(embeds)}.")
     if embeds.ndim != 3 or (width is not None and embeds.shape[-1] != width):
         raise ValueError(f"`{name}` must have the shape [batch, tokens, {width or 'width'}], got {list(embeds.shape)}.")
+    if not embeds.numel():
+        raise ValueError(f"`{name}` must not be empty, got the shape {list(embeds.shape)}.")
     if batch_size is not None and embeds.shape[0] != batch_size:
         raise ValueError(f"`{name}` must have a batch of {batch_size}, as the prompts have, got {embeds.shape[0]}.")
 
@@ -99,8 +101,16 @@ def check_guider(guider: Any) -> None:
         )
 
 
+def check_callable(name: str, value: Any) -> None:
+    """`value` must be None or something that can be called."""
+    if value is not None and not callable(value):
+        raise TypeError(f"`{name}` must be callable, got {_describe(value)}.")
+
+
 def check_callback_inputs(names: Sequence[str], allowed: Sequence[str]) -> None:
     """Every name in `callback_on_step_end_tensor_inputs` must be one that the pipeline offers."""
+    if not isinstance(names, list | tuple):
+        raise TypeError(f"`callback_on_step_end_tensor_inputs` must be a list of strings, got {_describe(names)}.")
     unknown = [name for name in names if name not in allowed]
     if unknown:
         raise ValueError(

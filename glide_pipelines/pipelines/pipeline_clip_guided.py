@@ -329,10 +329,10 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
         self,
         call: Call,
         latents: torch.Tensor,
-        cond_fn: CondFn | None = None,
         known: KnownRegion | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
+        cond_fn = call.cond_fn
         steps = len(call.base) * (1 if known is None else known.num_resample)
         step = itertools.count()
 
@@ -344,7 +344,8 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
             gradients = [gradient for gradient in gradients if gradient is not None]
             return sum(gradients) if gradients else None
 
-        return super()._draw_base(call, latents, cond_fn=with_clip, known=known, **kwargs)
+        call.cond_fn = with_clip
+        return super()._draw_base(call, latents, known=known, **kwargs)
 
     # -- checks -------------------------------------------------------------------------------------------------------
 

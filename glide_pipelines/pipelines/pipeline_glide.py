@@ -167,6 +167,7 @@ class GLIDEPipeline(GLIDEPipelineBase):
             upsample_temperature=upsample_temperature,
             generator=generator,
             guider=guider,
+            cond_fn=cond_fn,
             output_type=output_type,
             return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,
@@ -184,7 +185,7 @@ class GLIDEPipeline(GLIDEPipelineBase):
         # 3. Draw the small picture.
         shape = (call.num_images, 3, height // self.scale_factor, width // self.scale_factor)
         latents = self.prepare_latents(shape, generator, latents, self.scheduler.init_noise_sigma)
-        image = self._draw_base(call, latents, cond_fn=cond_fn, cross_attention_kwargs=cross_attention_kwargs)
+        image = self._draw_base(call, latents, cross_attention_kwargs=cross_attention_kwargs)
 
         # 4. Enlarge it.
         if call.super_res is not None:

@@ -15,6 +15,7 @@ from .image_inputs import load_images, pad_to, to_tensor
 from .input_checks import check_latents, check_number
 from .pipeline_output import GLIDEPipelineOutput
 from .pipeline_utils import GLIDEPipelineBase
+from .sampling import CondFn
 
 
 EXAMPLE_DOC_STRING = """
@@ -63,7 +64,7 @@ class GLIDEImg2ImgPipeline(GLIDEPipelineBase):
         negative_prompt_embeds: torch.Tensor | None = None,
         super_res_prompt_embeds: torch.Tensor | None = None,
         guider: BaseGuidance | None = None,
-        cond_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        cond_fn: CondFn | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -115,6 +116,7 @@ class GLIDEImg2ImgPipeline(GLIDEPipelineBase):
             upsample_temperature=upsample_temperature,
             generator=generator,
             guider=guider,
+            cond_fn=cond_fn,
             output_type=output_type,
             return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,
@@ -138,7 +140,7 @@ class GLIDEImg2ImgPipeline(GLIDEPipelineBase):
         noise = self.prepare_latents((call.num_images, 3, *base_size), generator, latents)
         first = call.base.timestep(0).expand(call.num_images)
         latents = self.scheduler.add_noise(to_tensor(sketches, base_size).to(noise), noise, first)
-        drawn = self._draw_base(call, latents, cond_fn=cond_fn, cross_attention_kwargs=cross_attention_kwargs)
+        drawn = self._draw_base(call, latents, cross_attention_kwargs=cross_attention_kwargs)
 
         # 4. Enlarge it, as in text to image.
         if call.super_res is not None:

@@ -19,6 +19,7 @@ from .input_checks import check_latents, check_positive_int
 from .known_region import KnownRegion
 from .pipeline_output import GLIDEPipelineOutput
 from .pipeline_utils import GLIDEPipelineBase
+from .sampling import CondFn
 
 
 logger = logging.get_logger(__name__)
@@ -91,7 +92,7 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
         negative_prompt_embeds: torch.Tensor | None = None,
         super_res_prompt_embeds: torch.Tensor | None = None,
         guider: BaseGuidance | None = None,
-        cond_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        cond_fn: CondFn | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -154,6 +155,7 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
             upsample_temperature=upsample_temperature,
             generator=generator,
             guider=guider,
+            cond_fn=cond_fn,
             output_type=output_type,
             return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,
@@ -203,7 +205,6 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
         painted = self._draw_base(
             call,
             latents,
-            cond_fn=cond_fn,
             cross_attention_kwargs=cross_attention_kwargs,
             **stage(self.unet, base_size),
         )

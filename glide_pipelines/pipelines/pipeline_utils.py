@@ -21,6 +21,7 @@ from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel, tokenize_promp
 from ..schedulers import SchedulerAdapter
 from .image_inputs import common_size
 from .input_checks import (
+    check_callable,
     check_callback_inputs,
     check_embeds,
     check_generator,
@@ -31,7 +32,7 @@ from .input_checks import (
     check_prompt,
 )
 from .pipeline_output import GLIDEPipelineOutput
-from .sampling import Call, SamplingMixin
+from .sampling import Call, CondFn, SamplingMixin
 
 
 logger = logging.get_logger(__name__)
@@ -239,6 +240,7 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         prompt_embeds: torch.Tensor | None,
         negative_prompt_embeds: torch.Tensor | None,
         super_res_prompt_embeds: torch.Tensor | None,
+        guided: bool,
     ) -> int:
         """Check everything about prompts and their embeddings, and return the batch size."""
         # The first stage that runs decides the batch: the upsampler, in a pipeline without a base model.
@@ -271,8 +273,8 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         if negative_prompt_embeds is not None:
             width = self.unet.config.cross_attention_dim
             check_embeds("negative_prompt_embeds", negative_prompt_embeds, width, batch_size)
-        elif self.unet is not None and self.text_encoder is None and self.do_classifier_free_guidance:
-            raise ValueError("Guidance without a text encoder needs `negative_prompt_embeds`.")
+        elif self.unet is not None and guided and (self.text_encoder is None or self.tokenizer is None):
+            raise ValueError("Guidance without a tokenizer and `text_encoder` needs `negative_prompt_embeds`.")
         if self.super_res_unet is not None:
             if super_res_prompt_embeds is not None:
                 width = self.super_res_unet.config.cross_attention_dim
@@ -308,6 +310,7 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         upsample_temperature: float,
         generator: torch.Generator | list[torch.Generator] | None,
         guider: BaseGuidance | None = None,
+        cond_fn: CondFn | None = None,
         output_type: str,
         return_dict: bool,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None,
@@ -317,8 +320,7 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         """Check the arguments that pipelines share, plan the schedulers' runs, and bind them for the stages."""
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        if callback_on_step_end is not None and not callable(callback_on_step_end):
-            raise TypeError(f"`callback_on_step_end` must be callable, got {callback_on_step_end!r}.")
+        check_callable("callback_on_step_end", callback_on_step_end)
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         check_positive_int("num_images_per_prompt", num_images_per_prompt)
         check_number("guidance_scale", guidance_scale)
@@ -326,6 +328,7 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         check_number("upsample_temperature", upsample_temperature, 0)
         check_output_type(output_type)
         check_guider(guider)
+        check_callable("cond_fn", cond_fn)
         self._guidance_scale = guidance_scale
         self._interrupt = False
         embeds = {
@@ -333,7 +336,8 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
             "negative_prompt_embeds": negative_prompt_embeds,
             "super_res_prompt_embeds": super_res_prompt_embeds,
         }
-        batch_size = self._check_prompts(prompt, negative_prompt, **embeds)
+        guided = self.do_classifier_free_guidance or guider is not None
+        batch_size = self._check_prompts(prompt, negative_prompt, **embeds, guided=guided)
         check_generator(generator, batch_size * num_images_per_prompt)
 
         base = super_res = None
@@ -370,6 +374,7 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
             output_type=output_type,
             return_dict=return_dict,
             guider=guider,
+            cond_fn=cond_fn,
             callback=callback_on_step_end,
             callback_inputs=callback_on_step_end_tensor_inputs,
         )

@@ -36,6 +36,7 @@ class Call:
         output_type: `"pil"`, `"np"` or `"pt"`.
         return_dict: False gives a tuple.
         guider: In place of classifier-free guidance.
+        cond_fn: Gradient that is added to the score of the base stage.
         callback, callback_inputs: Called after each step, with these tensors.
         prompt_embeds, negative_prompt_embeds, super_res_prompt_embeds: Filled by `_encode_call`.
     """
@@ -50,6 +51,7 @@ class Call:
     output_type: str
     return_dict: bool
     guider: BaseGuidance | None
+    cond_fn: CondFn | None
     callback: Callable | None
     callback_inputs: Sequence[str]
     prompt_embeds: torch.Tensor | None = field(default=None, init=False)
@@ -94,7 +96,14 @@ class SamplingMixin:
         """The base stage: noise `[B, 3, h, w]` to pictures in [-1, 1]."""
         with self._run_stage("base"):
             return self._denoise(
-                call, self.unet, call.base, latents, call.prompt_embeds, call.negative_prompt_embeds, **kwargs
+                call,
+                self.unet,
+                call.base,
+                latents,
+                call.prompt_embeds,
+                call.negative_prompt_embeds,
+                cond_fn=call.cond_fn,
+                **kwargs,
             )
 
     def _enlarge(
@@ -108,7 +117,12 @@ class SamplingMixin:
         denoised_fn: Callable[[torch.Tensor], torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """The upsampler's stage: pictures in [-1, 1] of shape `[B, 3, h, w]` to `size`, without guidance."""
+        """The upsampler's stage: pictures in [-1, 1] of shape `[B, 3, h, w]` to `size`, without guidance.
+
+        Where a callback has interrupted the base stage, its picture as it is, enlarged bilinearly.
+        """
+        if self.interrupt:
+            return F.interpolate(low_res.clamp(-1, 1), size, mode="bilinear", align_corners=False)
         # Training pictures came from 8-bit files: round the small picture as they were.
         low_res = ((low_res + 1) * 127.5).round() / 127.5 - 1
         if self.config.low_res_consistency:

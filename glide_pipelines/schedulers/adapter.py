@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
-from .respacing import check_timesteps, space_timesteps
+from .respacing import check_num_inference_steps, check_timesteps, space_timesteps
 from .scheduling_glide import GLIDEScheduler
 
 
@@ -131,12 +131,7 @@ class SchedulerAdapter:
             else:
                 count = len(space_timesteps(self.default, total))
         if timesteps is None:
-            if isinstance(count, bool) or not isinstance(count, int):
-                raise ValueError(f"`num_inference_steps` must be an integer, got {count!r}.")
-            if not 1 <= count <= total:
-                raise ValueError(
-                    f"`num_inference_steps` must lie between 1 and the {total} steps of training, got {count}."
-                )
+            check_num_inference_steps(count, total)
             self.scheduler.set_timesteps(count, device=device)
             return
         if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:

@@ -62,6 +62,8 @@ def check_timesteps(timesteps: Sequence[int] | torch.Tensor, num_train_timesteps
     Raises:
         ValueError: otherwise.
     """
+    if not hasattr(timesteps, "__iter__"):
+        raise ValueError(f"`timesteps` must be a respacing string or a list of integers, got {timesteps!r}.")
     kept = timesteps.tolist() if hasattr(timesteps, "tolist") else list(timesteps)
     if any(isinstance(timestep, bool) or not isinstance(timestep, int) for timestep in kept):
         raise ValueError(f"`timesteps` must be integers, got {kept}.")
@@ -70,6 +72,20 @@ def check_timesteps(timesteps: Sequence[int] | torch.Tensor, num_train_timesteps
     if kept[0] >= num_train_timesteps or kept[-1] < 0:
         raise ValueError(f"`timesteps` must lie between 0 and {num_train_timesteps - 1}, got {kept[0]} to {kept[-1]}.")
     return kept
+
+
+def check_num_inference_steps(count: int, num_train_timesteps: int) -> None:
+    """So many steps must be possible.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise ValueError(f"`num_inference_steps` must be an integer, got {count!r}.")
+    if not 1 <= count <= num_train_timesteps:
+        raise ValueError(
+            f"`num_inference_steps` must lie between 1 and the {num_train_timesteps} steps of training, got {count}."
+        )
 
 
 def _spread(counts: list[int] | tuple[int, ...], num_train_timesteps: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -11,10 +12,11 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
 from .gaussian_diffusion import GaussianDiffusion, make_betas
-from .respacing import check_timesteps, space_timesteps
+from .respacing import check_num_inference_steps, check_timesteps, space_timesteps
 
 
-VARIANCE_TYPES = ("learned_range", "fixed_small", "fixed_large")
+LEARNED = ("learned_range", None)
+VARIANCE_TYPES = (*LEARNED, "fixed_small", "fixed_large")
 
 
 @dataclass
@@ -43,7 +45,8 @@ class GLIDEScheduler(DDPMScheduler):
             `"squaredcos_cap_v2"`.
         trained_betas (`Sequence[float]`, *optional*): The betas themselves, in place of a schedule.
         variance_type (`str`, defaults to `"learned_range"`): Where the ancestral step's variance comes from: the
-            model's second half of channels (`"learned_range"`), or beta~ (`"fixed_small"`) or beta (`"fixed_large"`).
+            model's second half of channels (`"learned_range"`, or None as some of diffusers' schedulers have it), or
+            beta~ (`"fixed_small"`) or beta (`"fixed_large"`).
         clip_sample (`bool`, defaults to `True`): Clip x_0 to `[-clip_sample_range, clip_sample_range]` at each step.
         clip_sample_range (`float`, defaults to 1.0): See `clip_sample`.
         prediction_type (`str`, defaults to `"epsilon"`): GLIDE predicts noise; nothing else is accepted.
@@ -68,7 +71,7 @@ class GLIDEScheduler(DDPMScheduler):
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
         trained_betas: Sequence[float] | None = None,
-        variance_type: str = "learned_range",
+        variance_type: str | None = "learned_range",
         clip_sample: bool = True,
         prediction_type: str = "epsilon",
         thresholding: bool = False,
@@ -99,6 +102,12 @@ class GLIDEScheduler(DDPMScheduler):
         self.num_inference_steps: int | None = None
         self._visit(list(range(num_train_timesteps))[::-1])
 
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
+        # A config of diffusers' own schedulers too names what was left at its default, to have it dropped.
+        config_dict = {name: value for name, value in config_dict.items() if name != "_use_default_values"}
+        return super().extract_init_dict(config_dict, **kwargs)
+
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
@@ -125,13 +134,7 @@ class GLIDEScheduler(DDPMScheduler):
                 timesteps = space_timesteps(timesteps, total)
             kept = check_timesteps(timesteps, total)
         else:
-            if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
-                raise ValueError(f"`num_inference_steps` must be an integer, got {num_inference_steps!r}.")
-            if not 1 <= num_inference_steps <= total:
-                raise ValueError(
-                    f"`num_inference_steps` must lie between 1 and the {total} steps of training, "
-                    f"got {num_inference_steps}."
-                )
+            check_num_inference_steps(num_inference_steps, total)
             if self.config.timestep_spacing == "linspace":
                 kept = space_timesteps(str(num_inference_steps), total)
             else:

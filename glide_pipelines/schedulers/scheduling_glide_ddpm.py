@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from .scheduling_glide import GLIDEScheduler, GLIDESchedulerOutput, _at_least_float32
+from .scheduling_glide import LEARNED, GLIDEScheduler, GLIDESchedulerOutput, _at_least_float32
 
 
 class GLIDEDDPMScheduler(GLIDEScheduler):
@@ -61,7 +61,7 @@ class GLIDEDDPMScheduler(GLIDEScheduler):
         return output if return_dict else output.to_tuple()
 
     def _log_variance(self, model_variance: torch.Tensor | None, step: int, x_t: torch.Tensor) -> torch.Tensor:
-        if self.config.variance_type == "learned_range":
+        if self.config.variance_type in LEARNED:
             if model_variance is None:
                 raise ValueError(
                     "`variance_type='learned_range'` needs a `model_output` with variance channels, "

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers.guiders import ClassifierFreeGuidance
 from tiny import CONTEXT, WIDTH, tiny_pipeline
 
 
@@ -43,6 +44,10 @@ def pipe():
         ({"num_images_per_prompt": 0}, ValueError, "`num_images_per_prompt` must be 1 or more, got 0"),
         ({"generator": [torch.Generator()] * 2}, ValueError, "`generator` is a list of 2, but 1 pictures"),
         ({"generator": 0}, TypeError, "`generator` must be a torch.Generator"),
+        ({"prompt": None, "prompt_embeds": EMBEDS[:0]}, ValueError, r"`prompt_embeds` must not be empty, .* \[0, 12"),
+        ({"super_res_prompt_embeds": EMBEDS[:, :0]}, ValueError, "`super_res_prompt_embeds` must not be empty"),
+        ({"timesteps": 50}, ValueError, "`timesteps` must be a respacing string or a list of integers, got 50"),
+        ({"super_res_timesteps": 5}, ValueError, "`super_res_timesteps` must be a respacing string or a list"),
         ({"timesteps": "quick"}, ValueError, "timesteps='quick' is not a respacing"),
         ({"timesteps": "1001"}, ValueError, "timesteps='1001'"),
         ({"timesteps": [1, 2, 3]}, ValueError, "`timesteps` .* descending"),
@@ -53,7 +58,6 @@ def pipe():
         ({"super_res_num_inference_steps": 0}, ValueError, "`super_res_num_inference_steps` .* got 0"),
         ({"guidance_scale": "3"}, TypeError, "`guidance_scale` must be a number, got '3'"),
         ({"guidance_scale": float("nan")}, ValueError, "`guidance_scale` must be finite"),
-        ({"guidance_scale": "3"}, TypeError, "`guidance_scale` must be a number"),
         ({"eta": 2.0}, ValueError, "`eta` must lie between 0 and 1, got 2.0"),
         ({"upsample_temperature": -1}, ValueError, "`upsample_temperature`"),
         ({"output_type": "jpg"}, ValueError, "`output_type` must be one of 'pil', 'np', 'pt', got 'jpg'"),
@@ -61,7 +65,9 @@ def pipe():
         ({"super_res_latents": torch.zeros(1, 3, 8, 8)}, ValueError, r"`super_res_latents` .*\[1, 3, 32, 32\]"),
         ({"latents": [0]}, TypeError, "`latents` must be a torch.Tensor"),
         ({"callback_on_step_end_tensor_inputs": ["images"]}, ValueError, "`callback_on_step_end_tensor_inputs`"),
-        ({"callback_on_step_end": 3}, TypeError, "`callback_on_step_end` must be callable"),
+        ({"callback_on_step_end_tensor_inputs": None}, TypeError, "`callback_on_step_end_tensor_inputs` .* got None"),
+        ({"callback_on_step_end": 3}, TypeError, "`callback_on_step_end` must be callable, got 3"),
+        ({"cond_fn": 3}, TypeError, "`cond_fn` must be callable, got 3"),
     ],
 )
 def test_bad_arguments_are_named(pipe, arguments, error, message):
@@ -74,6 +80,15 @@ def test_a_pipeline_without_text_encoders_needs_embeddings():
     pipe.text_encoder = None
     with pytest.raises(ValueError, match="`prompt` needs a tokenizer and `text_encoder`"):
         pipe("a red circle")
+    embeds = {"prompt_embeds": EMBEDS, "super_res_prompt_embeds": EMBEDS}
+    for guidance in ({}, {"guidance_scale": 1.0, "guider": ClassifierFreeGuidance()}):
+        with pytest.raises(ValueError, match="`negative_prompt_embeds`"):
+            pipe(**embeds, **guidance)
+
+
+def test_a_pipeline_without_a_tokenizer_needs_embeddings():
+    pipe = tiny_pipeline()
+    pipe.tokenizer = None
     with pytest.raises(ValueError, match="`negative_prompt_embeds`"):
         pipe(prompt_embeds=EMBEDS, super_res_prompt_embeds=EMBEDS)
 

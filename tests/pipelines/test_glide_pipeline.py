@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers.callbacks import PipelineCallback
 from diffusers.guiders import (
     AdaptiveProjectedGuidance,
@@ -441,7 +442,7 @@ def test_guidance_cannot_be_switched_on_in_a_callback(base_only):
     assert base_only.stage is None
 
 
-def test_a_callback_can_interrupt(pipe):
+def test_a_callback_can_interrupt(pipe, base_only):
     seen = []
 
     def callback(pipe, step, timestep, tensors):
@@ -449,8 +450,11 @@ def test_a_callback_can_interrupt(pipe):
         pipe._interrupt = step == 1
         return tensors
 
-    draw(pipe, callback_on_step_end=callback, num_inference_steps=9)
+    picture = draw(pipe, callback_on_step_end=callback, num_inference_steps=9, output_type="pt")
     assert seen == [0, 1]
+    # What the base stage has got to, and not the noise that the upsampler would have begun with.
+    base = draw(base_only, callback_on_step_end=callback, num_inference_steps=9, output_type="pt")
+    torch.testing.assert_close(picture, F.interpolate(base, picture.shape[-2:], mode="bilinear"))
 
 
 def test_pipeline_callbacks_are_accepted(pipe):
@@ -494,6 +498,8 @@ def test_model_cpu_offload():
     pipe = tiny_pipeline()
     expected = draw(pipe)
     pipe.enable_model_cpu_offload(device="cpu")
+    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    assert len(networks) == 4 and all(hasattr(network, "_hf_hook") for network in networks)
     np.testing.assert_allclose(draw(pipe), expected, atol=1e-5)
     np.testing.assert_allclose(draw(pipe), expected, atol=1e-5)
 

@@ -291,6 +291,21 @@ def test_switching_to_diffusers_and_back_loses_nothing(cls, name):
     assert torch.equal(back.betas, built.betas)
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("name", STOCK)
+def test_switching_from_diffusers_and_back_loses_nothing(cls, name, tmp_path):
+    """A stock scheduler's own defaults are settings too: another schedule would draw other pictures, silently."""
+    getattr(diffusers, name)().save_pretrained(tmp_path)
+    stock = getattr(diffusers, name).from_pretrained(tmp_path)
+    built = cls.from_config(stock.config)
+    torch.testing.assert_close(built.betas.float(), stock.betas.float(), atol=1e-6, rtol=0)
+    back = getattr(diffusers, name).from_config(built.config)
+    for setting, value in stock.config.items():
+        if not setting.startswith("_"):
+            assert back.config[setting] == value, setting
+            assert built.config.get(setting, value) == value, setting
+
+
 def test_what_stock_schedulers_need_on_the_cosine_schedule_is_carried():
     config = GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2").config
     assert diffusers.DPMSolverMultistepScheduler.from_config(config).config.lambda_min_clipped == -5.1
