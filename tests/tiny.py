@@ -59,10 +59,16 @@ def tiny_text_encoder(seed: int = 0) -> GLIDETextEncoder:
     return GLIDETextEncoder(config).eval()
 
 
-def tiny_unet(in_channels: int = 3, sample_size: int = 8, seed: int = 0, dropout: float = 0.0):
+def tiny_unet(
+    in_channels: int = 3,
+    sample_size: int = 8,
+    seed: int = 0,
+    dropout: float = 0.0,
+    block_out_channels: tuple[int, ...] = (8, 16),
+):
     torch.manual_seed(seed)
     config = GLIDEUNet2DConditionModel.glide_config(
-        block_out_channels=(8, 16),
+        block_out_channels=block_out_channels,
         attention_levels=(1,),
         layers_per_block=1,
         text_hidden_size=WIDTH,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 
@@ -22,8 +23,9 @@ def load_images(name: str, images: Any) -> list[Image.Image]:
     Args:
         name (`str`): Of the argument, for error messages.
         images: A picture or a list of them: PIL of any mode (transparent pixels become white, EXIF rotation is
-            applied); numpy arrays `[H, W]`, `[H, W, C]` or `[B, H, W, C]`, uint8, uint16 or floats in [0, 1]; tensors
-            `[C, H, W]` or `[B, C, H, W]`, of the same types or floats in [-1, 1]. `C` is 1 (grey), 3 or 4 (with alpha).
+            applied; `"F"` holds [0, 1], `"I"` and `"I;16"` hold 0 to 65535); numpy arrays `[H, W]`, `[H, W, C]` or
+            `[B, H, W, C]`, uint8, uint16 or floats in [0, 1]; tensors `[C, H, W]` or `[B, C, H, W]`, of the same types
+            or floats in [-1, 1]. `C` is 1 (grey), 3 or 4 (with alpha).
 
     Returns:
         `list[PIL.Image.Image]`
@@ -43,9 +45,9 @@ def load_masks(name: str, masks: Any) -> list[Image.Image]:
 
     Args:
         name (`str`): Of the argument, for error messages.
-        masks: A mask or a list of them: PIL of any mode; numpy arrays `[H, W]`, `[H, W, C]`, `[B, H, W]` or
-            `[B, H, W, C]`; tensors `[H, W]`, `[B, H, W]` or `[B, 1, H, W]`; bool, uint8, uint16, or floats in [0, 1].
-            `C` is 1, 3 or 4 (alpha is ignored, as diffusers does).
+        masks: A mask or a list of them: PIL of any mode, as in `load_images`; numpy arrays `[H, W]`, `[H, W, C]`,
+            `[B, H, W]` or `[B, H, W, C]`; tensors `[H, W]`, `[B, H, W]` or `[B, 1, H, W]`; bool, uint8, uint16, or
+            floats in [0, 1]. `C` is 1, 3 or 4 (alpha is ignored, as diffusers does).
 
     Returns:
         `list[PIL.Image.Image]` of mode `"L"`.
@@ -53,7 +55,7 @@ def load_masks(name: str, masks: Any) -> list[Image.Image]:
     Raises:
         TypeError, ValueError: naming the argument; also if one of the masks has nothing to repaint.
     """
-    loaded = [_to_grey(_to_pil(name, single)) for single in _as_list(name, masks, _split_masks)]
+    loaded = [_to_pil(name, single).convert("RGB").convert("L") for single in _as_list(name, masks, _split_masks)]
     _check_holes(name, loaded, "white is what is repainted")
     return loaded
 
@@ -84,10 +86,20 @@ def to_tensor(images: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
 
 
 def to_mask_tensor(masks: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
-    """Grey masks, resized bicubically and thresholded at 0.5, as 0 and 1 of shape `[B, 1, height, width]`."""
+    """Grey masks, resized bicubically and thresholded at 0.5, as 0 and 1 of shape `[B, 1, height, width]`.
+
+    A mask whose holes are all too small for that keeps every cell that holds a part of them.
+    """
     height, width = size
-    resized = [np.asarray(mask.resize((width, height), Image.Resampling.BICUBIC)) for mask in masks]
-    return (torch.from_numpy(np.stack(resized))[:, None] >= 128).float()
+
+    def shrink(mask: Image.Image) -> torch.Tensor:
+        shrunk = np.asarray(mask.resize((width, height), Image.Resampling.BICUBIC)) >= 128
+        if shrunk.any():
+            return torch.from_numpy(shrunk).float()[None]
+        # Else the base stage would repaint nothing, and leave the hole to the upsampler.
+        return F.adaptive_max_pool2d(torch.from_numpy(np.asarray(mask) >= 128).float()[None], size)
+
+    return torch.stack([shrink(mask) for mask in masks])
 
 
 def _as_list(name: str, given: Any, split: Callable[[str, Any], list[Any]]) -> list[Any]:
@@ -136,12 +148,17 @@ def _split_masks(name: str, given: np.ndarray | torch.Tensor) -> list[Any]:
 
 
 def _to_pil(name: str, image: Any, signed: bool = False) -> Image.Image:
-    """One picture in memory, upright; arrays as 8-bit. `signed`: floating-point tensors are in [-1, 1]."""
+    """One picture in memory, upright, as 8-bit. `signed`: floating-point tensors are in [-1, 1]."""
     if isinstance(image, Image.Image):
         try:
-            return ImageOps.exif_transpose(image)
+            image = ImageOps.exif_transpose(image)
         except (OSError, SyntaxError, ValueError) as error:  # a file is read only now
             raise ValueError(f"`{name}` cannot be read: {error}") from error
+        if image.mode in ("La", "RGBa"):  # premultiplied colours, which must become plain ones first
+            return image.convert(image.mode.upper())
+        if not image.mode.startswith(("I", "F")):
+            return image
+        image = np.asarray(image) if image.mode == "F" else _to_sixteen_bit(name, image)
     if isinstance(image, torch.Tensor):
         if image.is_floating_point():
             image = (image.float() + 1) / 2 if signed else image.float()
@@ -152,23 +169,19 @@ def _to_pil(name: str, image: Any, signed: bool = False) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        return _sixteen_bit_to_grey(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert("RGB")
 
 
-def _to_grey(mask: Image.Image) -> Image.Image:
-    return _sixteen_bit_to_grey(mask) if mask.mode.startswith(("I", "F")) else mask.convert("RGB").convert("L")
-
-
-def _sixteen_bit_to_grey(image: Image.Image) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
-    # 16-bit files arrive as modes I;16 and I; floats are taken as [0, 1].
-    values = values * 255 if image.mode == "F" else values / 257
-    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+def _to_sixteen_bit(name: str, image: Image.Image) -> np.ndarray:
+    """The values of a 16-bit file, which arrives as mode I;16 or, with room for more, as I."""
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if low < 0 or high > 65535:
+        raise ValueError(f"`{name}` of mode {image.mode} must lie in [0, 65535], got values from {low} to {high}.")
+    return values.astype(np.uint16)
 
 
 def _to_bytes(name: str, values: np.ndarray) -> np.ndarray:
@@ -199,8 +212,10 @@ def pad_to(images: list[Image.Image], size: tuple[int, int]) -> list[Image.Image
     return [pad(image) for image in images]
 
 
-def common_size(name: str, images: list[Image.Image]) -> tuple[int, int]:
-    """`(height, width)` of pictures that must all have the same.
+def common_size(
+    name: str, images: list[Image.Image], advice: str = "pass `height` and `width`, or one size"
+) -> tuple[int, int]:
+    """`(height, width)` of pictures that must all have the same; `advice` ends the error if they do not.
 
     Raises:
         ValueError: if they differ.
@@ -208,7 +223,6 @@ def common_size(name: str, images: list[Image.Image]) -> tuple[int, int]:
     sizes = sorted({(image.height, image.width) for image in images})
     if len(sizes) > 1:
         raise ValueError(
-            f"`{name}` holds pictures of different sizes ({', '.join(f'{h} x {w}' for h, w in sizes)}); "
-            "pass `height` and `width`, or one size."
+            f"`{name}` holds pictures of different sizes ({', '.join(f'{h} x {w}' for h, w in sizes)}); {advice}."
         )
     return sizes[0]

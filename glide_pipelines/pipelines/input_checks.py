@@ -24,7 +24,7 @@ def check_prompt(name: str, prompt: Any) -> None:
 
 
 def check_embeds(name: str, embeds: Any, width: int | None, batch_size: int | None = None) -> None:
-    """`embeds` must be a tensor of shape `[batch_size, L, width]`; None leaves a dimension open."""
+    """`embeds` must be a finite tensor of shape `[batch_size, L, width]`; None leaves a dimension open."""
     if not isinstance(embeds, torch.Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor, got {_describe(embeds)}.")
     if embeds.ndim != 3 or (width is not None and embeds.shape[-1] != width):
@@ -33,6 +33,7 @@ def check_embeds(name: str, embeds: Any, width: int | None, batch_size: int | No
         raise ValueError(f"`{name}` must not be empty, got the shape {list(embeds.shape)}.")
     if batch_size is not None and embeds.shape[0] != batch_size:
         raise ValueError(f"`{name}` must have a batch of {batch_size}, as the prompts have, got {embeds.shape[0]}.")
+    _check_finite(name, embeds)
 
 
 def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
@@ -74,11 +75,12 @@ def check_generator(generator: Any, num_images: int) -> None:
 
 
 def check_latents(name: str, latents: Any, shape: tuple[int, ...]) -> None:
-    """`latents` must be a tensor of the given shape."""
+    """`latents` must be a finite tensor of the given shape."""
     if not isinstance(latents, torch.Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor, got {_describe(latents)}.")
     if tuple(latents.shape) != shape:
         raise ValueError(f"`{name}` must have the shape {list(shape)}, got {list(latents.shape)}.")
+    _check_finite(name, latents)
 
 
 def check_output_type(output_type: Any) -> None:
@@ -116,6 +118,11 @@ def check_callback_inputs(names: Sequence[str], allowed: Sequence[str]) -> None:
         raise ValueError(
             f"`callback_on_step_end_tensor_inputs` may hold {', '.join(map(repr, allowed))}, got {unknown}."
         )
+
+
+def _check_finite(name: str, tensor: torch.Tensor) -> None:
+    if not tensor.isfinite().all():
+        raise ValueError(f"`{name}` holds NaN or infinity.")
 
 
 def _describe(value: Any) -> str:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
-from diffusers.utils import logging, replace_example_docstring
+from diffusers.utils import replace_example_docstring
 from PIL import Image
 
 from ..models import GLIDEUNet2DConditionModel
@@ -21,8 +21,6 @@ from .pipeline_output import GLIDEPipelineOutput
 from .pipeline_utils import GLIDEPipelineBase
 from .sampling import CondFn
 
-
-logger = logging.get_logger(__name__)
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -169,7 +167,8 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
         masks = self._prepare_images("mask_image", masks, call.batch_size, num_images_per_prompt)
         whole = None
         if padding_mask_crop is not None:
-            masks = resize_masks("mask_image", masks, common_size("image", pictures))
+            own_size = common_size("image", pictures, "`padding_mask_crop` needs one size")
+            masks = resize_masks("mask_image", masks, own_size)
             whole = pictures, masks, self._boxes(masks, padding_mask_crop)
             pictures, masks = (
                 [image.crop(box) for image, box in zip(images, whole[2], strict=True)] for images in whole[:2]
@@ -181,7 +180,6 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
             check_latents("latents", latents, (call.num_images, 3, *base_size))
         if super_res_latents is not None:
             check_latents("super_res_latents", super_res_latents, (call.num_images, 3, *inside))
-        logger.info(f"Inpainting in {self.mode} mode.")
 
         # 2. Encode the prompts, and make the pictures ready for each stage.
         self._encode_call(call)

@@ -111,7 +111,7 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
             tile_size (`int`, *optional*): Larger results are drawn in overlapping tiles of so many pixels, which bounds
                 the memory of the network; by default the size that it was trained on.
             tile_overlap (`int`, *optional*): Pixels that neighbouring tiles share at least; a quarter of a tile by
-                default.
+                default. Tiles are at least the network's size multiple apart.
             super_res_num_inference_steps, super_res_timesteps, num_images_per_prompt, upsample_temperature, generator,
             super_res_latents, super_res_prompt_embeds, output_type, return_dict, callback_on_step_end,
             callback_on_step_end_tensor_inputs: As in [`GLIDEPipeline`].
@@ -144,7 +144,8 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
         if image is None:
             raise ValueError("Pass `image`: there is nothing to enlarge.")
         pictures = self._prepare_images("image", load_images("image", image), call.batch_size, num_images_per_prompt)
-        height, width = (length * self.scale_factor for length in common_size("image", pictures))
+        small_size = common_size("image", pictures, "enlarge one size at a time")
+        height, width = (length * self.scale_factor for length in small_size)
         inside = self._padded((height, width))
         unet = self._tiled(max(inside), tile_size, tile_overlap)
         if super_res_latents is not None:
@@ -166,10 +167,13 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
         tile_size = max(self.default_size) if tile_size is None else tile_size
         check_multiple("tile_size", tile_size, self.size_multiple)
         tile_overlap = tile_size // 4 if tile_overlap is None else tile_overlap
-        if isinstance(tile_overlap, bool) or not isinstance(tile_overlap, int) or not 0 <= tile_overlap < tile_size:
+        step = self.super_res_unet.size_multiple
+        most = tile_size - step
+        if isinstance(tile_overlap, bool) or not isinstance(tile_overlap, int) or not 0 <= tile_overlap <= most:
             raise ValueError(
-                f"`tile_overlap` must be an integer from 0 to below `tile_size` {tile_size}, got {tile_overlap!r}."
+                f"`tile_overlap` must be an integer from 0 to {most}, which is `tile_size` less {step}, "
+                f"got {tile_overlap!r}."
             )
         if length <= tile_size:
             return self.super_res_unet
-        return TiledUNet(self.super_res_unet, tile_size, tile_overlap, step=self.super_res_unet.size_multiple)
+        return TiledUNet(self.super_res_unet, tile_size, tile_overlap, step)

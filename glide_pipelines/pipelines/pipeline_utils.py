@@ -40,6 +40,8 @@ logger = logging.get_logger(__name__)
 # The released notebooks' spacings (GLIDE, section 4, samples the base model with 150 steps; the notebooks with 100).
 DEFAULT_TIMESTEPS = "100"
 DEFAULT_SUPER_RES_TIMESTEPS = "fast27"
+# A UNet of so many channels is faster in the channels-last layout, a small one is slower (docs/performance.md).
+CHANNELS_LAST_WIDTH = 128
 
 
 class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoaderMixin):
@@ -105,6 +107,9 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
             low_res_consistency=low_res_consistency,
             default_guidance_scale=default_guidance_scale,
         )
+        for network in (unet, super_res_unet):
+            if network is not None and network.config.block_out_channels[0] >= CHANNELS_LAST_WIDTH:
+                network.to(memory_format=torch.channels_last)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
     # -- properties that a callback may read, or change while the pipeline runs ---------------------------------------
@@ -352,7 +357,8 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
                 eta=eta,
                 strength=strength,
             )
-            self._num_timesteps += num_resample * len(base.start(self._execution_device))
+            repeats = 1 if self.unet.is_inpainter else num_resample
+            self._num_timesteps += repeats * len(base.start(self._execution_device))
         if self.super_res_unet is not None:
             super_res = SchedulerAdapter(
                 self.super_res_scheduler,
@@ -362,7 +368,8 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
                 generator=generator,
                 prefix="super_res_",
             )
-            self._num_timesteps += num_resample * len(super_res.start(self._execution_device))
+            repeats = 1 if self.super_res_unet.is_inpainter else num_resample
+            self._num_timesteps += repeats * len(super_res.start(self._execution_device))
         return Call(
             batch_size=batch_size,
             num_images_per_prompt=num_images_per_prompt,
@@ -407,7 +414,8 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
     ) -> list[Image.Image]:
         """One picture for each that is drawn: a single one serves all prompts."""
         if len(images) not in (1, batch_size):
-            raise ValueError(f"`{name}` must be one picture or {batch_size}, as the prompts are, got {len(images)}.")
+            allowed = "as there is one prompt" if batch_size == 1 else f"or {batch_size}, as the prompts are"
+            raise ValueError(f"`{name}` must be one picture, {allowed}, got {len(images)}.")
         each = images * batch_size if len(images) == 1 else images
         return [image for image in each for _ in range(num_images_per_prompt)]
 

@@ -173,7 +173,8 @@ class SamplingMixin:
         first_step = 0 if self.stage == "base" else self.num_timesteps - len(visits)
         with self.progress_bar(total=len(visits)) as progress_bar:
             if "desc" not in self._progress_bar_config:
-                progress_bar.set_description(f"{self.stage} {latents.shape[-1]}x{latents.shape[-2]}")
+                mode = ", implicit" if known is not None else ", fine-tuned" if "image" in conditions else ""
+                progress_bar.set_description(f"{self.stage} {latents.shape[-1]}x{latents.shape[-2]}{mode}")
             for visit, (i, repeat) in enumerate(visits):
                 if self.interrupt:
                     break

@@ -20,14 +20,15 @@ class TiledUNet:
     Args:
         unet ([`GLIDEUNet2DConditionModel`]): An upsampler.
         tile_size (`int`): Height and width of a tile in pixels.
-        tile_overlap (`int`): Pixels that neighbouring tiles share, at least.
-        step (`int`): Tiles start at multiples of so many pixels.
+        tile_overlap (`int`): Pixels that neighbouring tiles share, at least; at most `tile_size - step`.
+        step (`int`): Tiles start at multiples of so many pixels, which divide `tile_size` and the pictures' sides.
     """
 
     def __init__(self, unet: GLIDEUNet2DConditionModel, tile_size: int, tile_overlap: int, step: int) -> None:
         self.unet = unet
         self.tile_size = tile_size
-        self.tile_overlap = tile_overlap
+        # Rounded up: tiles can only be moved by whole steps, and must not lose overlap by it.
+        self.tile_overlap = -(-tile_overlap // step) * step
         self.step = step
 
     @property

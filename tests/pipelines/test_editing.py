@@ -12,15 +12,17 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from PIL import Image
-from tiny import tiny_call, tiny_inpaint_pipeline, tiny_pipeline
+from tiny import tiny_call, tiny_inpaint_pipeline, tiny_pipeline, tiny_unet
 
 from glide_pipelines import (
     GLIDEDDIMScheduler,
+    GLIDEDDPMScheduler,
     GLIDEImg2ImgPipeline,
     GLIDEInpaintPipeline,
     GLIDEPipeline,
     GLIDESuperResolutionPipeline,
 )
+from glide_pipelines.pipelines.image_inputs import to_mask_tensor, to_tensor
 from glide_pipelines.pipelines.known_region import KnownRegion
 from glide_pipelines.pipelines.tiling import TiledUNet
 from glide_pipelines.schedulers import SchedulerAdapter
@@ -35,6 +37,19 @@ HOLE = np.asarray(MASK) > 0
 
 def picture(height, width):
     return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@contextlib.contextmanager
+def inputs_of(unet):
+    """What the network is given, a dictionary for each time that it runs."""
+    seen = []
+    hook = unet.register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append({"sample": args[0]} | kwargs), with_kwargs=True
+    )
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def quiet(pipe):
@@ -115,6 +130,21 @@ def test_batches(inpaint):
     assert np.abs(np.asarray(alone).astype(int) - np.asarray(results[2])).max() <= 1
 
 
+def test_a_hole_too_small_for_the_base_stage_is_repainted_by_it_all_the_same(fine_tuned):
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (9, 13, 11, 15))
+    with inputs_of(fine_tuned.unet) as seen:
+        paint(fine_tuned, mask=mask)
+    assert [inputs["mask"][0, 0].nonzero().tolist() for inputs in seen] == [[[3, 2]]] * 2
+
+
+def test_the_upsampler_sees_the_known_pixels(implicit):
+    with inputs_of(implicit.super_res_unet) as seen:
+        paint(implicit)
+    known = ~to_mask_tensor([MASK], (8, 8)).bool().expand(-1, 3, -1, -1)
+    torch.testing.assert_close(seen[0]["low_res"][known], to_tensor([PICTURE], (8, 8))[known])
+
+
 def test_height_and_width_resize_the_picture(inpaint):
     (result,) = paint(inpaint, height=64, width=32)
     assert result.size == (32, 64)
@@ -123,13 +153,26 @@ def test_height_and_width_resize_the_picture(inpaint):
 def test_a_crop_around_the_mask_leaves_the_rest_alone(inpaint, caplog):
     large, mask = picture(96, 128), Image.new("L", (128, 96))
     mask.paste(255, (60, 40, 70, 50))
-    (result,) = paint(inpaint, large, mask, padding_mask_crop=4)
+    with inputs_of(inpaint.unet) as seen:
+        (result,) = paint(inpaint, large, mask, padding_mask_crop=4)
     hole = np.asarray(mask) > 0
     assert result.size == (128, 96)
     np.testing.assert_array_equal(np.asarray(result)[~hole], np.asarray(large)[~hole])
     assert (np.asarray(result)[hole] != np.asarray(large)[hole]).any()
     # It worked at the size that the model was trained on, and so did not warn.
+    assert {inputs["sample"].shape[-2:] for inputs in seen} == {(8, 8)}
     assert "far from" not in caplog.text
+
+
+def test_a_crop_worked_on_at_another_size_is_resized_back(inpaint):
+    large, mask, box = picture(70, 90), Image.new("L", (90, 70)), (16, 12, 64, 52)
+    mask.paste(255, (20, 16, 60, 48))
+    size = {"height": 64, "width": 32}
+    (result,) = paint(inpaint, large, mask, padding_mask_crop=4, **size)
+    (part,) = paint(inpaint, large.crop(box), mask.crop(box), output_type="pt", **size)
+    resized = [Image.fromarray(channel.numpy()).resize((48, 40), Image.Resampling.BICUBIC) for channel in part]
+    hole, expected = np.asarray(mask.crop(box)) > 0, 255 * np.stack(resized, axis=-1).clip(0, 1)
+    np.testing.assert_allclose(np.asarray(result.crop(box))[hole], expected[hole], atol=1)
 
 
 def test_a_crop_around_each_mask_of_a_batch(inpaint):
@@ -190,6 +233,34 @@ def test_resampling_takes_each_step_several_times(implicit):
     paint(implicit, num_resample=3, callback_on_step_end=lambda p, i, t, k: seen.append((i, int(t))) or {})
     assert [i for i, _ in seen] == list(range(12)) and implicit.num_timesteps == 12
     assert [t for _, t in seen] == [999] * 3 + [0] * 3 + [999] * 3 + [0] * 3
+
+
+def test_only_the_implicit_stage_resamples(implicit):
+    """Each stage runs in its own mode, and callbacks count what is run."""
+    mixed = quiet(GLIDEInpaintPipeline.from_pipe(implicit, super_res_unet=tiny_unet(10, 32, 3)))
+    mixed.super_res_scheduler = GLIDEDDPMScheduler()
+    seen = []
+    paint(mixed, num_resample=3, callback_on_step_end=lambda pipe, step, timestep, tensors: seen.append(step) or {})
+    assert seen == list(range(mixed.num_timesteps)) == list(range(3 * 2 + 2))
+
+
+def test_the_progress_bar_names_the_mode(fine_tuned, implicit, capsys):
+    for pipe in (fine_tuned, implicit):
+        loud = GLIDEInpaintPipeline.from_pipe(pipe)
+        loud.set_progress_bar_config(disable=False)
+        paint(loud)
+        shown = capsys.readouterr().err
+        assert f"base 8x8, {pipe.mode}" in shown and f"super_res 32x32, {pipe.mode}" in shown
+
+
+def test_resampling_starts_a_step_again_from_more_noise(implicit):
+    """Its first visit ends in a clean picture, within [-1, 1]; the second begins with the noise of its step."""
+    call = {"num_resample": 2, "timesteps": [999], "guidance_scale": 1.0}
+    with inputs_of(implicit.unet) as seen:
+        paint(implicit, mask=Image.new("L", (32, 32), 255), **call)
+    first, second = (inputs["sample"] for inputs in seen)
+    assert second.abs().max() > 2 and second.std().item() == pytest.approx(1, abs=0.2)
+    assert not torch.equal(first, second)
 
 
 def test_resampling_goes_back_by_one_step_of_noise(implicit):
@@ -270,8 +341,8 @@ TRUNCATED = TRUNCATED.getvalue()[:20000]
         ),
         ({"mask_image": CORNER}, ValueError, "`mask_image` 0 of 1 has nothing to repaint: .* size of 32 x 32"),
         ({"mask_image": CORNER, "padding_mask_crop": 4}, ValueError, "`mask_image` 0 of 1 .* size of 32 x 32"),
-        ({"image": [PICTURE] * 2}, ValueError, "`image` must be one picture or 1, as the prompts are, got 2"),
-        ({"mask_image": [MASK] * 3}, ValueError, "`mask_image` must be one picture or 1, as the prompts are, got 3"),
+        ({"image": [PICTURE] * 2}, ValueError, "`image` must be one picture, as there is one prompt, got 2"),
+        ({"mask_image": [MASK] * 3}, ValueError, "`mask_image` must be one picture, as there is one prompt, got 3"),
         ({"image": np.full((32, 32, 3), np.nan)}, ValueError, "`image` holds NaN"),
         ({"mask_image": np.full((32, 32), np.nan)}, ValueError, "`mask_image` holds NaN"),
         ({"num_resample": 0}, ValueError, "`num_resample` must be 1 or more"),
@@ -282,12 +353,18 @@ TRUNCATED = TRUNCATED.getvalue()[:20000]
         (
             {"image": [PICTURE, picture(40, 32)], "prompt": ["a", "b"]},
             ValueError,
-            "`image` holds pictures of different sizes .*32 x 32, 40 x 32",
+            r"`image` holds pictures of different sizes \(32 x 32, 40 x 32\); pass `height` and `width`, or one size\.",
         ),
         (
-            {"image": [PICTURE, picture(40, 32)], "prompt": ["a", "b"], "padding_mask_crop": 0},
+            {
+                "image": [PICTURE, picture(40, 32)],
+                "prompt": ["a", "b"],
+                "padding_mask_crop": 0,
+                "height": 32,
+                "width": 32,
+            },
             ValueError,
-            "`image` holds pictures of different sizes .*32 x 32, 40 x 32",
+            r"`image` holds pictures of different sizes \(32 x 32, 40 x 32\); `padding_mask_crop` needs one size\.",
         ),
     ],
 )
@@ -405,7 +482,7 @@ def test_strength_with_stock_schedulers(img2img, name):
         ({"strength": -0.1}, "`strength` must lie between 0 and 1"),
         ({"strength": 0.1}, "`strength` 0.1 leaves none of the 2 steps"),
         ({"strength": 0}, "`strength` 0 leaves none"),
-        ({"image": [PICTURE] * 2}, "`image` must be one picture or 1"),
+        ({"image": [PICTURE] * 2}, "`image` must be one picture, as there is one prompt, got 2"),
     ],
 )
 def test_bad_input_to_sdedit(img2img, changes, message):
@@ -481,7 +558,10 @@ def test_large_pictures_are_drawn_in_tiles(enlarger, height, width, tiles):
 
 
 def test_tiles_leave_no_seams(enlarger):
-    """Between tiled and untiled the difference is no larger on the lines where tiles begin than elsewhere."""
+    """Between tiled and untiled the difference is no larger on the lines where tiles begin than elsewhere.
+
+    With tiles that all weigh the same up to their edges it is larger: 0.111 against 0.093.
+    """
     image = Image.fromarray(np.tile(np.linspace(0, 255, 16, dtype=np.uint8)[:, None, None], (1, 16, 3)))
     noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     whole = enlarge(enlarger, image, super_res_latents=noise, tile_size=64)[0]
@@ -489,7 +569,19 @@ def test_tiles_leave_no_seams(enlarger):
     difference = np.abs(np.diff(tiled - whole, axis=1)).mean(axis=(0, 2))
     lines = [start - 1 for start in (16, 32, 48)]
     elsewhere = np.delete(difference, lines)
-    assert difference[lines].mean() <= elsewhere.mean() + 2 * elsewhere.std()
+    assert difference[lines].mean() <= elsewhere.mean()
+
+
+@pytest.mark.parametrize(
+    ("tile", "overlap", "step", "length"),
+    [(32, 4, 8, 88), (32, 0, 8, 88), (32, 1, 2, 66), (32, 30, 2, 66), (32, 15, 8, 200), (256, 60, 32, 1120)],
+)
+def test_tiles_overlap_by_what_was_promised(tile, overlap, step, length):
+    spans = TiledUNet(None, tile, overlap, step)._spans(length, torch.device("cpu"))
+    starts = [start for start, _, _ in spans]
+    assert starts[0] == 0 and starts[-1] == length - tile and all(start % step == 0 for start in starts)
+    shared = [before + tile - start for before, start in itertools.pairwise(starts)]
+    assert overlap <= min(shared) and max(shared) < tile
 
 
 def test_where_tiles_disagree_the_passage_is_gradual():
@@ -522,10 +614,14 @@ def test_bad_input_to_enlarging(enlarger):
     for changes, message in (
         ({"image": None}, "Pass `image`"),
         ({"image": np.full((8, 8, 3), np.nan)}, "`image` holds NaN"),
-        ({"image": [picture(8, 8)] * 2}, "`image` must be one picture or 1, as the prompts are, got 2"),
+        ({"image": [picture(8, 8)] * 2}, "`image` must be one picture, as there is one prompt, got 2"),
+        (
+            {"image": [picture(8, 8), picture(8, 9)], "prompt": ["a", "b"]},
+            r"`image` holds pictures of different sizes \(8 x 8, 8 x 9\); enlarge one size at a time\.",
+        ),
         ({"super_res_latents": torch.zeros(1, 3, 8, 8)}, r"`super_res_latents` must have the shape \[1, 3, 32, 32\]"),
         ({"tile_size": 30}, "`tile_size` must be a multiple of 8"),
-        ({"tile_overlap": 32}, "`tile_overlap` must be an integer from 0 to below `tile_size` 32"),
+        ({"tile_overlap": 31}, "`tile_overlap` must be an integer from 0 to 30, which is `tile_size` less 2, got 31"),
         ({"prompt": None}, "Pass `prompt` or `super_res_prompt_embeds`"),
         ({"super_res_timesteps": "x"}, "super_res_timesteps='x'"),
     ):

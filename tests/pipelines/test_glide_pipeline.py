@@ -14,7 +14,8 @@ from diffusers.guiders import (
     ClassifierFreeGuidance,
     SkipLayerGuidance,
 )
-from tiny import CONTEXT, WIDTH, tiny_call, tiny_components, tiny_pipeline
+from safetensors.torch import load_file
+from tiny import CONTEXT, WIDTH, tiny_call, tiny_components, tiny_pipeline, tiny_unet
 
 from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler, GLIDEPipeline, GLIDEPipelineOutput
 
@@ -502,6 +503,22 @@ def test_model_cpu_offload():
     assert len(networks) == 4 and all(hasattr(network, "_hf_hook") for network in networks)
     np.testing.assert_allclose(draw(pipe), expected, atol=1e-5)
     np.testing.assert_allclose(draw(pipe), expected, atol=1e-5)
+
+
+def test_wide_networks_get_the_faster_layout(tmp_path):
+    """Which changes no picture and no file."""
+    wide = tiny_components(upsampler=False) | {"unet": tiny_unet(block_out_channels=(128, 128))}
+    weights = {name: tensor.clone() for name, tensor in wide["unet"].state_dict().items()}
+    pipe = GLIDEPipeline(**wide)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    picture = draw(pipe)
+    pipe.unet.to(memory_format=torch.contiguous_format)
+    np.testing.assert_allclose(draw(pipe), picture, atol=1e-4)
+    GLIDEPipeline(**wide).save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(saved[name], tensor) for name, tensor in weights.items())
+    assert tiny_pipeline().unet.conv_in.weight.is_contiguous()
 
 
 def test_attention_slicing_does_not_change_the_picture():

@@ -24,8 +24,9 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
         torch.from_numpy(PIXELS).permute(2, 0, 1) / 255,
         torch.from_numpy(PIXELS).permute(2, 0, 1)[None] / 127.5 - 1,
         [Image.fromarray(PIXELS)],
+        Image.fromarray(PIXELS).convert("RGBA").convert("RGBa"),
     ],
-    ids=["PIL", "uint8", "float64", "batch", "tensor uint8", "tensor 0..1", "tensor -1..1", "list"],
+    ids=["PIL", "uint8", "float64", "batch", "tensor uint8", "tensor 0..1", "tensor -1..1", "list", "premultiplied"],
 )
 def test_every_kind_of_picture_gives_the_same_result(picture):
     (loaded,) = load_images("image", picture)
@@ -44,7 +45,9 @@ def test_transparency_in_arrays_and_tensors_becomes_white_too():
 
 def test_grey_arrays_are_grey_pictures():
     grey = PIXELS[..., 0]
-    for kind in (Image.fromarray(grey), grey, grey[..., None], grey / 255, torch.from_numpy(grey)[None]):
+    pil = Image.fromarray(grey)
+    modes = [pil, pil.convert("LA").convert("La"), Image.fromarray((grey / 255).astype(np.float32))]  # the last is "F"
+    for kind in (*modes, grey, grey[..., None], grey / 255, torch.from_numpy(grey)[None]):
         (loaded,) = load_images("image", kind)
         np.testing.assert_array_equal(np.asarray(loaded), np.repeat(grey[..., None], 3, axis=-1))
 
@@ -61,6 +64,11 @@ def test_transparency_becomes_white_and_palettes_colours():
     assert np.asarray(load_images("image", clear)[0]).min() == 255
     palette = Image.fromarray(PIXELS).quantize(256)
     np.testing.assert_array_equal(np.asarray(load_images("image", palette)[0]), np.asarray(palette.convert("RGB")))
+    for mode in ("LA", "RGBA"):
+        half = Image.new(mode, (1, 1), (200,) * (len(mode) - 1) + (128,))
+        premultiplied = half.convert(mode.replace("A", "a"))
+        loaded = [np.asarray(load_images("image", kind)[0]) for kind in (half, premultiplied)]
+        np.testing.assert_allclose(*loaded, atol=1)
 
 
 def test_sixteen_bit_pictures_keep_their_brightness():
@@ -90,6 +98,9 @@ MASK[2:5, 1:4] = 255
         Image.fromarray(MASK),
         Image.fromarray(MASK).convert("RGB"),
         Image.fromarray(MASK).convert("1"),
+        Image.fromarray(MASK).convert("LA").convert("La"),
+        Image.fromarray((MASK / 255).astype(np.float32)),
+        Image.fromarray(MASK.astype(np.int32) * 257),
         MASK,
         MASK / 255,
         MASK > 0,
@@ -110,6 +121,18 @@ def test_every_kind_of_mask_gives_the_same_result(mask):
 def test_grey_masks_are_thresholded():
     mask = np.array([[127, 128]], dtype=np.uint8)
     assert to_mask_tensor(load_masks("mask_image", mask), (1, 2)).flatten().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("left", "top", "cells"), [(5, 9, [(2, 1)]), (7, 11, [(2, 1), (2, 2), (3, 1), (3, 2)])])
+def test_a_hole_too_small_for_the_small_mask_keeps_its_cells(left, top, cells):
+    """And the others of its batch stay as they are."""
+    small, large = Image.new("L", (32, 32)), Image.new("L", (32, 32))
+    small.paste(255, (left, top, left + 2, top + 2))
+    large.paste(255, (9, 9, 23, 24))
+    masks = to_mask_tensor([small, large], (8, 8))
+    assert [tuple(cell) for cell in masks[0, 0].nonzero().tolist()] == cells
+    bicubic = np.asarray(large.resize((8, 8), Image.Resampling.BICUBIC)) >= 128
+    np.testing.assert_array_equal(masks[1, 0].numpy(), bicubic)
 
 
 def test_padding_repeats_the_edge():
@@ -133,11 +156,24 @@ def test_padding_repeats_the_edge():
         (torch.full((3, 4, 4), -2.0), ValueError, r"`image` must lie in \[0, 1\]"),
         (np.full((4, 4, 3), np.nan), ValueError, "`image` holds NaN"),
         (np.zeros((4, 4, 3), dtype=np.int64), TypeError, "`image` must hold uint8, uint16 or floating-point"),
+        (Image.new("F", (4, 4), np.nan), ValueError, "`image` holds NaN"),
+        (Image.new("L", (4, 4), 255).convert("F"), ValueError, r"`image` must lie in \[0, 1\], got .* from 255 to 255"),
+        (Image.new("I", (4, 4), 10**6), ValueError, r"`image` of mode I must lie in \[0, 65535\], got .* 1000000"),
+        (Image.new("I", (4, 4), -5), ValueError, r"`image` of mode I must lie in \[0, 65535\], got .* from -5 to -5"),
     ],
 )
 def test_bad_pictures_are_named(picture, error, message):
     with pytest.raises(error, match=message):
         load_images("image", picture)
+
+
+def test_bad_values_in_masks_are_named():
+    partly = np.ones((4, 4), dtype=np.float32)
+    partly[0, 0] = np.nan
+    with pytest.raises(ValueError, match="`mask_image` holds NaN"):
+        load_masks("mask_image", Image.fromarray(partly))
+    with pytest.raises(ValueError, match=r"`mask_image` of mode I must lie in \[0, 65535\]"):
+        load_masks("mask_image", Image.new("I", (4, 4), 10**6))
 
 
 def test_a_mask_with_nothing_to_repaint_is_named():
