@@ -7,6 +7,7 @@ It stands beside the package and not in it, because importing the package loads 
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import re
@@ -81,9 +82,13 @@ def _check_task(args: argparse.Namespace) -> None:
     given = [f"--{option}" for option in ("mask", "strength", "enlarge") if getattr(args, option)]
     if len(given) > 1:
         raise argparse.ArgumentError(None, f"{' and '.join(given)} are different tasks: give one of them")
+    if args.image is not None and args.no_upsample:
+        raise argparse.ArgumentError(None, "--no-upsample is for a prompt alone: --image says how large the result is")
     if args.enlarge:
-        for option in ("no_upsample", "steps", "scheduler", "guidance_scale", "negative_prompt"):
-            if getattr(args, option):
+        for option in ("steps", "scheduler", "guidance_scale", "negative_prompt"):
+            if getattr(args, "fast", False) and getattr(args, option) == FAST.get(option):
+                setattr(args, option, None)
+            elif getattr(args, option) is not None:
                 name = option.replace("_", "-")
                 raise argparse.ArgumentError(None, f"--{name} is for the base model, which --enlarge does not run")
 
@@ -195,6 +200,7 @@ class _Fast(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
+        namespace.fast = True
         for name, value in FAST.items():
             if getattr(namespace, name, None) is None:
                 setattr(namespace, name, value)
@@ -252,9 +258,13 @@ def output_file(text: str) -> Path:
 
 
 def picture_file(text: str) -> Path:
-    """An output file whose ending names a picture format."""
+    """An output file whose ending names a format that can hold a picture in colour."""
     from PIL import Image
 
-    if Image.registered_extensions().get(Path(text).suffix.lower()) not in Image.SAVE:
-        raise argparse.ArgumentTypeError(f"must end in .png, .jpg, .webp or the like, got {text!r}")
+    picture_format = Image.registered_extensions().get(Path(text).suffix.lower())
+    try:
+        # Pillow reads more formats than it writes, and writes some in black and white only: what it does tells.
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), picture_format)
+    except (KeyError, OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"must end in .png, .jpg, .webp or the like, got {text!r}") from error
     return output_file(text)

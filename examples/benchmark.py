@@ -1,6 +1,6 @@
 """What a picture costs: text encoding, a base step, an upsampler step, the whole, and how near to the machine's speed.
 
-    python examples/benchmark.py --device cuda --dtype bfloat16 --channels_last --compile
+    python examples/benchmark.py --device cuda --dtype bfloat16 --compile
 
 Without `--model` the networks have the sizes of OpenAI's released checkpoints and random weights: the time does not
 depend on the values. The steps are those of `GLIDEPipeline` itself, timed by a callback. Operations are counted, two
@@ -18,13 +18,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from glide_cli import positive_int
+import glide_cli
 from glide_pipelines import (
     GLIDEDDIMScheduler,
     GLIDEDDPMScheduler,
@@ -33,6 +32,7 @@ from glide_pipelines import (
     GLIDETextEncoder,
     GLIDEUNet2DConditionModel,
 )
+from glide_pipelines.cli import find_device, load_pipeline
 
 
 RELEASED_BASE = {"block_out_channels": (192, 384, 576, 768), "attention_levels": (1, 2, 3), "layers_per_block": 3}
@@ -55,21 +55,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default: %(default)s")
     add("--compile", action="store_true", help="torch.compile the networks")
-    add("--channels_last", action="store_true", help="keep the UNets in channels-last memory format")
-    add("--batch_size", type=positive_int, default=1, help="pictures at once (default: %(default)s)")
+    add(
+        "--memory_format",
+        choices=("channels_last", "contiguous"),
+        help="of the UNets (default: the pipeline's choice, channels_last for wide ones)",
+    )
+    add("--batch_size", type=glide_cli.positive_int, default=1, help="pictures at once (default: %(default)s)")
     add("--guidance_scale", type=float, default=3.0, help="1 is no guidance, half of the work (default: %(default)s)")
-    add("--steps", type=positive_int, default=100, help="base steps of a whole picture (default: %(default)s)")
-    add("--super_res_steps", type=positive_int, default=27, help="and its upsampler steps (default: %(default)s)")
+    add(
+        "--steps", type=glide_cli.positive_int, default=100, help="base steps of a whole picture (default: %(default)s)"
+    )
+    add(
+        "--super_res_steps",
+        type=glide_cli.positive_int,
+        default=27,
+        help="and its upsampler steps (default: %(default)s)",
+    )
     add("--whole_picture", action="store_true", help="draw the whole picture, instead of adding up its steps")
-    add("--repeats", type=positive_int, default=5, help="the median of so many is shown (default: %(default)s)")
+    add(
+        "--repeats",
+        type=glide_cli.positive_int,
+        default=5,
+        help="the median of so many is shown (default: %(default)s)",
+    )
     add(
         "--cpu_time",
         action="store_true",
         help="CPU only: processor time; with OMP_NUM_THREADS=1 fair on a busy machine",
     )
-    add("--output", type=Path, metavar="FILE.json", help="write the figures here too")
+    add("--output", type=glide_cli.output_file, metavar="FILE.json", help="write the figures here too")
     args = parser.parse_args(argv)
-    if args.cpu_time and torch.device(args.device).type != "cpu":
+    if args.cpu_time and args.device.split(":")[0] != "cpu":
         parser.error("--cpu_time needs --device cpu")
     return args
 
@@ -170,23 +186,29 @@ def benchmark(args: argparse.Namespace) -> dict:
 
     Returns:
         `dict`: the machine, the settings and, under `"rows"`, for each part its seconds and its counted operations.
+
+    Raises:
+        argparse.ArgumentError: if there is no such model or device.
     """
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    device, dtype = find_device(args.device), getattr(torch, args.dtype)
 
     def clock() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.process_time() if args.cpu_time else time.perf_counter()
 
-    pipe = (
-        random_pipeline(device, dtype) if args.model is None else GLIDEPipeline.from_pretrained(args.model, dtype=dtype)
-    )
-    pipe.to(device).set_progress_bar_config(disable=True)
+    if args.model is None:
+        pipe = random_pipeline(device, dtype)
+    else:
+        options = {"no_upsample": False, "scheduler": None, "super_res_scheduler": None, "quiet": True}
+        pipe = load_pipeline(argparse.Namespace(**vars(args), **options))
+    pipe.set_progress_bar_config(disable=True)
     unets = [unet for unet in (pipe.unet, pipe.super_res_unet) if unet is not None]
     text_encoders = [encoder for encoder in (pipe.text_encoder, pipe.super_res_text_encoder) if encoder is not None]
-    if args.channels_last:
+    if args.memory_format is not None:
+        memory_format = getattr(torch, {"contiguous": "contiguous_format"}.get(args.memory_format, args.memory_format))
         for unet in unets:
-            unet.to(memory_format=torch.channels_last)
+            unet.to(memory_format=memory_format)
     guided = args.guidance_scale != 1
     embeds = encode_texts(pipe, args.batch_size, guided)
 
@@ -267,7 +289,7 @@ def format_table(result: dict) -> str:
     settings = result["settings"]
     rate = result["matmul_flops_per_second"]
     ways = [settings["dtype"], "compiled" if settings["compile"] else "eager"]
-    ways += ["channels-last"] if settings["channels_last"] else []
+    ways += [settings["memory_format"]] if settings["memory_format"] else []
     ways += [f"batch {settings['batch_size']}"] if settings["batch_size"] > 1 else []
     ways += ["processor time"] if settings["cpu_time"] else []
     model = settings["model"] or "released sizes, random weights"
@@ -286,14 +308,19 @@ def format_table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Time, print, and write the JSON if asked."""
+def main(argv: list[str] | None = None) -> int:
+    """Time, print, and write the JSON if asked. Returns the exit code: 0, or 2 after an error of the user's."""
     args = parse_args(argv)
-    result = benchmark(args)
+    try:
+        result = benchmark(args)
+    except argparse.ArgumentError as error:
+        print(f"benchmark.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     print(format_table(result))
     if args.output is not None:
         args.output.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

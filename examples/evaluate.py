@@ -3,23 +3,27 @@
     python examples/evaluate.py --output runs/evaluation --guidance-scale 1 2 3
     accelerate launch examples/evaluate.py --output runs/coco --model glide-text2im --data-dir coco/val
 
-By default of the checkpoint that ships, against the shapes world. A stopped run goes on with the pictures that OUTPUT
-holds already. See docs/evaluation.md.
+By default of the checkpoint that ships, against the shapes world; other models of diffusers that draw from a caption
+are measured too. A stopped run goes on with the pictures that OUTPUT holds already. See docs/evaluation.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 
 import glide_cli
-from glide_pipelines import CLIPGuidedPipeline, shapes_checkpoint
-from glide_pipelines.cli import load_pipeline, silence_libraries, steps_arguments
+import glide_pipelines
+from glide_pipelines import CLIPGuidedPipeline
+from glide_pipelines.cli import find_device, load_pipeline, silence_libraries, steps_arguments
 from glide_pipelines.evaluation import (
     BOTH,
     CLASSIFIER_FREE,
@@ -30,10 +34,15 @@ from glide_pipelines.evaluation import (
     load_clip,
     load_feature_network,
     load_noised_clip,
+    picture_size,
     run_sweep,
     write_report,
 )
 from glide_pipelines.evaluation.report import package_versions, sampling_settings
+
+
+# Options that only GLIDE's pipelines understand.
+GLIDE_OPTIONS = ("base_only", "scheduler", "super_res_scheduler", "super_res_steps", "clip_guidance_scale")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="X",
         help="sweep CLIP's scales once more beside classifier-free guidance of this scale",
     )
-    add("--clip-model", metavar="NAME", help="the CLIP that guides (default: the one of the shapes world that ships)")
+    add("--clip-model", metavar="NAME", help="the CLIP that guides (default: shapes, the one that ships)")
     add("--base-only", action="store_true", help="measure the base model's small pictures")
     add("--seed", type=glide_cli.seed, default=0, metavar="N", help="of noise and scenes (default: %(default)s)")
     add("--batch-size", type=glide_cli.positive_int, default=32, metavar="N", help="pictures at a time (default: 32)")
@@ -69,7 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="network of the features: shapes, inception, or a vision model of transformers (default: inception, and "
         "shapes for the shapes world)",
     )
-    add("--clip", metavar="NAME", help="CLIP of the CLIP score (default: no CLIP score)")
+    add("--clip", metavar="NAME", help="CLIP of the CLIP score: shapes, or a CLIP (default: no CLIP score)")
     add(
         "--neighbours",
         type=glide_cli.positive_int,
@@ -101,25 +110,70 @@ def load_pictures(args: argparse.Namespace) -> ShapesPictures | DatasetPictures:
 
 def load_pipelines(args: argparse.Namespace) -> dict[str, DiffusionPipeline]:
     """The pipeline of each kind of guidance that is asked for."""
-    guides = args.clip_model or str(shapes_checkpoint("noised-clip")) if args.clip_guidance_scale else None
-    clip_model, clip_tokenizer = (None, None) if guides is None else load_noised_clip(guides)
-    plain = load_pipeline(argparse.Namespace(**vars(args), no_upsample=args.base_only, quiet=True))
+    plain = load_model(args)
     pipes = {CLASSIFIER_FREE: plain}
-    if clip_model is not None:
+    if args.clip_guidance_scale:
+        name = args.clip_model or "shapes"
+        clip_model, clip_tokenizer = load_noised_clip(name)
         clip_model = clip_model.to(plain.device, plain.dtype)
-        pipes[CLIP] = CLIPGuidedPipeline.from_pipe(plain, clip_model=clip_model, clip_tokenizer=clip_tokenizer)
-        pipes[BOTH] = pipes[CLIP]
-        pipes[CLIP].set_progress_bar_config(disable=True)
+        guided = CLIPGuidedPipeline.from_pipe(plain, clip_model=clip_model, clip_tokenizer=clip_tokenizer)
+        guided.set_progress_bar_config(disable=True)
+        try:  # as its call does, but before other scales are drawn
+            guided._check_clip()
+            guided._check_size(*guided.default_size)
+        except ValueError as error:
+            raise argparse.ArgumentError(None, f"--clip-model {name}: {error}") from error
+        pipes[CLIP] = pipes[BOTH] = guided
     return pipes
 
 
-def describe_settings(args: argparse.Namespace, pipe: DiffusionPipeline, count: int) -> dict[str, Any]:
+def load_model(args: argparse.Namespace) -> DiffusionPipeline:
+    """The model to measure: one of GLIDE as the `glide` command loads it, any other as the pipeline it was saved as.
+
+    Raises:
+        argparse.ArgumentError: if there is no such model, it needs more than a caption, or an option is not for it.
+    """
+    kind = saved_class(args.model)
+    if kind is None or kind in glide_pipelines.__all__:
+        pipe = load_pipeline(argparse.Namespace(**vars(args), no_upsample=args.base_only, quiet=True))
+        try:
+            pipe._check_channels(unet=(3,), super_res_unet=(6,))
+        except ValueError as error:
+            raise argparse.ArgumentError(None, f"--model {args.model} cannot draw from a caption: {error}") from error
+        return pipe
+    given = [name for name in GLIDE_OPTIONS if getattr(args, name)]
+    if isinstance(args.steps, str):
+        given.append(f"steps {args.steps}")
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise argparse.ArgumentError(None, f"{options}: for pipelines of GLIDE only, and {args.model} is a {kind}")
+    device = find_device(args.device)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
+    except (AttributeError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise argparse.ArgumentError(None, f"--model {args.model}: {error}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def saved_class(model: str | None) -> str | None:
+    """The class of pipeline that a folder or a Hub repository names, or None: `load_pipeline` says what is wrong."""
+    if model is None or not (os.path.isdir(model) or model.count("/") == 1):
+        return None
+    try:
+        return DiffusionPipeline.load_config(model).get("_class_name")
+    except (OSError, ValueError):
+        return None
+
+
+def describe_settings(args: argparse.Namespace, pipe: DiffusionPipeline, count: int, size: int) -> dict[str, Any]:
     """What the pictures depend on, but for the weights and the guidance."""
     return {
         "pictures": args.data_dir or args.dataset_name or "shapes",
         "split": args.split,
         "num_captions": count,
         **sampling_settings(args, pipe),
+        "size": size,
     }
 
 
@@ -129,20 +183,20 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     args.device = args.device or str(state.device)
     with state.main_process_first():  # what is downloaded is downloaded once
         pictures = load_pictures(args)
+        pipes = load_pipelines(args)  # first of the networks: it refuses a device that is not there
         features = args.features or ("shapes" if isinstance(pictures, ShapesPictures) else "inception")
         network = load_feature_network(features).to(args.device)
         clip = None if args.clip is None else load_clip(args.clip).to(args.device)
-        pipes = load_pipelines(args)
-    settings = describe_settings(args, pipes[CLASSIFIER_FREE], len(pictures.captions))
     sweep = [Guidance(CLASSIFIER_FREE, scale) for scale in sorted(set(args.guidance_scale))]
     clip_scales = sorted(set(args.clip_guidance_scale))
     sweep += [Guidance(CLIP, scale) for scale in clip_scales]
     if args.clip_beside is not None:
         sweep += [Guidance(BOTH, scale, args.clip_beside) for scale in clip_scales]
-    common = {"seed": args.seed, "batch_size": args.batch_size, "neighbours": args.neighbours}
-    results = run_sweep(
-        pipes, sweep, pictures, args.output / "pictures", settings, network, clip, **common, **steps_arguments(args)
-    )
+    steps = steps_arguments(args)
+    size = picture_size(pipes[sweep[0].kind], pictures.captions[0], **sweep[0].call, **steps)
+    settings = describe_settings(args, pipes[CLASSIFIER_FREE], len(pictures.captions), size)
+    common = {"seed": args.seed, "batch_size": args.batch_size, "neighbours": args.neighbours, "size": size}
+    results = run_sweep(pipes, sweep, pictures, args.output / "pictures", settings, network, clip, **common, **steps)
     results["unreadable"] = [pictures.name(index) for index in results["unreadable"]]
     measured_by = {"features": features, "clip": args.clip, "neighbours": args.neighbours}
     return {"settings": settings, "measured_by": measured_by, "versions": package_versions(), **results}

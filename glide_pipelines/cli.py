@@ -100,7 +100,7 @@ def load_pipeline(args: argparse.Namespace) -> GLIDEPipeline:
     Raises:
         argparse.ArgumentError: if there is no such model or device.
     """
-    device = _device(args.device)
+    device = find_device(args.device)
     if args.model is not None:
         model = args.model
     else:
@@ -162,14 +162,23 @@ def steps_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return arguments
 
 
-def _device(name: str | None) -> torch.device:
+def find_device(name: str | None) -> torch.device:
+    """The device that `--device` names, or the best there is.
+
+    Raises:
+        argparse.ArgumentError: if this machine cannot compute there.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise argparse.ArgumentError(None, f"--device {name}: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, AssertionError, ImportError) as error:
+        # The first sentence says what is wrong, the rest is for those who build torch.
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise argparse.ArgumentError(None, f"--device {name}: {reason}") from error
+    if device.type == "meta":
+        raise argparse.ArgumentError(None, f"--device {name}: this device computes shapes only, it draws nothing")
     return device
 
 

@@ -77,13 +77,13 @@ def test_it_counts_the_operations_of_each_part(benchmark, flops, model, tmp_path
 def test_a_measured_picture_without_guidance_from_a_base_alone(benchmark, flops, tmp_path):
     tiny_pipeline(upsampler=False).save_pretrained(tmp_path)
     options = ["--device", "cpu", "--repeats", "1", "--steps", "2", "--guidance_scale", "1", "--whole_picture"]
-    options += ["--dtype", "bfloat16", "--channels_last", "--cpu_time", "--batch_size", "2"]
+    options += ["--dtype", "bfloat16", "--memory_format", "channels_last", "--cpu_time", "--batch_size", "2"]
     result = benchmark.benchmark(benchmark.parse_args(["--model", str(tmp_path), *options]))
     assert list(result["rows"]) == ["text encoding", "one base step", "a picture, 2 steps, measured"]
     pipe = tiny_pipeline()
     expected = flops(pipe.unet, torch.ones(2, 3, 8, 8), 1, torch.ones(2, CONTEXT, WIDTH))
     assert result["rows"]["one base step"]["flops"] == expected
-    assert "bfloat16, eager, channels-last, batch 2, processor time" in benchmark.format_table(result)
+    assert "bfloat16, eager, channels_last, batch 2, processor time" in benchmark.format_table(result)
 
 
 def test_compiling_is_asked_for(benchmark, model, monkeypatch):
@@ -113,3 +113,19 @@ def test_bad_options(benchmark, options, capsys):
     with pytest.raises(SystemExit, match="2"):
         benchmark.parse_args(options)
     assert options[0] in capsys.readouterr().err or "--cpu_time" in options
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model", "nosuch"], "--model nosuch: no such folder"),
+        (["--device", "toaster"], "--device toaster: "),
+    ],
+)
+def test_a_model_or_device_that_is_not_there(benchmark, options, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert benchmark.main(["--device", "cpu", *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"benchmark.py: error: {words}")
+    assert err.count("\n") == 1

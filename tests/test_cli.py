@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import logging
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import diffusers.utils.logging
 import pytest
+import torch
 import transformers.utils.logging
 from PIL import Image
 from tiny import tiny_inpaint_pipeline, tiny_pipeline
@@ -77,8 +79,6 @@ def assert_user_error(result: tuple[int, str, str], *words: str) -> None:
 
 
 def test_draws_what_the_pipeline_draws(glide, model, tmp_path):
-    import torch
-
     output = tmp_path / "picture.png"
     code, out, _ = glide(PROMPT, "-o", output, "--model", model, "--seed", 5, *QUICK)
     assert code == 0
@@ -269,6 +269,13 @@ def test_enlarge(glide, model, files, tmp_path):
     assert Image.open(output).size == (128, 128)
 
 
+def test_fast_enlarging_takes_fast_s_steps_of_the_upsampler(glide, model, files, tmp_path):
+    options = ("--image", files[0], "--enlarge", "--fast", "-o", tmp_path / "out.png", "--model", model, "--seed", 1)
+    code, _, err = glide(PROMPT, *options)
+    assert code == 0, err
+    assert "| 5/5 [" in err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -277,6 +284,9 @@ def test_enlarge(glide, model, files, tmp_path):
         (["--strength", "0.5"], ["--strength needs --image"]),
         (["--image", "{image}", "--mask", "{mask}", "--enlarge"], ["--mask and --enlarge are different tasks"]),
         (["--image", "{image}", "--enlarge", "--steps", "5"], ["--steps", "--enlarge does not run"]),
+        (["--image", "{image}", "--enlarge", "--guidance-scale", "0"], ["--guidance-scale", "--enlarge does not run"]),
+        (["--image", "{image}", "--enlarge", "--negative-prompt", ""], ["--negative-prompt", "--enlarge does not run"]),
+        (["--image", "{image}", "--enlarge", "--no-upsample"], ["--no-upsample is for a prompt alone"]),
         (["--image", "{image}", "--strength", "0"], ["--strength", "above 0", "'0'"]),
         (["--image", "{image}", "--strength", "2"], ["--strength", "'2'"]),
         (["--image", "missing.png"], ["--image", "no file 'missing.png'"]),
@@ -350,6 +360,7 @@ def test_python_m():
         (["-o", "x.png"], ["PROMPT"]),
         ([PROMPT, "-o", "x"], ["--output", "'x'", ".png"]),
         ([PROMPT, "-o", "x.doc"], ["--output", "x.doc"]),
+        ([PROMPT, "-o", "x.blp"], ["--output", "'x.blp'", ".png, .jpg, .webp"]),
         ([PROMPT, "-o", "missing/x.png"], ["--output", "missing"]),
         ([PROMPT, "-o", "x.png", "--steps", "0"], ["--steps", "'0'", "fast27"]),
         ([PROMPT, "-o", "x.png", "--steps", "-3"], ["--steps"]),
@@ -363,6 +374,8 @@ def test_python_m():
         ([PROMPT, "-o", "x.png", "--scheduler", "magic"], ["--scheduler", "magic", "unipc"]),
         ([PROMPT, "-o", "x.png", "--dtype", "int8"], ["--dtype", "int8", "float16"]),
         ([PROMPT, "-o", "x.png", "--device", "toaster"], ["--device", "toaster"]),
+        ([PROMPT, "-o", "x.png", "--device", "meta"], ["--device meta", "shapes only"]),
+        ([PROMPT, "-o", "x.png", "--device", "hpu"], ["--device hpu"]),
         ([PROMPT, "-o", "x.png", "--model", "missing"], ["--model missing", "no such folder"]),
         ([PROMPT, "-o", "x.png", "--model", "./missing/model"], ["--model", "no such folder"]),
         ([PROMPT, "-o", "x.png", "--stepps", "3"], ["--stepps"]),
@@ -412,6 +425,29 @@ def test_a_model_that_the_hub_does_not_have(glide, tmp_path, monkeypatch):
     assert_user_error(result, "--model nobody/nothing", "is not a model of the Hub")
 
 
+@pytest.mark.skipif(torch.backends.mps.is_built(), reason="this torch knows the device")
+def test_a_device_that_torch_was_not_built_for_is_a_short_line(glide, tmp_path):
+    result = glide(PROMPT, "-o", tmp_path / "x.png", "--device", "mps")
+    assert_user_error(result, "--device mps")
+    assert len(result[2]) < 200
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # some formats, by Pillow
+def test_every_ending_that_is_accepted_can_be_written(tmp_path):
+    refused = set()
+    for ending in Image.registered_extensions():
+        path = tmp_path / f"x{ending}"
+        try:
+            glide_cli.picture_file(str(path))
+        except argparse.ArgumentTypeError:
+            refused.add(ending)
+        else:
+            cli.save_whole(Image.new("RGB", (64, 64), "red"), path)
+            assert path.exists()
+    assert refused >= {".blp", ".xbm", ".msp", ".palm", ".emf", ".wmf", ".bufr", ".grib", ".h5", ".hdf", ".psd"}
+    assert not refused & {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pdf"}
+
+
 def test_an_output_that_is_a_folder(glide, tmp_path):
     (tmp_path / "x.png").mkdir()
     assert_user_error(glide(PROMPT, "-o", tmp_path / "x.png"), "is a folder")
@@ -421,8 +457,12 @@ def test_the_old_picture_stays_when_writing_fails(glide, model, tmp_path, monkey
     output = tmp_path / "x.png"
     output.write_bytes(b"the old picture")
 
-    def full(self, path, **options):
-        Path(path).write_bytes(b"half")
+    save_really = Image.Image.save
+
+    def full(self, file, *arguments, **options):
+        if not isinstance(file, Path):  # the ending is tried out in memory
+            return save_really(self, file, *arguments, **options)
+        file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)

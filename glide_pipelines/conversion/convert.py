@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from .clip import RELEASED_LOGIT_SCALE, build_clip, clip_correspondences, clip_t
 from .detection import Networks, build_networks, check_tensors
 from .download import RELEASED_FILES, find_checkpoint
 from .errors import ConversionError, blaming
-from .files import new_folder, read_state_dict
+from .files import new_folder, read_state_dict, writing
 from .model_card import glide_filtered_card
 from .state_dicts import Correspondence, to_diffusers, to_glide
 from .tokenizers import load_clip_tokenizer, load_tokenizer
@@ -113,6 +114,7 @@ def convert_glide_to_diffusers(
     """
     if dtype not in DTYPES:
         raise ConversionError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    _check_variant(variant)
     if push_to_hub is not None:
         _check_repo_id(push_to_hub)
     with new_folder(dump_path, "dump_path") as folder:
@@ -129,18 +131,22 @@ def convert_glide_to_diffusers(
         pipe = _build_pipeline(stages, tokenizer, clip, clip_tokenizer)
         total = 2 * len(stages) + (clip is not None)
         with logging.tqdm(total=total, desc="Converting", unit="network") as progress_bar:
-            saved = [_save_networks(stage, folder, DTYPES[dtype], variant) for stage in stages]
+            filled = [_fill_networks(stage, DTYPES[dtype]) for stage in stages]
             if clip is not None:
-                saved.append(_save_clip(clip, folder, DTYPES[dtype], variant))
-            for name in itertools.chain(*saved):
+                filled.append(_fill_clip(clip, DTYPES[dtype]))
+            for name, network in itertools.chain(*filled):
+                with writing("dump_path", dump_path):
+                    network.save_pretrained(folder / name, variant=variant)
                 progress_bar.set_postfix_str(name)
                 progress_bar.update()
-        for name, component in pipe.components.items():
-            if component is not None and not isinstance(component, torch.nn.Module):
-                component.save_pretrained(folder / name)
-        pipe.save_config(folder)
         files = [stage.path.name for stage in stages] + ([] if clip is None else [p.name for p in clip.paths.values()])
-        glide_filtered_card(pipe, files, push_to_hub or folder.name, DTYPES[dtype], variant).save(folder / "README.md")
+        card = glide_filtered_card(pipe, files, push_to_hub or folder.name, DTYPES[dtype], variant)
+        with writing("dump_path", dump_path):
+            for name, component in pipe.components.items():
+                if component is not None and not isinstance(component, torch.nn.Module):
+                    component.save_pretrained(folder / name)
+            pipe.save_config(folder)
+            card.save(folder / "README.md")
     folder = Path(dump_path).expanduser().resolve()
     if push_to_hub is not None:
         with blaming("push_to_hub", push_to_hub):
@@ -166,21 +172,15 @@ def convert_diffusers_to_glide(model_path: str | Path, dump_path: str | Path, va
     Raises:
         ConversionError: naming the argument, what was given and what is allowed; then nothing has been written.
     """
-    model_path = Path(model_path).expanduser()
+    _check_variant(variant)
     names = []
-    with new_folder(dump_path, "dump_path") as folder, blaming("model_path", model_path):
-        if not (model_path / "unet" / "config.json").is_file():
-            raise ConversionError("a folder that a GLIDE pipeline was saved to is needed; there is no unet in it")
-        for prefix in _PREFIXES:
-            if (model_path / f"{prefix}unet").is_dir():
-                state_dict, kind = _read_networks(model_path, prefix, variant)
-                names.append(RELEASED_FILES[kind])
-                torch.save(state_dict, folder / names[-1])
-                del state_dict  # before the next one is read
-        if (model_path / "clip_model").is_dir():
-            for kind, state_dict in _read_clip(model_path, variant).items():
-                names.append(RELEASED_FILES[kind])
-                torch.save(state_dict, folder / names[-1])
+    with new_folder(dump_path, "dump_path") as folder:
+        for kind, state_dict in _read_pipeline(Path(model_path).expanduser(), variant):
+            names.append(RELEASED_FILES[kind])
+            # Opened here, because torch keeps to itself why a file that it opened cannot be written.
+            with writing("dump_path", dump_path), open(folder / names[-1], "wb") as file:
+                torch.save(state_dict, file)
+            del state_dict  # before the next one is read
     return [Path(dump_path).expanduser().resolve() / name for name in names]
 
 
@@ -293,20 +293,19 @@ def _scheduler(unet: GLIDEUNet2DConditionModel) -> SchedulerMixin:
     return (GLIDEDDPMScheduler if unet.is_inpainter else GLIDEDDIMScheduler)(beta_schedule="linear")
 
 
-def _save_networks(stage: _Stage, folder: Path, dtype: torch.dtype, variant: str | None) -> Iterator[str]:
-    """Fill one network after the other, write it, empty it again, and yield its name."""
+def _fill_networks(stage: _Stage, dtype: torch.dtype) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Fill one network after the other, yield it with its name, and empty it again."""
     for name in ("text_encoder", "unet"):
         network = getattr(stage.networks, name)
         # Mapped anew for each network: what has been read of a mapped file counts as used memory until it is closed.
         tensors = to_diffusers(read_state_dict(stage.path), stage.networks.table, name)
         network.load_state_dict({key: tensor.to(dtype) for key, tensor in tensors.items()}, assign=True)
         del tensors
-        network.save_pretrained(folder / f"{stage.prefix}{name}", variant=variant)
+        yield f"{stage.prefix}{name}", network
         network.to("meta")
-        yield f"{stage.prefix}{name}"
 
 
-def _save_clip(clip: _CLIP, folder: Path, dtype: torch.dtype, variant: str | None) -> Iterator[str]:
+def _fill_clip(clip: _CLIP, dtype: torch.dtype) -> Iterator[tuple[str, torch.nn.Module]]:
     """The same for the noised CLIP."""
     weights = {"logit_scale": torch.tensor(RELEASED_LOGIT_SCALE, dtype=dtype)}
     for kind, path in clip.paths.items():
@@ -314,13 +313,24 @@ def _save_clip(clip: _CLIP, folder: Path, dtype: torch.dtype, variant: str | Non
         weights |= {key: tensor.to(dtype) for key, tensor in tensors.items()}
     clip.model.load_state_dict(weights, assign=True)
     del weights, tensors
-    clip.model.save_pretrained(folder / "clip_model", variant=variant)
+    yield "clip_model", clip.model
     clip.model.to("meta")
-    yield "clip_model"
 
 
-def _read_networks(model_path: Path, prefix: str, variant: str | None) -> tuple[OrderedDict[str, torch.Tensor], str]:
-    """The GLIDE state dict of one stage, and its kind."""
+def _read_pipeline(model_path: Path, variant: str | None) -> Iterator[tuple[str, OrderedDict[str, torch.Tensor]]]:
+    """Kind and GLIDE state dict of each file, one after the other."""
+    with blaming("model_path", model_path):
+        if not (model_path / "unet" / "config.json").is_file():
+            raise ConversionError("a folder that a GLIDE pipeline was saved to is needed; there is no unet in it")
+        for prefix in _PREFIXES:
+            if (model_path / f"{prefix}unet").is_dir():
+                yield _read_networks(model_path, prefix, variant)
+        if (model_path / "clip_model").is_dir():
+            yield from _read_clip(model_path, variant).items()
+
+
+def _read_networks(model_path: Path, prefix: str, variant: str | None) -> tuple[str, OrderedDict[str, torch.Tensor]]:
+    """The kind of one stage, and its GLIDE state dict."""
     options = {"variant": variant, "dtype": torch.float32, "use_safetensors": True}
     try:
         unet, text_encoder = (
@@ -332,7 +342,7 @@ def _read_networks(model_path: Path, prefix: str, variant: str | None) -> tuple[
         reason = str(error).strip().split("\n")[0]
         raise ConversionError(f"{prefix}unet and {prefix}text_encoder are not those of GLIDE ({reason})") from error
     heads = (unet.config.attention_head_dim, text_encoder.config.num_attention_heads)
-    return state_dict, build_networks(state_dict, *heads, unet.config.sample_size).kind
+    return build_networks(state_dict, *heads, unet.config.sample_size).kind, state_dict
 
 
 def _read_clip(model_path: Path, variant: str | None) -> dict[str, OrderedDict[str, torch.Tensor]]:
@@ -349,6 +359,13 @@ def _read_clip(model_path: Path, variant: str | None) -> dict[str, OrderedDict[s
             "OpenAI's code takes 100, and needs its guidance scale changed by as much."
         )
     return clip_to_glide(clip)
+
+
+def _check_variant(variant: str | None) -> None:
+    if variant is not None and not re.fullmatch(r"[\w.-]+", variant):
+        raise ConversionError(
+            f"`variant` must be a part of a file name, such as 'fp16' (letters, digits, '.', '_', '-'), got {variant!r}"
+        )
 
 
 def _check_repo_id(repo_id: str) -> None:

@@ -38,7 +38,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     Raises:
         ConversionError: if the download fails; what has arrived is kept, and the next call goes on from there.
     """
-    if str(name_or_path) in RELEASED_FILES and not Path(name_or_path).exists():
+    if str(name_or_path) in RELEASED_FILES and not Path(name_or_path).is_file():
         return download_checkpoint(RELEASE_URL + RELEASED_FILES[str(name_or_path)])
     return Path(name_or_path).expanduser()
 

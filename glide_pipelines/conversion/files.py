@@ -66,6 +66,26 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
+def writing(argument: str, path: str | Path) -> Iterator[None]:
+    """Say in one line that something could not be written, for instance because the disk is full.
+
+    Args:
+        argument (`str`): The caller's argument that the path came from.
+        path (`str` or `Path`): What it was.
+
+    Raises:
+        ConversionError: for any error from inside.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors, torch and tokenizers each raise errors of their own
+        # What torch says is about its format; what the system said came before.
+        said = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = str(said).strip().split("\n")[0]
+        raise ConversionError(f"`{argument}` ({path}): the folder cannot be written ({reason})") from error
+
+
+@contextmanager
 def new_folder(path: str | Path, argument: str) -> Iterator[Path]:
     """A folder to write into, which takes its place only when the block ends without an error.
 

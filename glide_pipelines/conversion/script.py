@@ -30,5 +30,5 @@ class ScriptParser(argparse.ArgumentParser):
             return convert(**vars(self.parse_args(argv)))
         except ConversionError as error:
             self.error(str(error))
-        except OSError as error:  # a full disk, a folder without write permission
+        except OSError as error:  # the cache of downloads, or the folder's own name, cannot be written
             self.error(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))

@@ -15,6 +15,7 @@ from .sweep import (
     draw_pictures,
     figures,
     measure,
+    picture_size,
     run_sweep,
 )
 
@@ -40,6 +41,7 @@ __all__ = [
     "load_feature_network",
     "load_noised_clip",
     "measure",
+    "picture_size",
     "plot",
     "precision_recall",
     "run_sweep",

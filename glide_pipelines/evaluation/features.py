@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,6 +23,10 @@ from transformers.utils import cached_file
 from ..checkpoints import shapes_checkpoint
 from ..models import NoisedCLIPConfig, NoisedCLIPModel, tokenize_prompts
 from .shapes_features import ShapesFeatures
+
+
+# What loading raises of a model that is not there, is of another kind, or has weights cut short.
+UNUSABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 class Features(NamedTuple):
@@ -81,13 +86,16 @@ class _Inception(nn.Module):
         super().__init__()
         try:
             from torch_fidelity import FeatureExtractorInceptionV3
-        except ImportError as error:
-            raise ImportError("`features` 'inception' needs `pip install glide-pipelines[eval]`.") from error
+        except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch
+            raise ImportError(
+                "`features` 'inception' needs torch-fidelity, and the torchvision that belongs to this torch: "
+                f"`pip install glide-pipelines[eval]` ({error})."
+            ) from error
         try:
             # Without the bias of the last layer, as in every published Inception score.
             self.model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"]).eval()
-        except OSError as error:
-            raise ValueError(f"`features` 'inception': its weights cannot be downloaded: {error}") from error
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"`features` 'inception': its weights cannot be loaded: {error}") from error
 
     def forward(self, pictures: torch.Tensor) -> Features:
         features, logits = self.model(pictures)
@@ -106,7 +114,7 @@ class _Transformers(nn.Module):
             self.model = kind.from_pretrained(name, dtype=torch.float32).eval()
             # Pillow's scaling, whether torchvision is installed or not.
             self.processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-        except (OSError, ValueError, KeyError) as error:
+        except UNUSABLE as error:
             raise ValueError(
                 f"`features` must be 'shapes', 'inception' or a vision model of transformers, got {name!r}: {error}"
             ) from error
@@ -137,7 +145,7 @@ def load_clip(name: str) -> nn.Module:
     """A CLIP by name, for the CLIP score.
 
     Args:
-        name (`str`): A folder or a Hub id: as [`load_noised_clip`] takes it, or a CLIP of `transformers`, such as
+        name (`str`): As [`load_noised_clip`] takes it, or a folder or a Hub id of a CLIP of `transformers`, such as
             `"openai/clip-vit-base-patch16"`.
 
     Returns:
@@ -149,9 +157,9 @@ def load_clip(name: str) -> nn.Module:
         ValueError: if there is no such model, or it is no CLIP.
     """
     try:
-        is_noised = _find_clip(name)[1].get("model_type") == NoisedCLIPConfig.model_type
+        is_noised = _find_clip(name)[2].get("model_type") == NoisedCLIPConfig.model_type
         return (_NoisedCLIP if is_noised else _CLIP)(name)
-    except (OSError, ValueError, KeyError) as error:
+    except UNUSABLE as error:
         raise ValueError(f"`clip` must be a CLIP with its tokenizer, got {name!r}: {error}") from error
 
 
@@ -159,27 +167,30 @@ def load_noised_clip(name: str) -> tuple[NoisedCLIPModel, PreTrainedTokenizerBas
     """A noised CLIP and its tokenizer.
 
     Args:
-        name (`str`): A folder or a Hub id, of both together or of a [`CLIPGuidedPipeline`].
+        name (`str`): `"shapes"`, the one of the shapes world that ships; or a folder or a Hub id, of both together or
+            of a [`CLIPGuidedPipeline`].
 
     Raises:
         ValueError: if there is none.
     """
     try:
-        folders, config = _find_clip(name)
+        source, folders, config = _find_clip(name)
         if config.get("model_type") != NoisedCLIPConfig.model_type:
             raise ValueError(f"it is a {config.get('model_type')}")
-        model = NoisedCLIPModel.from_pretrained(name, dtype=torch.float32, subfolder=folders[0]).eval()
-        return model, AutoTokenizer.from_pretrained(name, subfolder=folders[1])
-    except (OSError, ValueError, KeyError) as error:
+        model = NoisedCLIPModel.from_pretrained(source, dtype=torch.float32, subfolder=folders[0]).eval()
+        return model, AutoTokenizer.from_pretrained(source, subfolder=folders[1])
+    except UNUSABLE as error:
         raise ValueError(f"`clip_model` must be a noised CLIP with its tokenizer, got {name!r}: {error}") from error
 
 
-def _find_clip(name: str) -> tuple[tuple[str, str], dict[str, Any]]:
-    """The subfolders of a CLIP and its tokenizer, which are none outside a pipeline, and the CLIP's configuration."""
+def _find_clip(name: str) -> tuple[str, tuple[str, str], dict[str, Any]]:
+    """Where a CLIP lies, the subfolders of it and its tokenizer, which are none outside a pipeline, and its
+    configuration."""
+    source = str(shapes_checkpoint("noised-clip")) if name == "shapes" else name
     for folders in (("", ""), ("clip_model", "clip_tokenizer")):
-        file = cached_file(name, "config.json", subfolder=folders[0])  # None, if only this file is missing
+        file = cached_file(source, "config.json", subfolder=folders[0])  # None, if only this file is missing
         if file is not None:
-            return folders, json.loads(Path(file).read_text(encoding="utf-8"))
+            return source, folders, json.loads(Path(file).read_text(encoding="utf-8"))
     raise OSError("there is no config.json")
 
 

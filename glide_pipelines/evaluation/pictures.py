@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -54,13 +55,14 @@ class DatasetPictures:
     Args:
         num_captions (`int`): How many; all if there are fewer.
         dataset_name (`str`, *optional*): A dataset on the Hub.
-        data_dir (`str`, *optional*): A folder of pictures with a `metadata.jsonl`, in place of `dataset_name`.
+        data_dir (`str`, *optional*): A folder of pictures with a `metadata.jsonl` that lists all of them, in place of
+            `dataset_name`.
         split (`str`, *optional*): Which part of it; by default the only one there is.
         image_column, caption_column (`str`): Columns of the dataset. Where the caption is a list, the first is taken.
 
     Raises:
         ImportError: if `datasets` is not installed.
-        ValueError: if there is no such dataset, split or column, or a caption is missing.
+        ValueError: if there is no such dataset, split or column, it cannot be read, or a caption is missing.
     """
 
     def __init__(
@@ -74,20 +76,29 @@ class DatasetPictures:
     ) -> None:
         if data_dir is not None and not Path(data_dir).is_dir():
             raise ValueError(f"`data_dir` must be a folder, got {data_dir!r}.")
-        rows = load_captioned_rows(dataset_name, data_dir, image_column, caption_column, split)
+        try:
+            import datasets
+        except ImportError as error:
+            raise ImportError("A dataset of pictures needs `pip install glide-pipelines[eval]`.") from error
+        try:
+            rows = load_captioned_rows(dataset_name, data_dir, image_column, caption_column, split)
+        except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            what = f"`data_dir` {data_dir!r}" if dataset_name is None else f"`dataset_name` {dataset_name!r}"
+            # A DatasetGenerationError says of itself only that it occurred.
+            reason = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+            raise ValueError(f"{what} cannot be read: {reason}") from error
+        if data_dir is not None:
+            _check_all_are_listed(data_dir)
         rows = rows.select(range(min(num_captions, len(rows))))
         captions = rows[caption_column]
         captions = [caption if isinstance(caption, str) else next(iter(caption or ()), "") for caption in captions]
         missing = [index for index, caption in enumerate(captions) if not (caption or "").strip()]
         if missing:
-            first = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
             raise ValueError(
                 f"`caption_column` {caption_column!r} must hold a caption for every picture, got none in "
-                f"{len(missing)} of {len(captions)} rows: {first}."
+                f"{len(missing)} of {len(captions)} rows: {_first(missing)}."
             )
         self.captions: list[str] = captions
-        import datasets
-
         # As bytes, so that one that cannot be read does not stop everything.
         self.files = rows.cast_column(image_column, datasets.Image(decode=False))[image_column]
 
@@ -104,3 +115,28 @@ class DatasetPictures:
     def name(self, index: int) -> str:
         """The file of a picture, or its row."""
         return self.files[index]["path"] or f"row {index}"
+
+
+def _check_all_are_listed(data_dir: str) -> None:
+    """`datasets` passes over the pictures that no metadata lists, and says nothing."""
+    import datasets
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    builder = datasets.load_dataset_builder("imagefolder", data_dir=data_dir)
+    files = {Path(file) for part in builder.config.data_files.values() for file in part}
+    pictures = {file for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS}
+    listed = set()
+    for rows in builder.as_dataset().values():
+        for column in [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]:
+            paths = rows.cast_column(column, datasets.Image(decode=False))[column]
+            listed |= {Path(picture["path"]) for picture in paths if picture and picture["path"]}
+    missing = sorted(str(picture.relative_to(Path(data_dir).resolve())) for picture in pictures - listed)
+    if missing:
+        raise ValueError(
+            f"`data_dir` {data_dir!r} must hold a caption for every picture, got none for {len(missing)} of "
+            f"{len(pictures)}: {_first(missing)} (no metadata.jsonl lists them)."
+        )
+
+
+def _first(items: Sequence[Any]) -> str:
+    return ", ".join(map(str, items[:5])) + (", ..." if len(items) > 5 else "")

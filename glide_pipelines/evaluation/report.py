@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from diffusers import DiffusionPipeline
 
-from ..pipelines.pipeline_utils import DEFAULT_SUPER_RES_TIMESTEPS, DEFAULT_TIMESTEPS
+from ..pipelines.pipeline_utils import DEFAULT_SUPER_RES_TIMESTEPS, DEFAULT_TIMESTEPS, GLIDEPipelineBase
 from ..version import __version__
 
 
@@ -38,21 +38,22 @@ PLOTS: dict[str, tuple[str, str]] = {
 
 
 def sampling_settings(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[str, Any]:
-    """What pictures depend on, but for the captions and the guidance.
+    """What pictures depend on, but for the captions and the guidance; None is what a pipeline not of GLIDE decides.
 
     Args:
         args (`argparse.Namespace`): With the options of `glide_cli.add_sampling_options` and `add_model_options`,
             `seed` and `batch_size`.
         pipe (`DiffusionPipeline`): What these options load.
     """
-    upsampled = pipe.super_res_unet is not None
+    is_glide = isinstance(pipe, GLIDEPipelineBase)
+    upsampled = is_glide and pipe.super_res_unet is not None
     return {
         "model": args.model or "shapes_checkpoint()",
         "seed": args.seed,
         "batch_size": args.batch_size,
-        "size": pipe.default_size[0],
-        "steps": args.steps or DEFAULT_TIMESTEPS,
-        "scheduler": type(pipe.scheduler).__name__,
+        "size": pipe.default_size[0] if is_glide else None,
+        "steps": args.steps or (DEFAULT_TIMESTEPS if is_glide else None),
+        "scheduler": type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None,
         "super_res_steps": (args.super_res_steps or DEFAULT_SUPER_RES_TIMESTEPS) if upsampled else None,
         "super_res_scheduler": type(pipe.super_res_scheduler).__name__ if upsampled else None,
         "device": pipe.device.type,
@@ -89,7 +90,7 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Note the settings in a folder of pictures, so that those of others are never mixed with these.
 
     Raises:
-        ValueError: if it holds pictures of other settings.
+        ValueError: if it cannot be written to, or holds pictures of other settings.
     """
     path = folder / "settings.json"
     if path.is_file():
@@ -100,8 +101,11 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         if others:
             raise ValueError(f"`output`: the pictures in {folder} were made with {others}.")
     if PartialState().is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(settings, path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(settings, path)
+        except OSError as error:
+            raise ValueError(f"`output`: {folder} cannot be written to: {error.strerror}.") from error
 
 
 def write_report(results: dict[str, Any], folder: Path) -> str:
@@ -152,10 +156,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """The plots of the paper's figure 6: a curve for each kind of guidance, a point for each scale, marked with it.
+    """The plots of the paper's figure 6: a curve for each kind of guidance, a point for each scale, marked with it, and
+    a star for the unguided model, where CLIP's curve begins.
 
     Args:
-        rows (`list[dict]`): The sweep; each with its `guidance`, its `scale`, and figures of `COLUMNS`.
+        rows (`list[dict]`): The sweep of [`run_sweep`]; each with its `guidance` and its `scale`, `guidance_scale` and
+            `clip_guidance_scale` as the pipeline got them, and figures of `COLUMNS`.
         folder (`Path`): Where the files go.
 
     Returns:
@@ -176,10 +182,15 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
         figure = Figure(figsize=(5, 4), layout="constrained")
         axes = figure.add_subplot(xlabel=COLUMNS[x][0], ylabel=COLUMNS[y][0])
         for guidance in dict.fromkeys(row["guidance"] for row in rows):
-            points = sorted((row["scale"], row[x], row[y]) for row in rows if row["guidance"] == guidance)
-            axes.plot([point[1] for point in points], [point[2] for point in points], marker="o", label=guidance)
-            for scale, *place in points:
-                axes.annotate(f"{scale:g}", place, xytext=(4, 4), textcoords="offset points", fontsize=8)
+            curve = _curve(rows, guidance)
+            axes.plot([row[x] for row in curve], [row[y] for row in curve], marker="o", label=guidance)
+        unguided = [row for row in rows if row["guidance_scale"] == 1 and not row.get("clip_guidance_scale")]
+        if unguided:  # in the legend, since a word beside the outermost point has no room
+            place = [row[x] for row in unguided], [row[y] for row in unguided]
+            axes.plot(*place, "k*", markersize=12, zorder=3, label="unguided")
+        for row in (row for row in rows if row not in unguided):
+            place = row[x], row[y]
+            axes.annotate(f"{row['scale']:g}", place, xytext=(4, 4), textcoords="offset points", fontsize=8)
         axes.grid(alpha=0.3)
         axes.legend()
         aside = folder / f".{os.getpid()}.{file}"
@@ -187,3 +198,13 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
         aside.replace(folder / file)
         written.append(folder / file)
     return written
+
+
+def _curve(rows: list[dict[str, Any]], guidance: str) -> list[dict[str, Any]]:
+    """The rows of one guidance, by its scale. Where CLIP guides, the row without it is that of scale 0."""
+    curve = [row for row in rows if row["guidance"] == guidance]
+    if all(row.get("clip_guidance_scale") for row in curve):
+        beside = curve[0]["guidance_scale"]
+        without = [row for row in rows if "clip_guidance_scale" not in row and row["guidance_scale"] == beside]
+        curve += [row | {"scale": 0.0} for row in without]
+    return sorted(curve, key=lambda row: row["scale"])

@@ -5,7 +5,8 @@ What is kept, in the folder of a sweep:
     guidance-3/000000.png      of each scale, a picture for each caption; written aside and renamed
     guidance-3/settings.json   what these pictures depend on: a sweep of other settings is refused
 
-Pictures that are there are not drawn again. Figures are computed anew each time: that takes little beside drawing.
+Pictures that are there, and whole, are not drawn again. Figures are computed anew each time: that takes little beside
+drawing.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def draw_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     for batch in _own_batches(len(captions), batch_size, folder.name):
         paths = [_path(folder, index) for index in batch]
-        if all(path.is_file() for path in paths):
+        if all(_is_whole(path) for path in paths):
             continue
         prompts = [captions[index] for index in batch]
         pictures = pipe(prompts, generator=generators(seed + batch[0], len(batch)), **call).images
@@ -155,6 +156,29 @@ def measure(
     return Measured(*columns, unreadable=[index for index, answer in rows if answer is None])
 
 
+def picture_size(pipe: DiffusionPipeline, caption: str, **call: Any) -> int:
+    """Width and height of the square pictures that a pipeline draws: its `default_size`, which GLIDE's have, else those
+    of one that it draws to find out.
+
+    Args:
+        pipe (`DiffusionPipeline`): Called with captions.
+        caption (`str`): What to draw.
+        call: Further arguments of the pipeline's call.
+
+    Raises:
+        ValueError: if it cannot draw from a caption and these arguments, or draws no square.
+    """
+    if hasattr(pipe, "default_size"):
+        return pipe.default_size[0]
+    try:
+        width, height = pipe([caption], generator=generators(0, 1), **call).images[0].size
+    except (AttributeError, TypeError, ValueError) as error:  # each pipeline has its own way to ask for more
+        raise ValueError(f"{type(pipe).__name__} cannot draw from a caption alone: {error}") from error
+    if width != height:
+        raise ValueError(f"{type(pipe).__name__} must draw squares, but draws {width} x {height} pixels.")
+    return width
+
+
 def figures(real: Measured | None, measured: Measured, neighbours: int = 3) -> dict[str, float]:
     """The numbers of figure 6.
 
@@ -189,6 +213,7 @@ def run_sweep(
     seed: int = 0,
     batch_size: int = 32,
     neighbours: int = 3,
+    size: int | None = None,
     **call: Any,
 ) -> dict[str, Any]:
     """Draws the captions at every scale, and measures what was drawn.
@@ -206,20 +231,23 @@ def run_sweep(
         seed (`int`, defaults to 0): Of the first picture; each picture takes the next one.
         batch_size (`int`, defaults to 32): Pictures at a time.
         neighbours (`int`, defaults to 3): For precision and recall.
+        size (`int`, *optional*): Width and height of the pictures; by default the pipelines' `default_size`.
         call: Further arguments of the pipelines' calls, such as `num_inference_steps`.
 
     Returns:
         `dict`: `real`, the figures of the real pictures, with a `name`; `sweep`, a list of those of each scale, with
-        their `guidance` and `scale` too; `unreadable`, the numbers of real pictures that could not be read.
+        their `guidance` and `scale` and the arguments of `Guidance.call` too; `unreadable`, the numbers of real
+        pictures that could not be read.
 
     Raises:
-        ValueError: if there are too few pictures, or the folder holds pictures of other settings.
+        ValueError: if there are too few pictures, or the folder cannot be written to or holds pictures of other
+            settings.
     """
     if len(pictures.captions) <= neighbours:
         raise ValueError(
             f"`pictures` must be more than the {neighbours} `neighbours` of each, got {len(pictures.captions)}."
         )
-    size = next(iter(pipes.values())).default_size[0]
+    size = next(iter(pipes.values())).default_size[0] if size is None else size
 
     def show(shown: CaptionedPictures, title: str) -> Measured:
         return measure(shown, size, network, clip, batch_size, title)
@@ -234,13 +262,18 @@ def run_sweep(
     else:
         real = show(pictures, "real pictures")
         truth |= figures(None, real)
+    if len(real.features) <= neighbours:
+        raise ValueError(
+            f"`pictures` that can be read must be more than the {neighbours} `neighbours` of each, got "
+            f"{len(real.features)}; {len(real.unreadable)} cannot be read."
+        )
     rows = []
     for guidance in sweep:
         place = folder / guidance.name
         arguments = {**guidance.call, **call}
         draw_pictures(pipes[guidance.kind], pictures.captions, place, seed, batch_size, **arguments)
         drawn = DrawnPictures(place, pictures.captions)
-        row = {"name": guidance.name, "guidance": guidance.kind, "scale": guidance.scale}
+        row = {"name": guidance.name, "guidance": guidance.kind, "scale": guidance.scale, **guidance.call}
         row |= figures(real, show(drawn, guidance.name), neighbours)
         if isinstance(pictures, ShapesPictures):
             row |= _judged(drawn, pictures, size)
@@ -258,6 +291,16 @@ def _judged(shown: CaptionedPictures, pictures: ShapesPictures, size: int) -> di
 
 def _path(folder: Path, index: int) -> Path:
     return folder / f"{index:06}.png"
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a picture is there and can be read; what an earlier run left may have been damaged since."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True
 
 
 def _own_batches(count: int, batch_size: int, title: str) -> Iterator[range]:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -10,16 +11,27 @@ import zipfile
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from small import OPTIONS, ROOT, arguments, script, small_state_dict, write_checkpoint, write_tokenizer
+from transformers import GPT2Tokenizer
 
-from glide_pipelines import GLIDEPipeline
+from glide_pipelines import GLIDEDDPMScheduler, GLIDEPipeline
 from glide_pipelines.conversion import (
     ConversionError,
     convert,
     convert_diffusers_to_glide,
     convert_glide_to_diffusers,
 )
+
+
+# Runs a script with files limited to so many bytes, which is what a full disk looks like to those who write.
+LIMITED = """
+import resource, runpy, sys
+_, limit, *sys.argv = sys.argv
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 class Code:
@@ -228,6 +240,8 @@ def test_a_folder_without_a_tokenizer(refused, tmp_path, content):
         ({"image_size": 15}, "`image_size` must be a positive multiple of 2 .*, got 15"),
         ({"super_res_image_size": 0}, "`super_res_image_size` must be a positive multiple of 2 .*, got 0"),
         ({"dtype": "int8"}, "`dtype` must be one of float32, float16, bfloat16, got 'int8'"),
+        ({"variant": "a/b"}, "`variant` must be a part of a file name, such as 'fp16' .*, got 'a/b'"),
+        ({"variant": ""}, "`variant` must be a part of a file name, such as 'fp16' .*, got ''"),
         ({"push_to_hub": "not/a/repository"}, "`push_to_hub` must be a repository on the Hub"),
     ],
 )
@@ -321,6 +335,8 @@ def test_the_way_back_into_a_folder_that_is_not_empty(folder, tmp_path):
         convert_diffusers_to_glide(folder, tmp_path)
     with pytest.raises(ConversionError, match=r"`model_path` .* there is no unet"):
         convert_diffusers_to_glide(tmp_path / "none", tmp_path / "back")
+    with pytest.raises(ConversionError, match=r"`variant` must be .*, got '../fp16'"):
+        convert_diffusers_to_glide(folder, tmp_path / "back", variant="../fp16")
 
 
 @pytest.mark.parametrize(
@@ -365,6 +381,44 @@ def test_a_disk_error_is_one_line_too(monkeypatch, capsys, error, line):
     err = capsys.readouterr().err
     assert err.endswith(f"error: {line}\n")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [
+        ("convert_glide_to_diffusers", 100_000),  # in the text encoder
+        ("convert_glide_to_diffusers", 1_000_000),  # in the UNet
+        ("convert_diffusers_to_glide", 1_000_000),
+    ],
+)
+def test_a_full_disk(files, folder, tmp_path, name, limit):
+    options = {"dump_path": tmp_path / "made" / "glide"}
+    if name == "convert_diffusers_to_glide":
+        options |= {"model_path": folder}
+    else:
+        options |= {"checkpoint_path": files / "base.pt", "tokenizer": files / "tokenizer", **OPTIONS}
+    command = [sys.executable, "-c", LIMITED, str(limit), ROOT / f"conversion/{name}.py", *arguments(**options)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    line = rf"{name}.py: error: `dump_path` \({options['dump_path']}\): the folder cannot be written \(.*File too large"
+    assert re.match(line, result.stderr.splitlines()[-1])
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("component", ["tokenizer", "scheduler", "model_index.json", "README.md"])
+def test_a_disk_that_is_full_after_the_weights(refused, monkeypatch, component):
+    def fail(*args, **kwargs):
+        raise Exception("No space left on device (os error 28)")  # as tokenizers says it
+
+    owner, method = {
+        "tokenizer": (GPT2Tokenizer, "save_pretrained"),
+        "scheduler": (GLIDEDDPMScheduler, "save_pretrained"),
+        "model_index.json": (GLIDEPipeline, "save_config"),
+        "README.md": (ModelCard, "save"),
+    }[component]
+    monkeypatch.setattr(owner, method, fail)
+    refused(r"^`dump_path` \(.*glide\): the folder cannot be written \(No space left")
 
 
 def test_the_script_as_a_process(files, tmp_path):

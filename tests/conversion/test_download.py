@@ -203,6 +203,13 @@ def test_names(server, cache, monkeypatch, name):
     assert server.asked[-1][1] == f"/diffusion/{RELEASED_FILES[name]}"
 
 
+def test_a_folder_of_that_name_is_no_checkpoint(server, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("glide_pipelines.conversion.download.RELEASE_URL", server.url)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    assert find_checkpoint("base") == cache / "base.pt"
+
+
 def test_anything_else_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_checkpoint("base.pt") == Path("base.pt")

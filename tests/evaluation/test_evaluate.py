@@ -14,11 +14,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
-from tiny import tiny_pipeline
+from tiny import tiny_clip, tiny_components, tiny_inpaint_pipeline, tiny_pipeline, tiny_tokenizer, tiny_unet
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from glide_pipelines import GLIDEPipeline
+from glide_pipelines import GLIDEPipeline, shapes_checkpoint
 from glide_pipelines.evaluation import (
+    BOTH,
     CLASSIFIER_FREE,
     CLIP,
     DrawnPictures,
@@ -28,6 +37,7 @@ from glide_pipelines.evaluation import (
     draw_pictures,
     figures,
     measure,
+    picture_size,
     plot,
     run_sweep,
     table,
@@ -116,6 +126,18 @@ def test_a_stopped_run_goes_on_with_the_same_pictures(pictures, tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
 
 
+def test_a_damaged_picture_is_drawn_again(pictures, tmp_path):
+    drawer = Drawer(pictures)
+    draw_pictures(drawer, pictures.captions, tmp_path, seed=7, batch_size=4, guidance_scale=1.0)
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "000001.png").write_bytes(b"")
+    (tmp_path / "000009.png").write_bytes(whole["000009.png"][:-30])
+    drawer.calls.clear()
+    draw_pictures(drawer, pictures.captions, tmp_path, seed=7, batch_size=4, guidance_scale=1.0)
+    assert [call["prompt"] for call in drawer.calls] == [pictures.captions[:4], pictures.captions[8:]]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
+
+
 # -- measuring ----------------------------------------------------------------------------------------------------
 
 
@@ -146,8 +168,8 @@ def test_a_sweep_finds_the_model_that_repeats_itself(pictures, tmp_path):
     sweep = [Guidance(CLASSIFIER_FREE, 1.0), Guidance(CLASSIFIER_FREE, 3.0)]
     results = run_sweep({CLASSIFIER_FREE: drawer}, sweep, pictures, tmp_path, {}, Means(), eta=0.5)
     true, repeated = results["sweep"]
-    found = {name: value for name, value in true.items() if name not in ("name", "guidance", "scale")}
-    assert found == {name: value for name, value in results["real"].items() if name != "name"}, "true drawings"
+    what = {"name": "guidance-1", "guidance": CLASSIFIER_FREE, "scale": 1.0, "guidance_scale": 1.0}
+    assert true == results["real"] | what, "true drawings"
     assert true["fid"] > 1 and true["recall"] > 0.5 and true["whole_caption"] == 100
     assert (
         repeated["fid"] > true["fid"]
@@ -180,11 +202,44 @@ def test_fewer_pictures_than_neighbours_are_named(tmp_path):
         run_sweep({CLASSIFIER_FREE: Drawer(pictures)}, [], pictures, tmp_path, {}, Means())
 
 
+def test_too_few_readable_pictures_are_named_before_any_is_drawn(tmp_path):
+    drawer = Drawer(ShapesPictures(6, seed=0))
+    true = ShapesPictures(6, seed=0)
+    pictures = SimpleNamespace(
+        captions=true.captions, picture=lambda index, size: None if index < 3 else true.picture(index, size)
+    )
+    with pytest.raises(ValueError, match=r"more than the 3 `neighbours` of each, got 3; 3 cannot be read"):
+        run_sweep(
+            {CLASSIFIER_FREE: drawer}, [Guidance(CLASSIFIER_FREE, 1.0)], pictures, tmp_path, {}, Means(), neighbours=3
+        )
+    assert drawer.calls == []
+
+
+def test_the_size_is_that_of_what_is_drawn(pictures):
+    drawer = Drawer(pictures)
+    assert picture_size(drawer, pictures.captions[0], guidance_scale=1.0) == 32 and drawer.calls == []
+
+    class Other:
+        def __call__(self, prompt, generator, steps):
+            return SimpleNamespace(images=[Image.new("RGB", (24, steps))])
+
+    assert picture_size(Other(), "a star", steps=24) == 24
+    with pytest.raises(ValueError, match="Other must draw squares, but draws 24 x 16 pixels"):
+        picture_size(Other(), "a star", steps=16)
+    with pytest.raises(ValueError, match=r"Other cannot draw from a caption alone: .*'guidance_scale'"):
+        picture_size(Other(), "a star", steps=24, guidance_scale=1.0)
+
+
 # -- table and plots ----------------------------------------------------------------------------------------------
 
+
+def row(guidance, **measured):
+    return {"name": guidance.name, "guidance": guidance.kind, "scale": guidance.scale, **guidance.call, **measured}
+
+
 ROWS = [
-    {"name": "guidance-1", "guidance": CLASSIFIER_FREE, "scale": 1.0, "fid": 3.0, "precision": 0.5, "recall": 0.25},
-    {"name": "clip-guidance-2.5", "guidance": CLIP, "scale": 2.5, "fid": 4.0, "precision": 0.75, "recall": 0.125},
+    row(Guidance(CLASSIFIER_FREE, 2.0), fid=3.0, precision=0.5, recall=0.25),
+    row(Guidance(CLIP, 2.5), fid=4.0, precision=0.75, recall=0.125),
 ]
 
 
@@ -206,15 +261,36 @@ def test_the_plots_show_a_curve_for_each_guidance(tmp_path, monkeypatch):
     assert [file.name for file in files] == ["precision_recall.png", "inception_score_fid.png", "clip_score_fid.png"]
     assert curves[:2] == [([0.25], [0.5], CLASSIFIER_FREE), ([0.125], [0.75], CLIP)]
     assert curves[2:] == [
-        ([3.0], [2.0], CLASSIFIER_FREE),
+        ([3.0], [4.0], CLASSIFIER_FREE),
         ([4.0], [5.0], CLIP),
-        ([3.0], [1.0], CLASSIFIER_FREE),
+        ([3.0], [2.0], CLASSIFIER_FREE),
         ([4.0], [2.5], CLIP),
     ]
     monkeypatch.undo()
     files = plot(ROWS, tmp_path / "..")
     assert [file.name for file in files] == ["precision_recall.png"], "what was not measured has no plot"
     assert np.asarray(Image.open(files[0])).std() > 5
+
+
+def test_curves_of_clip_start_where_clip_does_nothing(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    curves, marks = {}, {}
+    monkeypatch.setattr(Axes, "plot", lambda self, x, y, *_, label, **__: curves.update({label: x}))
+    monkeypatch.setattr(Axes, "annotate", lambda self, text, place, **_: marks.update({place[0]: text}))
+    monkeypatch.setattr(Axes, "legend", lambda self: None)
+    sweep = [Guidance(CLASSIFIER_FREE, 1.0), Guidance(CLASSIFIER_FREE, 3.0)]
+    sweep += [Guidance(CLIP, scale) for scale in (-1.0, 2.0)] + [Guidance(BOTH, scale, 3.0) for scale in (4.0, 8.0)]
+    rows = [row(guidance, recall=index, precision=0) for index, guidance in enumerate(sweep)]
+    plot(rows, tmp_path)
+    assert curves == {CLASSIFIER_FREE: [0, 1], CLIP: [2, 0, 3], BOTH: [1, 4, 5], "unguided": [0]}
+    assert marks == {1: "3", 2: "-1", 3: "2", 4: "4", 5: "8"}
+
+    curves.clear()
+    plot(rows[2:], tmp_path)
+    assert curves == {CLIP: [2, 3], BOTH: [4, 5]}, "what was not measured is no start"
+    plot([*rows, row(Guidance(CLIP, 0.0), recall=6, precision=0)], tmp_path)
+    assert curves[CLIP] == [2, 6, 3] and curves["unguided"] == [0, 6], "measured at scale 0 itself"
 
 
 # -- the script ---------------------------------------------------------------------------------------------------
@@ -257,9 +333,100 @@ def test_the_script_measures_a_checkpoint_and_goes_on(run, model, tmp_path):
     assert code == 2 and err.count("\n") == 1 and "were made with seed 0 and not 3" in err
 
 
-def test_it_guides_by_a_clip_and_scores_with_it(run, model, tmp_path):
-    from tiny import tiny_clip, tiny_tokenizer
+@pytest.fixture(scope="module")
+def stable_diffusion(tmp_path_factory) -> str:
+    """A tiny pipeline of another kind; its pictures have 32 pixels, of which it says nothing."""
+    torch.manual_seed(0)
+    small = {"block_out_channels": (8, 16), "norm_num_groups": 4}
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"bos_token_id": 257, "eos_token_id": 257, "pad_token_id": 257}
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, **small
+        ),
+        text_encoder=CLIPTextModel(CLIPTextConfig(vocab_size=258, max_position_embeddings=12, **text, **ends)),
+        tokenizer=tiny_tokenizer(),
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            layers_per_block=1,
+            cross_attention_dim=16,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            **small,
+        ),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("stable-diffusion")
+    pipe.save_pretrained(folder / "text")
+    StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False).save_pretrained(folder / "image")
+    return str(folder / "text")
 
+
+OTHER = ("--num-captions", "6", "--batch-size", "2", "--steps", "2", "--device", "cpu")
+
+
+def test_it_measures_a_pipeline_that_is_not_glide_s(run, stable_diffusion, tmp_path):
+    options = ("--output", tmp_path / "out", "--model", stable_diffusion, *OTHER)
+    code, _, err = run(*options, "--guidance-scale", 1, 5)
+    assert code == 0, err
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert [row["name"] for row in results["sweep"]] == ["guidance-1", "guidance-5"]
+    assert results["settings"] | {"size": 32, "steps": 2, "scheduler": "DDIMScheduler"} == results["settings"]
+    drawn = sorted((tmp_path / "out/pictures/guidance-5").glob("*.png"))
+    expected = StableDiffusionPipeline.from_pretrained(stable_diffusion)
+    prompts = ShapesPictures(6, seed=0).captions[2:4]
+    call = {"num_inference_steps": 2, "guidance_scale": 5.0}
+    picture = expected(prompts, generator=[torch.Generator().manual_seed(seed) for seed in (2, 3)], **call).images[1]
+    assert len(drawn) == 6 and np.array_equal(Image.open(drawn[3]), picture)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scheduler", "ddim"], "--scheduler: for pipelines of GLIDE only, and "),
+        (["--super-res-steps", "2", "--base-only"], "--base-only, --super-res-steps: for pipelines of GLIDE only"),
+        (["--super-res-scheduler", "ddim"], "--super-res-scheduler: for pipelines of GLIDE only"),
+        (["--steps", "fast27"], "--steps fast27: for pipelines of GLIDE only"),
+        (["--clip-guidance-scale", "1"], "--clip-guidance-scale: for pipelines of GLIDE only"),
+    ],
+)
+def test_options_of_glide_alone_are_named(run, stable_diffusion, tmp_path, options, message):
+    code, out, err = run("--output", tmp_path / "out", "--model", stable_diffusion, *OTHER, *options)
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.strip().endswith("is a StableDiffusionPipeline")
+    assert err.startswith(f"evaluate.py: error: {message}") and not (tmp_path / "out").exists()
+
+
+def test_models_that_need_more_than_a_caption_are_refused_before_anything_is_measured(run, stable_diffusion, tmp_path):
+    tiny_inpaint_pipeline().save_pretrained(tmp_path / "inpaint")
+    code, out, err = run("--output", tmp_path / "out", "--model", tmp_path / "inpaint", *QUICK)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"--model {tmp_path / 'inpaint'} cannot draw from a caption: `unet` has 7 input channels" in err
+    img2img = Path(stable_diffusion).with_name("image")
+    code, out, err = run("--output", tmp_path / "out", "--model", img2img, *OTHER)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "StableDiffusionImg2ImgPipeline cannot draw from a caption alone" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_clip_that_does_not_fit_is_refused_before_anything_is_measured(run, model, tmp_path):
+    options = ("--output", tmp_path / "out", "--model", model, *QUICK, "--clip-guidance-scale", "1")
+    for name, clip in (("large", tiny_clip(image_size=32)), ("short", tiny_clip())):
+        clip.save_pretrained(tmp_path / name)
+        tiny_tokenizer(context=12 if name == "large" else 20).save_pretrained(tmp_path / name)
+    for name, message in (
+        ("large", "`clip_model` reads pictures of 32 x 32 pixels, but the base picture of this call has 8 x 8"),
+        ("short", "`clip_tokenizer` has 20 tokens of context; `clip_model` reads 12"),
+    ):
+        code, out, err = run(*options, "--clip-model", tmp_path / name)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith(f"evaluate.py: error: --clip-model {tmp_path / name}: {message}")
+        assert not (tmp_path / "out").exists()
+
+
+def test_it_guides_by_a_clip_and_scores_with_it(run, model, tmp_path):
     tiny_clip().save_pretrained(tmp_path / "clip")
     tiny_tokenizer().save_pretrained(tmp_path / "clip")
     clip = ("--clip", tmp_path / "clip", "--clip-model", tmp_path / "clip", "--clip-guidance-scale", 0, 500)
@@ -281,8 +448,6 @@ def test_it_guides_by_a_clip_and_scores_with_it(run, model, tmp_path):
 
 
 def test_the_comparison_is_the_evaluation_with_its_choices_made(monkeypatch, capsys, tmp_path):
-    from tiny import tiny_clip, tiny_components, tiny_tokenizer, tiny_unet
-
     # Base pictures that the judge can read.
     model = GLIDEPipeline(**tiny_components(upsampler=False) | {"unet": tiny_unet(sample_size=32)})
     model.save_pretrained(tmp_path / "model")
@@ -290,10 +455,11 @@ def test_the_comparison_is_the_evaluation_with_its_choices_made(monkeypatch, cap
     tiny_tokenizer().save_pretrained(tmp_path / "clip")
     monkeypatch.syspath_prepend(ROOT / "examples")
     import compare_guidance
-    import evaluate
 
-    for module in (compare_guidance, evaluate):
-        monkeypatch.setattr(module, "shapes_checkpoint", lambda name: tmp_path / name.replace("noised-", ""))
+    def shipped(name):
+        return tmp_path / "clip" if name == "noised-clip" else shapes_checkpoint(name)
+
+    monkeypatch.setattr("glide_pipelines.evaluation.features.shapes_checkpoint", shipped)
     few = ("--guidance-scale", "1", "3", "--clip-guidance-scale", "50")
     options = ("--output", tmp_path / "out", "--model", tmp_path / "model", *QUICK, *few)
     assert compare_guidance.main([str(option) for option in options]) == 0, capsys.readouterr().err
@@ -301,6 +467,32 @@ def test_the_comparison_is_the_evaluation_with_its_choices_made(monkeypatch, cap
     assert names == {"guidance-1", "guidance-3", "clip-guidance-50", "guidance-3-clip-guidance-50"}
     for plot_file in ("precision_recall", "inception_score_fid", "clip_score_fid", "accuracy_recall"):
         assert (tmp_path / "out" / f"{plot_file}.png").is_file()
+
+
+def test_the_comparison_needs_no_clip_to_explain_itself(monkeypatch, capsys, model, tmp_path):
+    def not_shipped(name):
+        raise ValueError(f"`name` must be one of none, got {name!r}.")
+
+    for name in ("glide_pipelines", "glide_pipelines.evaluation.features"):
+        monkeypatch.setattr(f"{name}.shapes_checkpoint", not_shipped)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.delitem(sys.modules, "compare_guidance", raising=False)
+    import compare_guidance
+
+    with pytest.raises(SystemExit) as exit_:
+        compare_guidance.main(["--help"])
+    assert exit_.value.code == 0 and "--clip-beside" in capsys.readouterr().out
+    options = ("--output", str(tmp_path / "out"), "--model", model, "--device", "cpu")
+    assert compare_guidance.main(list(options)) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "`clip_model` must be a noised CLIP with its tokenizer, got 'shapes'" in err
+
+
+def test_an_output_that_is_a_file_is_named(run, model, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, out, err = run("--output", tmp_path / "file", "--model", model, *QUICK)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "`output`: " in err and "cannot be written to: Not a directory" in err
 
 
 def test_it_measures_against_a_folder_of_pictures(run, model, tmp_path):

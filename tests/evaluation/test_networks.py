@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +21,14 @@ from transformers import (
 )
 
 from glide_pipelines import NoisedCLIPConfig, NoisedCLIPModel
-from glide_pipelines.evaluation import ShapesFeatures, accuracy, load_clip, load_feature_network, train_shapes_features
+from glide_pipelines.evaluation import (
+    ShapesFeatures,
+    accuracy,
+    load_clip,
+    load_feature_network,
+    load_noised_clip,
+    train_shapes_features,
+)
 from glide_pipelines.evaluation.shapes_features import ABSENT, ATTRIBUTES, scene_batch, scene_labels
 from glide_pipelines.shapes import Object, Scene, ShapesWorld
 
@@ -89,6 +100,57 @@ def test_training_learns_and_repeats_itself(tmp_path):
     for other in (again, loaded):
         for name, value in model.state_dict().items():
             assert torch.equal(other.state_dict()[name], value)
+
+
+# -- Inception ----------------------------------------------------------------------------------------------------
+
+
+class FakeInception(torch.nn.Module):
+    """What torch-fidelity's network takes and returns, in place of its 90 megabytes of weights."""
+
+    def __init__(self, name, features_list):
+        super().__init__()
+        assert features_list == ["2048", "logits_unbiased"]
+        self.mean = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, pictures):
+        assert pictures.dtype == torch.uint8
+        means = pictures.float().mean(dim=(2, 3))
+        return means.repeat(1, 683)[:, :2048], means.repeat(1, 336)
+
+
+@pytest.fixture
+def torch_fidelity(monkeypatch):
+    module = ModuleType("torch_fidelity")
+    module.FeatureExtractorInceptionV3 = FakeInception
+    monkeypatch.setitem(sys.modules, "torch_fidelity", module)
+    return module
+
+
+def test_inception_gives_the_features_and_the_classes_of_the_published_scores(torch_fidelity):
+    network = load_feature_network("inception")
+    assert not network.model.training and next(network.parameters()).device.type == "cpu"
+    features, log_probabilities = network(pictures())
+    means = pictures().float().mean(dim=(2, 3))
+    assert features.shape == (3, 2048) and torch.equal(features[:, :3], means)
+    assert log_probabilities.shape == (3, 1008)
+    assert torch.allclose(log_probabilities[:, :3], means.log_softmax(dim=1) - torch.tensor(336.0).log(), atol=1e-4)
+
+
+def test_what_inception_lacks_is_named(torch_fidelity, monkeypatch):
+    def unreachable(*args):
+        raise OSError("<urlopen error>")
+
+    torch_fidelity.FeatureExtractorInceptionV3 = unreachable
+    with pytest.raises(ValueError, match="`features` 'inception': its weights cannot be loaded: <urlopen error>"):
+        load_feature_network("inception")
+    del torch_fidelity.FeatureExtractorInceptionV3
+    install = r"needs torch-fidelity, and the torchvision .*: `pip install glide-pipelines\[eval\]` \("
+    with pytest.raises(ImportError, match=install):
+        load_feature_network("inception")
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(ImportError, match=install):
+        load_feature_network("inception")
 
 
 # -- transformers -------------------------------------------------------------------------------------------------
@@ -184,3 +246,32 @@ def test_networks_that_are_not_there_are_named(tmp_path):
     name = save(tmp_path / "vit", ViTModel(VIT), ViTImageProcessor())
     with pytest.raises(ValueError, match=r"`clip` must be a CLIP with its tokenizer, got .*: it is a ViTModel"):
         load_clip(name)
+
+
+def test_weights_that_were_cut_short_are_named(clip, tmp_path):
+    noised = NoisedCLIPModel(NoisedCLIPConfig(text_config=SIZES, vision_config=SIZES, projection_dim=6))
+    names = {
+        "clip": clip[1],
+        "noised": save(tmp_path / "noised", noised, tokenizer=tiny_tokenizer()),
+        "vit": save(tmp_path / "vit", ViTModel(VIT), ViTImageProcessor()),
+    }
+    for name in names.values():
+        weights = Path(name, "model.safetensors")
+        weights.write_bytes(weights.read_bytes()[:-100])
+    for load, argument, kind in (
+        (load_feature_network, "features", "vit"),
+        (load_clip, "clip", "clip"),
+        (load_clip, "clip", "noised"),
+        (load_noised_clip, "clip_model", "noised"),
+    ):
+        with pytest.raises(ValueError, match=f"`{argument}` must be .* got '{names[kind]}': .*incomplete metadata"):
+            load(names[kind])
+
+
+def test_the_clip_that_ships_has_a_name(clip, tmp_path, monkeypatch):
+    noised = NoisedCLIPModel(NoisedCLIPConfig(text_config=SIZES, vision_config=SIZES, projection_dim=6))
+    save(tmp_path / "shipped", noised, tokenizer=tiny_tokenizer())
+    shipped = {"noised-clip": tmp_path / "shipped"}
+    monkeypatch.setattr("glide_pipelines.evaluation.features.shapes_checkpoint", shipped.get)
+    assert torch.equal(load_noised_clip("shapes")[0].logit_scale, noised.logit_scale)
+    assert load_clip("shapes").model.config.projection_dim == 6

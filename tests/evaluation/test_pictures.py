@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +75,45 @@ def test_a_picture_that_cannot_be_read_is_named(folder, caplog):
 def test_faults_are_named(folder, captions, options, message):
     with pytest.raises(ValueError, match=message):
         DatasetPictures(10, **{"data_dir": folder(captions)} | options)
+
+
+def test_pictures_that_no_metadata_lists_are_counted_and_named(folder):
+    data = Path(folder())
+    for name in ("extra.png", "EXTRA.JPG", "deep/extra.jpeg"):
+        (data / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(data / name)
+    (data / "notes.txt").write_text("no picture")
+    for options in ({}, {"split": "train[:2]"}):
+        with pytest.raises(ValueError, match=r"none for 3 of 7: EXTRA\.JPG, deep/extra\.jpeg, extra\.png \("):
+            DatasetPictures(4, data_dir=str(data), **options)
+
+
+def test_a_picture_beside_the_captioned_one_is_listed(folder):
+    data = Path(folder())
+    rows = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
+    for index, row in enumerate(rows):
+        row["mask_file_name"] = f"mask{index}.png"
+        Image.new("L", (32, 16)).save(data / row["mask_file_name"])
+    (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pictures = DatasetPictures(4, data_dir=str(data))
+    assert pictures.name(3) == str(data / "3.png") and len(pictures.captions) == 4
+
+
+def test_datasets_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=f"`data_dir` '{tmp_path}' cannot be read: .*doesn't contain any data files"):
+        DatasetPictures(4, data_dir=str(tmp_path))
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "../elsewhere.png", "text": "one"}))
+    with pytest.raises(
+        ValueError, match=r"`data_dir` .* cannot be read: Invalid metadata file_name '../elsewhere.png'"
+    ):
+        DatasetPictures(4, data_dir=str(tmp_path))
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'some/dataset' on the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(ValueError, match="`dataset_name` 'some/dataset' cannot be read: Couldn't reach"):
+        DatasetPictures(4, dataset_name="some/dataset")
 
 
 def test_a_folder_without_captions_is_named(tmp_path):
