@@ -345,6 +345,11 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         batch_size = self._check_prompts(prompt, negative_prompt, **embeds, guided=guided)
         check_generator(generator, batch_size * num_images_per_prompt)
 
+        def count(unet: GLIDEUNet2DConditionModel, run: SchedulerAdapter) -> int:
+            # Only a stage in implicit mode takes its steps several times.
+            repeats = num_resample if num_resample > 1 and not unet.is_inpainter else 1
+            return repeats * len(run.start(self._execution_device))
+
         base = super_res = None
         self._num_timesteps = 0
         if self.unet is not None:
@@ -357,8 +362,7 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
                 eta=eta,
                 strength=strength,
             )
-            repeats = 1 if self.unet.is_inpainter else num_resample
-            self._num_timesteps += repeats * len(base.start(self._execution_device))
+            self._num_timesteps += count(self.unet, base)
         if self.super_res_unet is not None:
             super_res = SchedulerAdapter(
                 self.super_res_scheduler,
@@ -368,8 +372,7 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
                 generator=generator,
                 prefix="super_res_",
             )
-            repeats = 1 if self.super_res_unet.is_inpainter else num_resample
-            self._num_timesteps += repeats * len(super_res.start(self._execution_device))
+            self._num_timesteps += count(self.super_res_unet, super_res)
         return Call(
             batch_size=batch_size,
             num_images_per_prompt=num_images_per_prompt,
