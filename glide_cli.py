@@ -238,6 +238,7 @@ scheduler = checked(SCHEDULERS.get, bool, f"one of {', '.join(SCHEDULERS)}")
 
 
 def input_file(text: str) -> Path:
+    """A file that is there."""
     path = Path(text)
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"there is no file {text!r}")

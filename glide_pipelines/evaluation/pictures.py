@@ -42,6 +42,7 @@ class ShapesPictures:
         self.captions = [str(example.caption) for example in self.examples]
 
     def picture(self, index: int, size: int) -> Image.Image:
+        """The drawing of a scene."""
         return render(self.examples[index].scene, size)
 
     def others(self) -> ShapesPictures:

@@ -99,6 +99,7 @@ class DrawnPictures:
         self.captions = captions
 
     def picture(self, index: int, size: int) -> Image.Image:
+        """The picture of a caption, in the size that it was drawn in."""
         return Image.open(_path(self.folder, index)).convert("RGB")
 
 

@@ -6,6 +6,7 @@ from .calibration import calibrate, table
 
 
 def main() -> None:
+    """Calibrate the judge and print the table."""
     parser = argparse.ArgumentParser(prog="python -m glide_pipelines.shapes", description="Calibrate the judge.")
     parser.add_argument("--scenes", type=int, default=2000, help="number of scenes (default: 2000)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 128], help="picture widths (default: 32 128)")

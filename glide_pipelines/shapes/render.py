@@ -34,7 +34,9 @@ _OUTLINES: dict[str, np.ndarray] = {
 }
 
 
-def draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, width: float, fill) -> None:
+def draw_shape(
+    draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, width: float, fill: int | tuple[int, int, int]
+) -> None:
     """Draws one filled shape; the middle `x`, `y` and the `width` of its bounding box are in pixels."""
     # Pillow counts pixel centres from 0 and fills both ends of an outline, hence the half pixels.
     if shape == "circle":

@@ -1,6 +1,7 @@
 """Scenes of the shapes world: one to three coloured shapes on a plain background, and how they are drawn at random."""
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,7 +114,7 @@ class Scene:
         return is_held_out(self.combination)
 
 
-def check_choice(name: str, value: object, allowed) -> None:
+def check_choice(name: str, value: object, allowed: Collection[object]) -> None:
     """Raises a `ValueError` that names the argument unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
