@@ -1,21 +1,16 @@
-"""Inpainting, SDEdit and enlarging."""
+"""Inpainting: what is kept, the two modes, resampling, crops around the mask."""
 
-import contextlib
 import io
-import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from editing import HOLE, MASK, PICTURE, inputs_of, picture, quiet, refused
 from PIL import Image
 from tiny import tiny_call, tiny_inpaint_pipeline, tiny_pipeline, tiny_unet
 
 from glide_pipelines import (
-    GLIDEDDIMScheduler,
     GLIDEDDPMScheduler,
     GLIDEImg2ImgPipeline,
     GLIDEInpaintPipeline,
@@ -24,37 +19,7 @@ from glide_pipelines import (
 )
 from glide_pipelines.pipelines.image_inputs import to_mask_tensor, to_tensor
 from glide_pipelines.pipelines.known_region import KnownRegion
-from glide_pipelines.pipelines.tiling import TiledUNet
 from glide_pipelines.schedulers import SchedulerAdapter
-
-
-RNG = np.random.default_rng(0)
-PICTURE = Image.fromarray(RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8))
-MASK = Image.new("L", (32, 32))
-MASK.paste(255, (8, 4, 20, 16))
-HOLE = np.asarray(MASK) > 0
-
-
-def picture(height, width):
-    return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-@contextlib.contextmanager
-def inputs_of(unet):
-    """What the network is given, a dictionary for each time that it runs."""
-    seen = []
-    hook = unet.register_forward_pre_hook(
-        lambda m, args, kwargs: seen.append({"sample": args[0]} | kwargs), with_kwargs=True
-    )
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
-def quiet(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +39,6 @@ def inpaint(request, fine_tuned, implicit):
 
 def paint(pipe, image=PICTURE, mask=MASK, **changes):
     return pipe(**tiny_call(image=image, mask_image=mask, **{"output_type": "pil"} | changes)).images
-
-
-# -- inpainting -------------------------------------------------------------------------------------------------------
 
 
 def test_kept_pixels_come_back_to_the_bit(inpaint):
@@ -307,24 +269,8 @@ def test_save_and_load(fine_tuned, tmp_path):
     np.testing.assert_allclose(*results, atol=5e-4)
 
 
-@contextlib.contextmanager
-def refused(pipe, error, message):
-    """The error comes before any network runs."""
-    networks = (pipe.text_encoder, pipe.unet, pipe.super_res_text_encoder, pipe.super_res_unet)
-    hooks = [n.register_forward_pre_hook(lambda *_: pytest.fail("a network ran")) for n in networks if n is not None]
-    try:
-        with pytest.raises(error, match=message):
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 NOTHING, CORNER = Image.new("L", (32, 32)), Image.new("L", (320, 320))
 CORNER.paste(255, (0, 0, 2, 2))
-TRUNCATED = io.BytesIO()
-PICTURE.resize((200, 200)).save(TRUNCATED, "PNG")
-TRUNCATED = TRUNCATED.getvalue()[:20000]
 
 
 @pytest.mark.parametrize(
@@ -373,14 +319,6 @@ def test_bad_input_to_inpainting(implicit, changes, error, message):
         implicit(**tiny_call(image=PICTURE, mask_image=MASK) | changes)
 
 
-def test_a_file_that_cannot_be_read_is_named(implicit, img2img, enlarger):
-    for pipe in (implicit, img2img, enlarger):
-        with refused(pipe, ValueError, "`image` cannot be read: "):
-            pipe("red", image=Image.open(io.BytesIO(TRUNCATED)), **({"mask_image": MASK} if pipe is implicit else {}))
-    with refused(implicit, ValueError, "`mask_image` cannot be read: "):
-        implicit("red", image=PICTURE, mask_image=Image.open(io.BytesIO(TRUNCATED)))
-
-
 def test_resampling_is_refused_where_it_makes_no_sense(fine_tuned, implicit):
     with refused(fine_tuned, ValueError, "`num_resample` is for the implicit mode"):
         paint(fine_tuned, num_resample=2)
@@ -403,254 +341,3 @@ def test_models_of_the_wrong_kind_are_named(fine_tuned):
     wrong = GLIDEInpaintPipeline.from_pipe(fine_tuned, unet=tiny_pipeline().super_res_unet)
     with refused(wrong, ValueError, "`unet` has 6 input channels; GLIDEInpaintPipeline needs one with 7 or 3"):
         paint(wrong)
-
-
-# -- SDEdit -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def img2img():
-    return quiet(GLIDEImg2ImgPipeline.from_pipe(tiny_pipeline()))
-
-
-def sketch(pipe, image=PICTURE, **changes):
-    return pipe(**tiny_call(image=image, **changes)).images
-
-
-def test_strength_is_the_share_of_steps(img2img):
-    steps = []
-    sketch(
-        img2img,
-        strength=0.3,
-        num_inference_steps=10,
-        callback_on_step_end=lambda p, i, t, k: steps.append((p.stage, int(t))) or {},
-    )
-    assert steps[:3] == [("base", 222), ("base", 111), ("base", 0)]
-    assert steps[3][0] == "super_res" and img2img.num_timesteps == 5
-
-
-def test_the_sketch_gets_the_noise_of_the_first_step_that_is_run(img2img):
-    seen = []
-    hook = img2img.unet.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
-    call = {"strength": 0.7, "timesteps": [999, 500, 0], "guidance_scale": 1.0}
-    try:
-        for noise in (0.0, 1.0):
-            sketch(img2img, Image.new("RGB", (32, 32), "white"), latents=torch.full((1, 3, 8, 8), noise), **call)
-    finally:
-        hook.remove()
-    alpha_bar = img2img.scheduler.train_process.alphas_cumprod[500].item()
-    signal, signal_and_noise = seen[0], seen[2]
-    torch.testing.assert_close(signal, torch.full_like(signal, alpha_bar**0.5))
-    torch.testing.assert_close(signal_and_noise - signal, torch.full_like(signal, (1 - alpha_bar) ** 0.5))
-
-
-def test_little_strength_stays_near_the_sketch(img2img):
-    base = quiet(GLIDEImg2ImgPipeline.from_pipe(img2img, super_res_unet=None))
-    image = picture(8, 8)
-    near, far = (
-        np.abs(sketch(base, image, strength=strength, num_inference_steps=100)[0] - np.asarray(image) / 255).mean()
-        for strength in (0.02, 1.0)
-    )
-    assert near < 0.1 < far
-
-
-def test_any_size(img2img):
-    assert sketch(img2img, picture(33, 47)).shape == (1, 33, 47, 3)
-    assert sketch(img2img, picture(33, 47), height=64, width=32).shape == (1, 64, 32, 3)
-
-
-@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"])
-def test_strength_with_stock_schedulers(img2img, name):
-    import diffusers
-
-    scheduler = getattr(diffusers, name).from_config(img2img.scheduler.config)
-    pipe = quiet(GLIDEImg2ImgPipeline.from_pipe(img2img, scheduler=scheduler, super_res_unet=None))
-    image = picture(8, 8)
-    result = sketch(pipe, image, strength=0.1, num_inference_steps=20)[0]
-    assert np.abs(result - np.asarray(image) / 255).mean() < 0.25
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"image": None}, "Pass `image`"),
-        ({"image": torch.full((3, 32, 32), torch.nan)}, "`image` holds NaN"),
-        ({"strength": float("nan")}, "`strength` must be finite"),
-        ({"latents": torch.zeros(1, 3, 4, 4)}, r"`latents` must have the shape \[1, 3, 8, 8\]"),
-        ({"super_res_latents": torch.zeros(1, 3, 4, 4)}, r"`super_res_latents` must have the shape \[1, 3, 32, 32\]"),
-        ({"strength": 1.5}, "`strength` must lie between 0 and 1, got 1.5"),
-        ({"strength": -0.1}, "`strength` must lie between 0 and 1"),
-        ({"strength": 0.1}, "`strength` 0.1 leaves none of the 2 steps"),
-        ({"strength": 0}, "`strength` 0 leaves none"),
-        ({"image": [PICTURE] * 2}, "`image` must be one picture, as there is one prompt, got 2"),
-    ],
-)
-def test_bad_input_to_sdedit(img2img, changes, message):
-    with refused(img2img, ValueError, message):
-        img2img(**tiny_call(image=PICTURE) | changes)
-
-
-# -- enlarging --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def enlarger():
-    return quiet(GLIDESuperResolutionPipeline.from_pipe(tiny_pipeline()))
-
-
-def enlarge(pipe, image, **changes):
-    return pipe(
-        **{
-            "prompt": "red",
-            "image": image,
-            "super_res_num_inference_steps": 2,
-            "generator": torch.Generator().manual_seed(0),
-            "output_type": "np",
-        }
-        | changes
-    ).images
-
-
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 7), (30, 9)])
-def test_four_times_as_large(enlarger, height, width):
-    assert enlarge(enlarger, picture(height, width)).shape == (1, 4 * height, 4 * width, 3)
-
-
-def test_it_is_the_second_stage_of_text_to_image(enlarger):
-    """Fed the base stage's picture, with the same noise, it draws what the whole pipeline draws."""
-    pipe, small = tiny_pipeline(), {}
-
-    def keep(pipe, step, timestep, tensors):
-        if pipe.stage == "base":
-            small["image"] = tensors["latents"]
-        return {}
-
-    noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    expected = pipe(**tiny_call(super_res_latents=noise, callback_on_step_end=keep)).images
-    # Through 8 bit, as the pipeline itself does.
-    result = enlarge(enlarger, small["image"].clamp(-1, 1), prompt="a red circle", super_res_latents=noise)
-    np.testing.assert_allclose(result, expected, atol=1e-4)
-
-
-def test_consistency_keeps_the_small_picture(enlarger):
-    """Reduced again, the large picture is the small one, however bad the upsampler is; and no pipeline forgets it."""
-    small = picture(8, 8).resize((8, 8), Image.Resampling.BILINEAR)
-
-    def difference(pipe):
-        large = enlarge(pipe, small)[0].reshape(8, 4, 8, 4, 3).mean(axis=(1, 3))
-        return np.abs(large - np.asarray(small) / 255).mean()
-
-    whole = GLIDEPipeline(**tiny_pipeline().components, low_res_consistency=True)
-    consistent = quiet(GLIDESuperResolutionPipeline.from_pipe(whole))
-    assert difference(consistent) < 0.5 * difference(enlarger)
-
-
-@pytest.mark.parametrize(("height", "width", "tiles"), [(8, 8, 1), (16, 20, 9), (32, 40, 35)])
-def test_large_pictures_are_drawn_in_tiles(enlarger, height, width, tiles):
-    """What the network sees, and so its memory, does not grow with the picture."""
-    sizes = []
-    hook = enlarger.super_res_unet.register_forward_pre_hook(lambda m, args: sizes.append(tuple(args[0].shape)))
-    try:
-        enlarge(enlarger, picture(height, width))
-    finally:
-        hook.remove()
-    assert set(sizes) == {(1, 3, 32, 32)} and len(sizes) == 2 * tiles
-
-
-def test_tiles_leave_no_seams(enlarger):
-    """Between tiled and untiled the difference is no larger on the lines where tiles begin than elsewhere.
-
-    With tiles that all weigh the same up to their edges it is larger: 0.111 against 0.093.
-    """
-    image = Image.fromarray(np.tile(np.linspace(0, 255, 16, dtype=np.uint8)[:, None, None], (1, 16, 3)))
-    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    whole = enlarge(enlarger, image, super_res_latents=noise, tile_size=64)[0]
-    tiled = enlarge(enlarger, image, super_res_latents=noise, tile_size=32, tile_overlap=16)[0]
-    difference = np.abs(np.diff(tiled - whole, axis=1)).mean(axis=(0, 2))
-    lines = [start - 1 for start in (16, 32, 48)]
-    elsewhere = np.delete(difference, lines)
-    assert difference[lines].mean() <= elsewhere.mean()
-
-
-@pytest.mark.parametrize(
-    ("tile", "overlap", "step", "length"),
-    [(32, 4, 8, 88), (32, 0, 8, 88), (32, 1, 2, 66), (32, 30, 2, 66), (32, 15, 8, 200), (256, 60, 32, 1120)],
-)
-def test_tiles_overlap_by_what_was_promised(tile, overlap, step, length):
-    spans = TiledUNet(None, tile, overlap, step)._spans(length, torch.device("cpu"))
-    starts = [start for start, _, _ in spans]
-    assert starts[0] == 0 and starts[-1] == length - tile and all(start % step == 0 for start in starts)
-    shared = [before + tile - start for before, start in itertools.pairwise(starts)]
-    assert overlap <= min(shared) and max(shared) < tile
-
-
-def test_where_tiles_disagree_the_passage_is_gradual():
-    """Three tiles in a row that predict 0, 1 and 2: from column to column no more than the overlap's share of it."""
-    predictions = itertools.count()
-
-    def unet(sample, timestep, low_res, **_):
-        return UNet2DConditionOutput(torch.full_like(sample, float(next(predictions))))
-
-    unet.config = SimpleNamespace(out_channels=3)
-    tiled = TiledUNet(unet, tile_size=32, tile_overlap=16, step=8)
-    rows = tiled(torch.zeros(1, 3, 32, 64), torch.zeros(1), low_res=torch.zeros(1, 3, 8, 16)).sample[0, 0]
-    assert (rows == rows[0]).all() and rows[0, 0] == 0 and rows[0, -1] == 2 and next(predictions) == 3
-    steps = rows[0].diff()
-    assert steps.min() >= 0 and steps.max() <= 1 / 16 + 1e-6
-
-
-def test_each_tile_sees_its_part_of_the_whole_enlargement():
-    def unet(sample, timestep, low_res, **_):
-        assert low_res.shape == sample.shape
-        return UNet2DConditionOutput(low_res)
-
-    unet.config = SimpleNamespace(out_channels=3)
-    low_res = torch.randn(1, 3, 13, 10, generator=torch.Generator().manual_seed(0))
-    seen = TiledUNet(unet, tile_size=16, tile_overlap=4, step=4)(torch.zeros(1, 3, 52, 40), torch.zeros(1), low_res)
-    torch.testing.assert_close(seen.sample, F.interpolate(low_res, (52, 40), mode="bilinear", align_corners=False))
-
-
-def test_bad_input_to_enlarging(enlarger):
-    for changes, message in (
-        ({"image": None}, "Pass `image`"),
-        ({"image": np.full((8, 8, 3), np.nan)}, "`image` holds NaN"),
-        ({"image": [picture(8, 8)] * 2}, "`image` must be one picture, as there is one prompt, got 2"),
-        (
-            {"image": [picture(8, 8), picture(8, 9)], "prompt": ["a", "b"]},
-            r"`image` holds pictures of different sizes \(8 x 8, 8 x 9\); enlarge one size at a time\.",
-        ),
-        ({"super_res_latents": torch.zeros(1, 3, 8, 8)}, r"`super_res_latents` must have the shape \[1, 3, 32, 32\]"),
-        ({"tile_size": 30}, "`tile_size` must be a multiple of 8"),
-        ({"tile_overlap": 31}, "`tile_overlap` must be an integer from 0 to 30, which is `tile_size` less 2, got 31"),
-        ({"prompt": None}, "Pass `prompt` or `super_res_prompt_embeds`"),
-        ({"super_res_timesteps": "x"}, "super_res_timesteps='x'"),
-    ):
-        with refused(enlarger, ValueError, message):
-            enlarge(enlarger, **{"image": picture(8, 8)} | changes)
-
-
-def test_pipelines_compose(fine_tuned):
-    """Text to image, SDEdit, enlarging and implicit inpainting share a checkpoint's components."""
-    pipe = tiny_pipeline()
-    for cls in (GLIDEImg2ImgPipeline, GLIDEInpaintPipeline, GLIDESuperResolutionPipeline, GLIDEPipeline):
-        other = cls.from_pipe(pipe)
-        assert other.super_res_unet is pipe.super_res_unet
-    assert GLIDEPipeline.from_pipe(GLIDEInpaintPipeline.from_pipe(pipe)).unet is pipe.unet
-    assert isinstance(GLIDEInpaintPipeline.from_pipe(pipe).super_res_scheduler, GLIDEDDIMScheduler)
-
-
-@pytest.mark.parametrize("cls", [GLIDEImg2ImgPipeline, GLIDESuperResolutionPipeline])
-def test_the_other_pipelines_save_and_load(cls, tmp_path):
-    pipe = quiet(cls.from_pipe(tiny_pipeline()))
-    pipe.save_pretrained(tmp_path)
-    loaded = quiet(DiffusionPipeline.from_pretrained(tmp_path))
-    assert type(loaded) is cls
-
-    small = picture(8, 8)
-    steps = {"super_res_num_inference_steps": 2} | ({} if pipe.unet is None else {"num_inference_steps": 2})
-
-    def draw(pipe):
-        seeded = torch.Generator().manual_seed(0)
-        return pipe("red", image=small, generator=seeded, output_type="np", **steps).images
-
-    np.testing.assert_allclose(draw(loaded), draw(pipe), atol=5e-4)

@@ -1,0 +1,94 @@
+"""SDEdit: strength, sizes, schedulers."""
+
+import numpy as np
+import pytest
+import torch
+from editing import PICTURE, picture, quiet, refused
+from PIL import Image
+from tiny import tiny_call, tiny_pipeline
+
+from glide_pipelines import (
+    GLIDEImg2ImgPipeline,
+)
+
+
+@pytest.fixture(scope="module")
+def img2img():
+    return quiet(GLIDEImg2ImgPipeline.from_pipe(tiny_pipeline()))
+
+
+def sketch(pipe, image=PICTURE, **changes):
+    return pipe(**tiny_call(image=image, **changes)).images
+
+
+def test_strength_is_the_share_of_steps(img2img):
+    steps = []
+    sketch(
+        img2img,
+        strength=0.3,
+        num_inference_steps=10,
+        callback_on_step_end=lambda p, i, t, k: steps.append((p.stage, int(t))) or {},
+    )
+    assert steps[:3] == [("base", 222), ("base", 111), ("base", 0)]
+    assert steps[3][0] == "super_res" and img2img.num_timesteps == 5
+
+
+def test_the_sketch_gets_the_noise_of_the_first_step_that_is_run(img2img):
+    seen = []
+    hook = img2img.unet.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    call = {"strength": 0.7, "timesteps": [999, 500, 0], "guidance_scale": 1.0}
+    try:
+        for noise in (0.0, 1.0):
+            sketch(img2img, Image.new("RGB", (32, 32), "white"), latents=torch.full((1, 3, 8, 8), noise), **call)
+    finally:
+        hook.remove()
+    alpha_bar = img2img.scheduler.train_process.alphas_cumprod[500].item()
+    signal, signal_and_noise = seen[0], seen[2]
+    torch.testing.assert_close(signal, torch.full_like(signal, alpha_bar**0.5))
+    torch.testing.assert_close(signal_and_noise - signal, torch.full_like(signal, (1 - alpha_bar) ** 0.5))
+
+
+def test_little_strength_stays_near_the_sketch(img2img):
+    base = quiet(GLIDEImg2ImgPipeline.from_pipe(img2img, super_res_unet=None))
+    image = picture(8, 8)
+    near, far = (
+        np.abs(sketch(base, image, strength=strength, num_inference_steps=100)[0] - np.asarray(image) / 255).mean()
+        for strength in (0.02, 1.0)
+    )
+    assert near < 0.1 < far
+
+
+def test_any_size(img2img):
+    assert sketch(img2img, picture(33, 47)).shape == (1, 33, 47, 3)
+    assert sketch(img2img, picture(33, 47), height=64, width=32).shape == (1, 64, 32, 3)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"])
+def test_strength_with_stock_schedulers(img2img, name):
+    import diffusers
+
+    scheduler = getattr(diffusers, name).from_config(img2img.scheduler.config)
+    pipe = quiet(GLIDEImg2ImgPipeline.from_pipe(img2img, scheduler=scheduler, super_res_unet=None))
+    image = picture(8, 8)
+    result = sketch(pipe, image, strength=0.1, num_inference_steps=20)[0]
+    assert np.abs(result - np.asarray(image) / 255).mean() < 0.25
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": None}, "Pass `image`"),
+        ({"image": torch.full((3, 32, 32), torch.nan)}, "`image` holds NaN"),
+        ({"strength": float("nan")}, "`strength` must be finite"),
+        ({"latents": torch.zeros(1, 3, 4, 4)}, r"`latents` must have the shape \[1, 3, 8, 8\]"),
+        ({"super_res_latents": torch.zeros(1, 3, 4, 4)}, r"`super_res_latents` must have the shape \[1, 3, 32, 32\]"),
+        ({"strength": 1.5}, "`strength` must lie between 0 and 1, got 1.5"),
+        ({"strength": -0.1}, "`strength` must lie between 0 and 1"),
+        ({"strength": 0.1}, "`strength` 0.1 leaves none of the 2 steps"),
+        ({"strength": 0}, "`strength` 0 leaves none"),
+        ({"image": [PICTURE] * 2}, "`image` must be one picture, as there is one prompt, got 2"),
+    ],
+)
+def test_bad_input_to_sdedit(img2img, changes, message):
+    with refused(img2img, ValueError, message):
+        img2img(**tiny_call(image=PICTURE) | changes)
