@@ -41,7 +41,7 @@ from glide_pipelines.shapes.retrieval import caption_retrieval, retrieval_table
 MAX_UPSAMPLED = 128  # pictures for the upsampler alone: they differ little, and each takes as long as any other
 TASK_OPTIONS = {  # what belongs to one task, and its default there
     "num_captions": {"text-to-image": 512, "inpaint": 256, "img2img": 256, "clip": 256},
-    "guidance_scale": {"text-to-image": [1.0, 2.0, 3.0, 5.0], "inpaint": [5.0], "img2img": [3.0]},
+    "guidance_scale": {"text-to-image": [1.0, 2.0, 3.0, 5.0], "inpaint": None, "img2img": None},
     "num_resample": {"inpaint": 4},
     "strength": {"img2img": [0.2, 0.4, 0.6, 0.8, 1.0]},
     "timesteps": {"clip": [0, 250, 500, 750, 999]},
@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--resume", action="store_true", help="keep what OUTPUT already holds of the same settings")
     add("--task", choices=tuple(TASK_OPTIONS["num_captions"]), default="text-to-image", help="default: %(default)s")
     add("--num-captions", type=glide_cli.positive_int, help="default: 512; 256 to edit, or for a CLIP")
-    scales = "default: 1 2 3 5, or one: 5 to inpaint, 3 for img2img"
+    scales = "default: 1 2 3 5; to edit one, by default what each checkpoint recommends"
     add("--guidance-scale", type=glide_cli.finite, nargs="+", metavar="X", help=scales)
     add("--strength", type=glide_cli.strength, nargs="+", metavar="X", help="of img2img (default: 0.2 0.4 0.6 0.8 1)")
     resample = "inpaint in implicit mode once more, taking each step so often (default: 4; 1 leaves it out)"
@@ -80,7 +80,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         for option in DRAWING_OPTIONS:
             if getattr(args, option):
                 parser.error(f"--{option.replace('_', '-')} is not for --task clip, which draws nothing")
-    elif args.task != "text-to-image" and len(args.guidance_scale) > 1:
+    elif args.task != "text-to-image" and args.guidance_scale is not None and len(args.guidance_scale) > 1:
         parser.error(f"--guidance-scale: --task {args.task} takes one, got {len(args.guidance_scale)}")
     return args
 
@@ -159,21 +159,19 @@ def evaluate_edits(args: argparse.Namespace) -> str:
     """Measure an editing task, what is asked for and not yet known; write the results after each column."""
     columns = editors(args)
     pipe = next(iter(columns.values()))[0]
-    settings = describe_settings(args, pipe) | {"guidance_scale": args.guidance_scale[0]}
+    scale = None if args.guidance_scale is None else args.guidance_scale[0]
+    settings = describe_settings(args, pipe) | {"guidance_scale": scale}  # None: of each checkpoint
     results = {"columns": {}} | earlier_results(args, settings)
     edits = sample_edits(args.num_captions, args.seed)
     if "renders" not in results:
         results["renders"] = judge_true_edits(edits, pipe.default_size[0])
-    call = {
-        "guidance_scale": args.guidance_scale[0],
-        "seed": args.seed,
-        "batch_size": args.batch_size,
-        **steps_arguments(args),
-    }
+    call = {"seed": args.seed, "batch_size": args.batch_size, **steps_arguments(args)}
     for title, (pipe, options) in columns.items():
         if title not in results["columns"]:
             print(title, file=sys.stderr)
+            options = options | {"guidance_scale": pipe.default_guidance_scale if scale is None else scale}
             figures = judge_edits(pipe, edits, masked=args.task == "inpaint", **call, **options)
+            figures["guidance_scale"] = options["guidance_scale"]
             results["columns"] = dict(sorted({**results["columns"], title: figures}.items()))
             write_json(results, args.output)
     return edit_table({"true pictures": results["renders"], **results["columns"]})

@@ -185,7 +185,8 @@ def models(tmp_path_factory):
 def run(script, models, tmp_path, capsys):
     def call(task, *options, model="text-to-image"):
         arguments = ["--task", task, "--output", tmp_path / "results.json", "--num-captions", 3, "--device", "cpu"]
-        arguments += ["--model", models / model, "--steps", 2, "--super-res-steps", 2, *options]
+        arguments += ["--model", models / model] if model is not None else []
+        arguments += ["--steps", 2, "--super-res-steps", 2, *options]
         code = script.main([str(argument) for argument in arguments])
         return code, *capsys.readouterr()
 
@@ -209,8 +210,9 @@ def test_the_script_measures_both_modes_of_inpainting(run, tmp_path):
     assert code == 0 and columns(out) == ["fine-tuned"]
     assert row(out, "every pixel outside the mask as before") == [whole] * 2
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["settings"]["task"] == "inpaint" and results["settings"]["guidance_scale"] == 5.0
+    assert results["settings"]["task"] == "inpaint" and results["settings"]["guidance_scale"] is None
     assert list(results["columns"]) == ["fine-tuned"]
+    assert results["columns"]["fine-tuned"]["guidance_scale"] == 5.0
 
 
 def test_the_script_measures_sdedit_over_strength_and_resumes(run, tmp_path, monkeypatch):
@@ -244,11 +246,35 @@ def test_without_a_model_the_checkpoints_that_ship_stand_side_by_side(script, mo
     assert all(isinstance(pipe, GLIDEInpaintPipeline) for pipe, _ in found.values())
 
 
-def test_the_defaults_are_those_of_the_pipelines(script):
-    for task, pipeline in (("inpaint", GLIDEInpaintPipeline), ("img2img", GLIDEImg2ImgPipeline)):
-        args = script.parse_args(["--task", task, "--output", "results.json"])
-        assert args.guidance_scale == [pipeline.from_pipe(tiny_pipeline()).default_guidance_scale]
-        assert args.num_captions == 256
+def test_each_checkpoint_is_measured_with_the_guidance_that_it_recommends(script, run, tmp_path, monkeypatch):
+    def load(args, task):
+        pipe = tiny_pipeline() if args.model is None else tiny_inpaint_pipeline()
+        if args.model is None:
+            pipe.register_to_config(default_guidance_scale=2.5)
+        return task.from_pipe(pipe)
+
+    seen = []
+    draw = GLIDEInpaintPipeline.__call__
+    monkeypatch.setattr(
+        GLIDEInpaintPipeline,
+        "__call__",
+        lambda *args, **call: seen.append(call["guidance_scale"]) or draw(*args, **call),
+    )
+    monkeypatch.setattr(script, "load", load)
+    monkeypatch.setattr(script, "shapes_checkpoint", lambda name: f"shipped {name}")
+    assert run("inpaint", "--num-resample", 1, model=None)[0] == 0
+    assert sorted(seen) == [2.5, 5.0]
+    results = json.loads((tmp_path / "results.json").read_text())
+    scales = {title: figures["guidance_scale"] for title, figures in results["columns"].items()}
+    assert scales == {"implicit": 2.5, "fine-tuned": 5.0}
+    seen.clear()
+    assert run("inpaint", "--num-resample", 1, "--guidance-scale", 1.5, model=None)[0] == 0
+    assert seen == [1.5, 1.5]
+
+
+def test_an_edit_is_measured_on_256_scenes(script):
+    for task in ("inpaint", "img2img"):
+        assert script.parse_args(["--task", task, "--output", "results.json"]).num_captions == 256
 
 
 @pytest.mark.parametrize(
