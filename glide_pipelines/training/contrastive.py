@@ -6,7 +6,6 @@ import torch
 from accelerate import Accelerator
 from diffusers import SchedulerMixin
 from torch import nn
-from torch.distributed.nn.functional import all_gather
 
 from ..models.noised_clip import MAX_LOGIT_SCALE, contrastive_loss
 from .trainer import LossFunction
@@ -31,13 +30,14 @@ def noised_clip_loss(accelerator: Accelerator, scheduler: SchedulerMixin) -> Los
         timesteps = batch["timesteps"]
         x_t = scheduler.add_noise(batch["pixel_values"], batch["noise"], timesteps)
         output = model(batch["input_ids"], x_t, timesteps, attention_mask=batch["attention_mask"])
-        image_embeds, text_embeds = (_gather(accelerator, part) for part in (output.image_embeds, output.text_embeds))
+        own = slice(accelerator.process_index * len(x_t), (accelerator.process_index + 1) * len(x_t))
+        image_embeds = _gather(accelerator, output.image_embeds, own)
+        text_embeds = _gather(accelerator, output.text_embeds, own)
         # Padding has a token of its own, so equal tokens are equal captions.
         captions = accelerator.gather(batch["input_ids"])
         positives = (captions[:, None] == captions).all(dim=-1)
         loss = contrastive_loss(image_embeds, text_embeds, logit_scale, positives)
 
-        own = slice(accelerator.process_index * len(x_t), (accelerator.process_index + 1) * len(x_t))
         chosen = (output.image_embeds @ text_embeds.T).argmax(dim=1)
         right = positives[own][torch.arange(len(x_t), device=chosen.device), chosen]
         return loss.expand(len(x_t)), {"accuracy": right.float()}
@@ -45,9 +45,12 @@ def noised_clip_loss(accelerator: Accelerator, scheduler: SchedulerMixin) -> Los
     return compute_loss
 
 
-def _gather(accelerator: Accelerator, embeds: torch.Tensor) -> torch.Tensor:
-    """All processes' rows. The gradient goes back to each: it is the sum over the processes, and their number cancels
-    against the mean that data-parallel training takes of the gradients."""
-    if accelerator.num_processes == 1:
+def _gather(accelerator: Accelerator, embeds: torch.Tensor, own: slice) -> torch.Tensor:
+    """All processes' rows. Each process computes the whole loss, whose gradient reaches its own rows alone; taken as
+    many times as there are processes it makes up for the mean that data-parallel training takes of the gradients."""
+    others = accelerator.num_processes - 1
+    if not others:
         return embeds
-    return torch.cat(all_gather(embeds.contiguous()))
+    gathered = accelerator.gather(embeds.detach())
+    gathered[own] = embeds + others * (embeds - embeds.detach())
+    return gathered
