@@ -11,7 +11,6 @@ asked for, and how many show what the prompt says.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from diffusers import SchedulerMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import nn
 
-from glide_cli import finite, positive_int, seed
+from glide_cli import finite, picture_file, positive_int, seed
 from glide_pipelines import GLIDEPipeline, shapes_checkpoint
 from glide_pipelines.cli import make_grid, save_whole
 from glide_pipelines.pipelines.image_inputs import to_tensor
@@ -94,7 +93,7 @@ def towards(classifier: NoisyClassifier, background: str, scale: float) -> CondF
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--output", type=Path, required=True, help="picture file; one row for each scale")
+    add("--output", type=picture_file, required=True, help="picture file; one row for each scale")
     add("--background", choices=list(BACKGROUNDS), default="black", help="what to guide to (default: %(default)s)")
     add(
         "--scales", type=finite, nargs="+", default=[0.0, 1.0, 3.0, 10.0], help="of the gradient (default: %(default)s)"
@@ -121,7 +120,6 @@ def main(argv: list[str] | None = None) -> None:
         right = sum(judge(picture, PROMPT).correct for picture in pictures)
         print(f"{scale:<5g}  {found:<{11 + len(args.background)}}  {right}")
         rows += pictures
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     save_whole(make_grid(rows, args.num_images), args.output)
 
 

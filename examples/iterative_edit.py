@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from make_grid import add_captions
 from PIL import Image, ImageDraw
 
+from glide_cli import picture_file
 from glide_pipelines import GLIDEInpaintPipeline, shapes_checkpoint
 from glide_pipelines.cli import make_grid, save_whole
 
@@ -61,7 +61,7 @@ def make_strip(pictures: Sequence[Image.Image], masks: Sequence[Image.Image]) ->
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="picture file")
+    parser.add_argument("--output", type=picture_file, required=True, help="picture file")
     parser.add_argument("--model", help="folder or Hub id of a pipeline (default: the checkpoint that ships)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -70,7 +70,6 @@ def main(argv: list[str] | None = None) -> None:
     height, width = pipe.default_size
     masks = make_masks((width, height))
     pictures = tell(pipe, masks, args.seed)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     save_whole(make_strip(pictures, masks), args.output)
     untouched = ~np.any([np.asarray(mask) > 0 for mask in masks], axis=0)
     same = (np.asarray(pictures[-1]) == np.asarray(pictures[0])).all(axis=2)

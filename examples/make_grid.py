@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from glide_cli import picture_file
 from glide_pipelines import GLIDEPipeline, shapes_checkpoint
 from glide_pipelines.cli import make_grid, save_whole
 from glide_pipelines.shapes import ShapesWorld
@@ -58,7 +58,7 @@ def add_captions(pictures: Sequence[Image.Image], captions: Sequence[str]) -> li
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="picture file")
+    parser.add_argument("--output", type=picture_file, required=True, help="picture file")
     parser.add_argument("--model", help="folder or Hub id of a pipeline (default: the checkpoint that ships)")
     parser.add_argument("--seed", type=int, default=0, help="of captions and noise (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -69,7 +69,6 @@ def main(argv: list[str] | None = None) -> None:
     pipe = GLIDEPipeline.from_pretrained(args.model or shapes_checkpoint())
     generators = [torch.Generator().manual_seed(args.seed + index) for index in range(len(captions))]
     pictures = pipe(captions, generator=generators).images
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     save_whole(make_grid(add_captions(pictures, captions), COLUMNS), args.output)
 
 

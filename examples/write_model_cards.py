@@ -52,7 +52,7 @@ def inpaint(results: dict[str, Any]) -> dict[str, str]:
     """The sections of the card of the inpainting pair."""
     columns = {"true pictures": results["renders"], **results["columns"]}
     return {
-        "": "GLIDE's inpainting models at the size of a laptop: an earlier text-to-image pair of the shapes world, "
+        "": "GLIDE's inpainting models at the size of a laptop: the text-to-image pair of the shapes world, "
         "trained on to fill a masked region of a picture so that it fits a caption of the whole.",
         "Use": "```python\nfrom glide_pipelines import GLIDEInpaintPipeline, shapes_checkpoint\n\n"
         'pipe = GLIDEInpaintPipeline.from_pretrained(shapes_checkpoint("inpaint"))\n'

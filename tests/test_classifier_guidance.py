@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from PIL import Image
+from scripts import load_script
 
 from glide_pipelines import GLIDEDDPMScheduler
 from glide_pipelines.pipelines.image_inputs import to_tensor
 from glide_pipelines.shapes import BACKGROUNDS, ShapesWorld, render
 
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "classifier_guidance.py"
-
-
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("classifier_guidance", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("classifier_guidance")
     module.NUM_TRAINING_PICTURES = 200
     return module
 
@@ -45,7 +38,7 @@ def test_the_classifier_learns_and_its_gradient_leads_to_the_label(example):
 
 
 def test_the_script(example, tmp_path, capsys):
-    picture = tmp_path / "made" / "grid.png"
+    picture = tmp_path / "grid.png"
     options = ["--scales", "0", "5", "--num_images", "2", "--steps", "2", "--train_steps", "2", "--background", "white"]
     example.main(["--output", str(picture), *options])
     lines = capsys.readouterr().out.splitlines()

@@ -1,27 +1,18 @@
 """The story of edits on one picture."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import load_script
 from tiny import tiny_inpaint_pipeline, tiny_pipeline
 
 from glide_pipelines import GLIDEInpaintPipeline
 from glide_pipelines.shapes import knows
 
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
 @pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
-    spec = importlib.util.spec_from_file_location("iterative_edit", EXAMPLES / "iterative_edit.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script():
+    return load_script("iterative_edit")
 
 
 def test_each_picture_is_the_one_before_edited(script):
@@ -45,7 +36,7 @@ def test_the_strip(script, tmp_path, capsys, monkeypatch, make, mode):
     call = GLIDEInpaintPipeline.__call__
     steps = {"num_inference_steps": 2, "super_res_num_inference_steps": 2}
     monkeypatch.setattr(GLIDEInpaintPipeline, "__call__", lambda *args, **given: call(*args, **given, **steps))
-    output = tmp_path / "folder" / "story.png"
+    output = tmp_path / "story.png"
     script.main(["--output", str(output), "--model", str(tmp_path / "model")])
     strip = Image.open(output)
     count = 1 + len(script.STORY)
@@ -58,3 +49,10 @@ def test_the_strip(script, tmp_path, capsys, monkeypatch, make, mode):
 
 def test_the_prompts_are_of_the_world_that_the_checkpoint_knows(script):
     assert all(knows(prompt) for prompt, _ in script.STORY)
+
+
+@pytest.mark.parametrize("name", ["make_grid", "iterative_edit", "classifier_guidance"])
+def test_an_ending_that_cannot_be_written_is_refused_before_drawing(name, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        load_script(name).main(["--output", str(tmp_path / "picture.txt")])
+    assert "--output: must end in .png" in capsys.readouterr().err

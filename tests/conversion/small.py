@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from collections import OrderedDict
@@ -10,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from scripts import load_script
 from tiny import tiny_tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -137,10 +137,7 @@ def write_clip_tokenizer(folder: Path) -> Path:
 
 def script(name: str) -> ModuleType:
     """One of the scripts in `conversion/`."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "conversion" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(name, "conversion")
 
 
 def arguments(**options) -> list[str]:

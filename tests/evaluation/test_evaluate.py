@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import socket
@@ -22,6 +21,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from scripts import load_script
 from tiny import tiny_clip, tiny_components, tiny_inpaint_pipeline, tiny_pipeline, tiny_tokenizer, tiny_unet
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -49,14 +49,7 @@ ROOT = Path(__file__).parents[2]
 QUICK = ("--num-captions", "6", "--batch-size", "2", "--steps", "1", "--super-res-steps", "1", "--device", "cpu")
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "examples" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+script = load_script("evaluate")
 
 
 class Means(torch.nn.Module):

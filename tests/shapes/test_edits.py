@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from test_evaluation import load_script
+from scripts import load_script
 from tiny import tiny_inpaint_pipeline, tiny_pipeline
 
 from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline

@@ -1,16 +1,15 @@
 """The evaluation of a model of the shapes world: on pipelines whose pictures are known, and its two scripts."""
 
-import importlib.util
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scripts import load_script
 from tiny import tiny_clip, tiny_pipeline, tiny_tokenizer
 
 from glide_pipelines import GLIDESuperResolutionPipeline
@@ -27,14 +26,6 @@ from glide_pipelines.shapes.evaluation import (
     upsampler_difference,
     wilson_interval,
 )
-
-
-def load_script(name: str) -> ModuleType:
-    path = Path(__file__).parents[2] / "examples" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

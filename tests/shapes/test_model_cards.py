@@ -4,7 +4,7 @@ import json
 
 import pytest
 from huggingface_hub import ModelCard
-from test_evaluation import load_script
+from scripts import load_script
 
 from glide_pipelines.shapes import ShapesWorld
 from glide_pipelines.shapes.edit_evaluation import judge_true_edits
