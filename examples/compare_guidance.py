@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code of evaluate.py."""
     choices = ["--base-only"]  # CLIP guides the base stage
     choices += ["--guidance-scale", "1", "1.5", "2", "3", "4", "6", "8"]
-    choices += ["--clip-guidance-scale", "0.5", "1", "2", "4", "8", "16", "--clip-beside", "3"]
+    choices += ["--clip-guidance-scale", "0.5", "1", "2", "4", "8", "16", "--clip-beside", "2"]
     choices += ["--clip", "shapes"]
     return evaluate.main([*choices, *(sys.argv[1:] if argv is None else argv)])
 

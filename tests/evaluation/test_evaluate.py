@@ -457,7 +457,7 @@ def test_the_comparison_is_the_evaluation_with_its_choices_made(monkeypatch, cap
     options = ("--output", tmp_path / "out", "--model", tmp_path / "model", *QUICK, *few)
     assert compare_guidance.main([str(option) for option in options]) == 0, capsys.readouterr().err
     names = {row["name"] for row in json.loads((tmp_path / "out/results.json").read_text())["sweep"]}
-    assert names == {"guidance-1", "guidance-3", "clip-guidance-50", "guidance-3-clip-guidance-50"}
+    assert names == {"guidance-1", "guidance-3", "clip-guidance-50", "guidance-2-clip-guidance-50"}
     for plot_file in ("precision_recall", "inception_score_fid", "clip_score_fid", "accuracy_recall"):
         assert (tmp_path / "out" / f"{plot_file}.png").is_file()
 
