@@ -71,6 +71,7 @@ def build_model(args: argparse.Namespace) -> tuple[NoisedCLIPModel, PreTrainedTo
         sizes["text_config"]["vocab_size"] = len(tokenizer)
         model = NoisedCLIPModel(NoisedCLIPConfig(**sizes))
     tokenizer.model_max_length = model.config.text_config.max_position_embeddings
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # GPT-2's own has none
     return model, tokenizer
 
 

@@ -103,6 +103,7 @@ def _new_components(args: argparse.Namespace) -> Components:
     else:
         tokenizer = GPT2Tokenizer.from_pretrained(args.tokenizer_name)
     tokenizer.model_max_length = context
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # GPT-2's own has none; GLIDE pads with the end
     text_encoder = new_text_encoder(tokenizer, sizes["text_encoder"])
     unet_config = GLIDEUNet2DConditionModel.glide_config(
         text_hidden_size=text_encoder.config.hidden_size, **sizes["unet"]

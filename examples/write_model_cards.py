@@ -2,7 +2,7 @@
 
     python examples/write_model_cards.py --text-to-image figures.json --inpaint inpaint.json --noised-clip clip.json
 
-Each is the README.md of its checkpoint's folder and shows the samples.png that lies there; what is not given stays as
+Each is the README.md of its checkpoint's folder, and shows samples.png if that lies there. What is not given stays as
 it is.
 """
 
@@ -28,7 +28,7 @@ Pictures of the shapes world, drawn while it trained and never twice: one to thr
 and two sizes on three backgrounds, with a caption that leaves some of this unsaid. One combination of objects and
 background in ten was kept back; the figures below are on those."""
 SAMPLES = {"Samples": "![Pictures that it drew](samples.png)"}
-COMMAND = "How it was trained, command by command: `docs/training.md` of glide-pipelines."
+COMMAND = "How it was trained, command by command: `docs/shapes_training.md` of glide-pipelines."
 
 
 def text_to_image(results: dict[str, Any]) -> dict[str, str]:
@@ -42,9 +42,9 @@ def text_to_image(results: dict[str, Any]) -> dict[str, str]:
         'pipe("a red circle above a blue square").images[0].save("picture.png")\n```',
         "What it was trained on": f"{DATA} {COMMAND}",
         "What it can do": f"{_settings(results)}\n\n{table(results)}",
-        "What it cannot do": "Any other word than the captions' own. Where the table shows less than 100, it draws "
-        "something else than was asked, and nothing warns of it. The upsampler was trained on small pictures of this "
-        "world only.",
+        "What it cannot do": "It understands the words of its captions and no others; `glide` warns of a prompt "
+        "outside them. Where the table shows less than 100, a picture may differ from its caption, and nothing warns "
+        "of it. The upsampler was trained on small pictures of this world only.",
     }
 
 
@@ -54,7 +54,9 @@ def inpaint(results: dict[str, Any]) -> dict[str, str]:
     return {
         "": "GLIDE's inpainting models at the size of a laptop: the text-to-image pair of the shapes world, "
         "trained on to fill a masked region of a picture so that it fits a caption of the whole.",
-        "Use": "```python\nfrom glide_pipelines import GLIDEInpaintPipeline, shapes_checkpoint\n\n"
+        "Use": "```python\nfrom diffusers.utils import load_image\n\n"
+        "from glide_pipelines import GLIDEInpaintPipeline, shapes_checkpoint\n\n"
+        'picture, mask = load_image("picture.png"), load_image("mask.png")  # white in the mask is repainted\n'
         'pipe = GLIDEInpaintPipeline.from_pretrained(shapes_checkpoint("inpaint"))\n'
         'pipe("a green star below a blue square", image=picture, mask_image=mask).images[0].save("edited.png")\n```',
         "What it was trained on": f"{DATA} Masks are rectangles, strokes, everything and nothing. {COMMAND}",
@@ -95,9 +97,10 @@ CARDS: dict[str, tuple[str, str, Callable[[dict[str, Any]], dict[str, str]]]] = 
 
 def _settings(results: dict[str, Any]) -> str:
     settings = results["settings"]
-    steps = f"{settings['steps']} steps"
     upsampled = settings["super_res_steps"]
-    steps += f" and {upsampled} of the upsampler" if upsampled else " of the base model alone"
+    steps = (
+        f"{settings['steps']} steps of the base model {f'and {upsampled} of the upsampler' if upsampled else 'alone'}"
+    )
     return (
         f"Judged by the shapes world's own judge on {settings['num_captions']} held-out captions, {steps}, "
         f"{settings['scheduler']}, {settings['dtype']}."

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny_text_encoder
+from transformers import GPT2Tokenizer
 
 from examples import train_text_to_image as script
 from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler, GLIDEPipeline
@@ -93,6 +95,19 @@ def test_two_stages_make_one_pipeline(arguments, tmp_path, monkeypatch):
         assert not torch.equal(tuned.unet.conv_in.weight, pipe.unet.conv_in.weight)
         assert torch.equal(tuned.super_res_unet.conv_in.weight, pipe.super_res_unet.conv_in.weight)
         assert isinstance(tuned.super_res_scheduler, GLIDEDDIMScheduler)
+
+
+def test_a_tokenizer_without_padding_pads_with_the_end(arguments, tokenizer, tmp_path):
+    """GPT-2's own on the Hub has no padding token."""
+    (tmp_path / "bare").mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(tokenizer / name, tmp_path / "bare")
+    assert GPT2Tokenizer.from_pretrained(tmp_path / "bare").pad_token is None
+    args = script.parse_args(arguments("base", "--tokenizer_name", str(tmp_path / "bare")))
+    bare = script.build_components(args)["tokenizer"]
+    assert bare.pad_token == bare.eos_token
+    script.main(arguments("base", "--tokenizer_name", str(tmp_path / "bare")))
+    assert GLIDEPipeline.from_pretrained(tmp_path / "pipeline").tokenizer.pad_token == bare.eos_token
 
 
 def test_a_folder_of_pictures(arguments, tmp_path):
