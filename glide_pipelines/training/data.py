@@ -82,7 +82,7 @@ class DatasetSource:
     def __call__(self, index: int, rng: np.random.Generator) -> tuple[Image.Image, str]:
         epoch, place = divmod(index, len(self.rows))
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
+            self._order = epoch, _generator(self.seed, epoch, 1).permutation(len(self.rows))
         row = self.rows[int(self._order[1][place])]
         picture = crop_square(row[self.image_column].convert("RGB"), self.resolution, None if self.center_crop else rng)
         if self.random_flip and rng.random() < 0.5:
@@ -200,6 +200,12 @@ def to_tensor(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    """A stream of its own for each key, also where the source has the same seed: NumPy pads `(seed, index)` with zeros,
+    which makes it the stream of a scene of `ShapesWorld`, and noise from that would tell what the picture shows."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
 def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
@@ -251,7 +257,7 @@ class TextToImageDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """`pixel_values` and `noise` `[3, H, W]`, `timesteps` `[]`, `input_ids` and `attention_mask` `[L]`; for
         upsamplers `low_res` `[3, h, w]`, for inpainting models `image` `[3, H, W]` and `mask` `[1, H, W]`."""
-        rng = np.random.default_rng((self.seed, index))
+        rng = _generator(self.seed, index)
         picture, caption = self.source(index, rng)
         if rng.random() < self.proportion_empty_prompts:
             caption = ""

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from tiny import tiny_tokenizer
 
+from glide_pipelines.shapes import BACKGROUNDS
 from glide_pipelines.training import (
     DatasetSource,
     LowResolution,
@@ -76,6 +77,20 @@ def test_captions_are_replaced_by_the_empty_one():
     assert not make_dataset(8, proportion_empty_prompts=1.0)[0]["attention_mask"].any()
     with pytest.raises(ValueError, match="`proportion_empty_prompts`"):
         make_dataset(proportion_empty_prompts=1.1)
+
+
+def test_what_is_drawn_for_an_example_tells_nothing_of_its_scene():
+    """Even if data set and world have the same seed: whose captions are dropped, and what the noise is."""
+    dataset = make_dataset(8)
+    scenes = [dataset.source.world.scene(index) for index in range(1500)]
+    examples = [dataset[index] for index in range(1500)]
+    dropped = [not example["attention_mask"].any() for example in examples]
+    for count in (1, 2, 3):
+        share = np.mean([drop for drop, scene in zip(dropped, scenes, strict=True) if len(scene.objects) == count])
+        assert abs(share - 0.2) < 0.09  # 4 standard deviations of the rarest
+    for background in BACKGROUNDS:
+        of_it = [e["noise"][0, 0] for e, scene in zip(examples, scenes, strict=True) if scene.background == background]
+        assert ((torch.stack(of_it).abs().mean(dim=0) - 0.798).abs() < 0.135).all()  # 5 of them, of |noise|
 
 
 def test_processes_share_out_the_examples_of_one():
