@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--memory_format",
         choices=("channels_last", "contiguous"),
-        help="of the UNets (default: the pipeline's choice, channels_last for wide ones)",
+        help="of the UNets (default: channels_last for wide ones)",
     )
     add("--batch_size", type=glide_cli.positive_int, default=1, help="pictures at once (default: %(default)s)")
     add("--guidance_scale", type=float, default=3.0, help="1 is no guidance, half of the work (default: %(default)s)")
@@ -121,7 +121,9 @@ def random_pipeline(device: torch.device, dtype: torch.dtype) -> GLIDEPipeline:
         with torch.device(device):
             text_encoders = [GLIDETextEncoder(GLIDETextConfig()) for _ in range(2)]
             unets = [
-                GLIDEUNet2DConditionModel(**GLIDEUNet2DConditionModel.glide_config(**config, text_hidden_size=512))
+                GLIDEUNet2DConditionModel(
+                    **GLIDEUNet2DConditionModel.glide_config(**config, text_hidden_size=512)
+                ).use_fastest_layout()
                 for config in (RELEASED_BASE, RELEASED_SUPER_RES)
             ]
     finally:

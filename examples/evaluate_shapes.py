@@ -29,7 +29,7 @@ from glide_pipelines import (
 )
 from glide_pipelines.cli import load_pipeline, steps_arguments
 from glide_pipelines.evaluation.features import load_noised_clip
-from glide_pipelines.evaluation.report import differences, package_versions, sampling_settings, write_json
+from glide_pipelines.evaluation.report import differences, fingerprint, package_versions, sampling_settings, write_json
 from glide_pipelines.pipelines.pipeline_utils import GLIDEPipelineBase
 from glide_pipelines.shapes import ShapesWorld
 from glide_pipelines.shapes.edit_evaluation import edit_table, judge_edits, judge_true_edits
@@ -116,7 +116,8 @@ def earlier_results(args: argparse.Namespace, settings: dict[str, Any]) -> dict[
 def evaluate(args: argparse.Namespace) -> str:
     """Measure text to image, what is asked for and not yet known; write the results after each part."""
     pipe = load(args)
-    results = {"guidance": []} | earlier_results(args, describe_settings(args, pipe))
+    settings = describe_settings(args, pipe) | {"weights": fingerprint(pipe)}
+    results = {"guidance": []} | earlier_results(args, settings)
     world = ShapesWorld(args.seed, held_out=True)
     examples = [world.example(index) for index in range(args.num_captions)]
     common = {"seed": args.seed, "batch_size": args.batch_size}
@@ -161,6 +162,7 @@ def evaluate_edits(args: argparse.Namespace) -> str:
     pipe = next(iter(columns.values()))[0]
     scale = None if args.guidance_scale is None else args.guidance_scale[0]
     settings = describe_settings(args, pipe) | {"guidance_scale": scale}  # None: of each checkpoint
+    settings["weights"] = sorted({fingerprint(pipe) for pipe, _ in columns.values()})
     results = {"columns": {}} | earlier_results(args, settings)
     edits = sample_edits(args.num_captions, args.seed)
     if "renders" not in results:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -56,7 +57,7 @@ def inception_score(log_probabilities: torch.Tensor) -> float:
     if log_probabilities.ndim != 2 or len(log_probabilities) == 0:
         raise ValueError(f"`log_probabilities` must have the shape [N, C], got {list(log_probabilities.shape)}.")
     log_conditional = log_probabilities.double().log_softmax(dim=1)
-    log_marginal = log_conditional.logsumexp(dim=0) - torch.tensor(len(log_conditional)).log()
+    log_marginal = log_conditional.logsumexp(dim=0) - math.log(len(log_conditional))
     divergence = (log_conditional.exp() * (log_conditional - log_marginal)).sum(dim=1)
     return divergence.mean().exp().item()
 

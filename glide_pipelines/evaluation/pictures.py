@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from PIL import Image
 
+from ..pipelines.image_inputs import load_images
 from ..shapes import Example, ShapesWorld, render
-from ..training.data import crop_square, load_captioned_rows
+from ..training.data import captions_of, check_captions, crop_square, first_few, load_captioned_rows
 
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,8 @@ class DatasetPictures:
         data_dir (`str`, *optional*): A folder of pictures with a `metadata.jsonl` that lists all of them, in place of
             `dataset_name`.
         split (`str`, *optional*): Which part of it; by default the only one there is.
-        image_column, caption_column (`str`): Columns of the dataset. Where the caption is a list, the first is taken.
+        image_column, caption_column (`str`): Columns of the dataset. Where the caption is a list, the first that is not
+            blank is taken.
 
     Raises:
         ImportError: if `datasets` is not installed.
@@ -91,14 +92,9 @@ class DatasetPictures:
         if data_dir is not None:
             _check_all_are_listed(data_dir)
         rows = rows.select(range(min(num_captions, len(rows))))
-        captions = rows[caption_column]
-        captions = [caption if isinstance(caption, str) else next(iter(caption or ()), "") for caption in captions]
-        missing = [index for index, caption in enumerate(captions) if not (caption or "").strip()]
-        if missing:
-            raise ValueError(
-                f"`caption_column` {caption_column!r} must hold a caption for every picture, got none in "
-                f"{len(missing)} of {len(captions)} rows: {_first(missing)}."
-            )
+        # A blank one, which training takes for the empty prompt, is nothing to measure a picture against.
+        captions = [next(filter(str.strip, captions_of(value)), None) for value in rows[caption_column]]
+        check_captions(captions, caption_column)
         self.captions: list[str] = captions
         # As bytes, so that one that cannot be read does not stop everything.
         self.files = rows.cast_column(image_column, datasets.Image(decode=False))[image_column]
@@ -108,7 +104,7 @@ class DatasetPictures:
         file = self.files[index]
         try:
             picture = Image.open(io.BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"])
-            return crop_square(picture.convert("RGB"), size, None)
+            return crop_square(load_images("image_column", picture)[0], size, None)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             logger.warning(f"{self.name(index)} cannot be read as a picture: {error}")
             return None
@@ -135,9 +131,5 @@ def _check_all_are_listed(data_dir: str) -> None:
     if missing:
         raise ValueError(
             f"`data_dir` {data_dir!r} must hold a caption for every picture, got none for {len(missing)} of "
-            f"{len(pictures)}: {_first(missing)} (no metadata.jsonl lists them)."
+            f"{len(pictures)}: {first_few(missing)} (no metadata.jsonl lists them)."
         )
-
-
-def _first(items: Sequence[Any]) -> str:
-    return ", ".join(map(str, items[:5])) + (", ..." if len(items) > 5 else "")

@@ -11,6 +11,7 @@ drawing.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,7 +227,7 @@ def run_sweep(
             scenes, as many, so that what is found of the true pictures is what a perfect model would get; and drawings
             are judged.
         folder (`Path`): Where each scale has a folder of pictures.
-        settings (`dict`): What the pictures depend on beside the weights of the pipelines and the guidance.
+        settings (`dict`): What the pictures depend on beside captions, guidance and the weights of the pipelines.
         network (`nn.Module`): Of [`load_feature_network`].
         clip (`nn.Module`, *optional*): Of [`load_clip`].
         seed (`int`, defaults to 0): Of the first picture; each picture takes the next one.
@@ -253,6 +254,8 @@ def run_sweep(
     def show(shown: CaptionedPictures, title: str) -> Measured:
         return measure(shown, size, network, clip, batch_size, title)
 
+    captions = hashlib.sha256("\0".join(pictures.captions).encode()).hexdigest()[:16]
+    settings = {**settings, "captions": captions}  # those of a dataset may have been changed since
     weights = {kind: fingerprint(pipes[kind]) for kind in {guidance.kind for guidance in sweep}}
     for guidance in sweep:  # all of them, before hours are spent on the first
         claim_folder(folder / guidance.name, {**settings, "weights": weights[guidance.kind], **guidance.call})

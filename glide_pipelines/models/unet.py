@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,10 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
+
+
+# A UNet of so many channels is faster in the channels-last layout, a small one is slower (docs/performance.md).
+CHANNELS_LAST_WIDTH = 128
 
 
 class GLIDEUNet2DConditionModel(UNet2DConditionModel):
@@ -91,6 +95,26 @@ class GLIDEUNet2DConditionModel(UNet2DConditionModel):
             "norm_num_groups": norm_num_groups,
             "dropout": dropout,
         }
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self | tuple[Self, dict[str, Any]]:
+        """Load as any model of diffusers, and in [the fastest layout](`use_fastest_layout`)."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).use_fastest_layout()
+        return loaded
+
+    def use_fastest_layout(self) -> Self:
+        """Keep the weights of a wide model (128 channels or more) in the channels-last memory format.
+
+        It changes no result. Call it before an optimizer is made: that of a trained model keeps its own state in the
+        layout that it found.
+
+        Returns:
+            [`GLIDEUNet2DConditionModel`]: itself.
+        """
+        if self.config.block_out_channels[0] >= CHANNELS_LAST_WIDTH:
+            self.to(memory_format=torch.channels_last)
+        return self
 
     @property
     def is_upsampler(self) -> bool:

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
+from diffusers.callbacks import (
+    MultiPipelineCallbacks,
+    SD3CFGCutoffCallback,
+    SDCFGCutoffCallback,
+    SDXLCFGCutoffCallback,
+    SDXLControlnetCFGCutoffCallback,
+)
 from diffusers.guiders import BaseGuidance
 
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+# They switch guidance off by a scale of 0, which here draws what the negative prompt says.
+GUIDANCE_CUTOFFS = (
+    SDCFGCutoffCallback,
+    SDXLCFGCutoffCallback,
+    SDXLControlnetCFGCutoffCallback,
+    SD3CFGCutoffCallback,
+)
 
 
 def check_prompt(name: str, prompt: Any) -> None:
@@ -38,7 +53,7 @@ def check_embeds(name: str, embeds: Any, width: int | None, batch_size: int | No
 
 def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
     """`value` must be a finite number between `low` and `high`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be a number, got {_describe(value)}.")
     if not math.isfinite(value):
         raise ValueError(f"`{name}` must be finite, got {value}.")
@@ -48,7 +63,7 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
 
 def check_positive_int(name: str, value: Any) -> None:
     """`value` must be an integer of 1 or more."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"`{name}` must be an integer, got {_describe(value)}.")
     if value < 1:
         raise ValueError(f"`{name}` must be 1 or more, got {value}.")
@@ -107,6 +122,17 @@ def check_callable(name: str, value: Any) -> None:
     """`value` must be None or something that can be called."""
     if value is not None and not callable(value):
         raise TypeError(f"`{name}` must be callable, got {_describe(value)}.")
+
+
+def check_callback(callback: Any) -> None:
+    """`callback_on_step_end` must be None or callable, and none of diffusers' that switch guidance off."""
+    check_callable("callback_on_step_end", callback)
+    for each in callback.callbacks if isinstance(callback, MultiPipelineCallbacks) else [callback]:
+        if isinstance(each, GUIDANCE_CUTOFFS):
+            raise ValueError(
+                f"`callback_on_step_end` must not be diffusers' {type(each).__name__}, whose way to switch guidance "
+                "off is that of other pipelines: set `pipe._guidance_scale = 1.0` in a callback of your own."
+            )
 
 
 def check_callback_inputs(names: Sequence[str], allowed: Sequence[str]) -> None:

@@ -90,6 +90,7 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
 
     _exclude_from_cpu_offload = ["clip_model"]
     _optional_components = [*GLIDEPipeline._optional_components, "clip_tokenizer"]
+    _clip_guidance_scale: float | None = None  # before the first call
 
     def __init__(
         self,
@@ -126,8 +127,8 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
         return 1.0
 
     @property
-    def clip_guidance_scale(self) -> float:
-        """Scale of CLIP's gradient; read anew at every base step, so that a callback may change it."""
+    def clip_guidance_scale(self) -> float | None:
+        """Scale of CLIP's gradient in the last call; read anew at every base step, so that a callback may change it."""
         return self._clip_guidance_scale
 
     def encode_clip_prompt(

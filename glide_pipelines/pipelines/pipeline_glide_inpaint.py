@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -235,7 +236,7 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
 
     def _boxes(self, masks: list[Image.Image], padding: int) -> list[tuple[int, int, int, int]]:
         """Boxes of one size, `(left, top, right, lower)` inside the pictures, around each hole; masks of their size."""
-        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+        if isinstance(padding, bool) or not isinstance(padding, Integral) or padding < 0:
             raise ValueError(f"`padding_mask_crop` must be an integer of 0 or more, got {padding!r}.")
         holes = [mask.point(lambda value: 255 * (value >= 128)).getbbox() for mask in masks]
         widest = max(right - left for left, _, right, _ in holes) + 2 * padding

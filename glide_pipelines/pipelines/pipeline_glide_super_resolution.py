@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -169,7 +170,7 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
         tile_overlap = tile_size // 4 if tile_overlap is None else tile_overlap
         step = self.super_res_unet.size_multiple
         most = tile_size - step
-        if isinstance(tile_overlap, bool) or not isinstance(tile_overlap, int) or not 0 <= tile_overlap <= most:
+        if isinstance(tile_overlap, bool) or not isinstance(tile_overlap, Integral) or not 0 <= tile_overlap <= most:
             raise ValueError(
                 f"`tile_overlap` must be an integer from 0 to {most}, which is `tile_size` less {step}, "
                 f"got {tile_overlap!r}."

@@ -22,6 +22,7 @@ from ..schedulers import SchedulerAdapter
 from .image_inputs import common_size
 from .input_checks import (
     check_callable,
+    check_callback,
     check_callback_inputs,
     check_embeds,
     check_generator,
@@ -40,8 +41,6 @@ logger = logging.get_logger(__name__)
 # The released notebooks' spacings (GLIDE, section 4, samples the base model with 150 steps; the notebooks with 100).
 DEFAULT_TIMESTEPS = "100"
 DEFAULT_SUPER_RES_TIMESTEPS = "fast27"
-# A UNet of so many channels is faster in the channels-last layout, a small one is slower (docs/performance.md).
-CHANNELS_LAST_WIDTH = 128
 
 
 class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoaderMixin):
@@ -78,6 +77,11 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     _lora_loadable_modules = ["unet", "text_encoder"]
     _released_guidance_scale = 3.0
+    # Before the first call:
+    _guidance_scale: float | None = None
+    _interrupt = False
+    _num_timesteps = 0
+    _stage: str | None = None
 
     def __init__(
         self,
@@ -107,16 +111,13 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
             low_res_consistency=low_res_consistency,
             default_guidance_scale=default_guidance_scale,
         )
-        for network in (unet, super_res_unet):
-            if network is not None and network.config.block_out_channels[0] >= CHANNELS_LAST_WIDTH:
-                network.to(memory_format=torch.channels_last)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
     # -- properties that a callback may read, or change while the pipeline runs ---------------------------------------
 
     @property
-    def guidance_scale(self) -> float:
-        """Scale of classifier-free guidance; read anew at every base step."""
+    def guidance_scale(self) -> float | None:
+        """Scale of classifier-free guidance in the last call; read anew at every base step."""
         return self._guidance_scale
 
     @property
@@ -127,11 +128,15 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
     @property
     def stage(self) -> str | None:
         """`"base"` or `"super_res"` while the pipeline runs, else None."""
-        return getattr(self, "_stage", None)
+        return self._stage
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the last call, over both stages."""
+        """Evaluations of the model in the last call, over both stages.
+
+        They are the steps for most schedulers; 2n - 1 for n steps of Heun's, n + 1 for n of PNDM's, and `num_resample`
+        times as many in implicit inpainting.
+        """
         return self._num_timesteps
 
     @property
@@ -196,6 +201,9 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         Returns:
             `tuple`: `prompt_embeds` (None without a base model), `negative_prompt_embeds` (None without guidance) and
             `super_res_prompt_embeds` (None without an upsampler), each of shape `[B * N, L, C]`.
+
+        Raises:
+            ValueError: if guidance needs the negative prompt, and there is nothing to encode it with.
         """
         device = device or self._execution_device
         tokens = self.tokenize(prompt) if prompt is not None else None
@@ -206,6 +214,7 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         if not do_classifier_free_guidance or prompt_embeds is None:
             negative_prompt_embeds = None
         elif negative_prompt_embeds is None:
+            self._check_negative_prompt_can_be_encoded()
             # One prompt for the whole batch is encoded once.
             negative_prompt_embeds = self._encode(self.text_encoder, self.tokenize(negative_prompt or ""), device)
             negative_prompt_embeds = negative_prompt_embeds.expand(prompt_embeds.shape[0], -1, -1)
@@ -278,8 +287,8 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         if negative_prompt_embeds is not None:
             width = self.unet.config.cross_attention_dim
             check_embeds("negative_prompt_embeds", negative_prompt_embeds, width, batch_size)
-        elif self.unet is not None and guided and (self.text_encoder is None or self.tokenizer is None):
-            raise ValueError("Guidance without a tokenizer and `text_encoder` needs `negative_prompt_embeds`.")
+        elif self.unet is not None and guided:
+            self._check_negative_prompt_can_be_encoded()
         if self.super_res_unet is not None:
             if super_res_prompt_embeds is not None:
                 width = self.super_res_unet.config.cross_attention_dim
@@ -289,6 +298,10 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
             elif self.super_res_text_encoder is None:
                 raise ValueError("The upsampler needs `super_res_text_encoder`, or `super_res_prompt_embeds`.")
         return batch_size
+
+    def _check_negative_prompt_can_be_encoded(self) -> None:
+        if self.text_encoder is None or self.tokenizer is None:
+            raise ValueError("Guidance without a tokenizer and `text_encoder` needs `negative_prompt_embeds`.")
 
     @property
     def default_guidance_scale(self) -> float:
@@ -323,9 +336,9 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         num_resample: int = 1,
     ) -> Call:
         """Check the arguments that pipelines share, plan the schedulers' runs, and bind them for the stages."""
+        check_callback(callback_on_step_end)
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        check_callable("callback_on_step_end", callback_on_step_end)
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         check_positive_int("num_images_per_prompt", num_images_per_prompt)
         check_number("guidance_scale", guidance_scale)
@@ -452,13 +465,18 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
 
     @classmethod
     def from_pipe(
-        cls, pipeline: DiffusionPipeline, dtype: torch.dtype | None = None, **kwargs: Any
+        cls,
+        pipeline: DiffusionPipeline,
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ) -> GLIDEPipelineBase:
         """Another pipeline around the components of an existing one, which are shared and not copied.
 
         Args:
             pipeline (`DiffusionPipeline`): Where the components come from.
             dtype (`torch.dtype`, *optional*): Cast all components, in place; by default they stay as they are.
+            torch_dtype (`torch.dtype`, *optional*): The older name of `dtype` in diffusers.
             kwargs: Components that take the place of the pipeline's, or that it lacks (`clip_model=...`).
 
         Returns:
@@ -468,6 +486,7 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
             TypeError: if a keyword is no component of this class.
             ValueError: if a component is missing.
         """
+        dtype = torch_dtype if dtype is None else dtype
         components, options = cls._get_signature_keys(cls)
         unknown = sorted(set(kwargs) - set(components) - set(options))
         if unknown:

@@ -171,6 +171,7 @@ class SamplingMixin:
         visits = [(i, repeat) for i in range(len(timesteps)) for repeat in range(repeats)]
         # Callbacks see one running index over both stages.
         first_step = 0 if self.stage == "base" else self.num_timesteps - len(visits)
+        run_unet = functools.partial(unet, cross_attention_kwargs=cross_attention_kwargs)
         with self.progress_bar(total=len(visits)) as progress_bar:
             if "desc" not in self._progress_bar_config:
                 mode = ", implicit" if known is not None else ", fine-tuned" if "image" in conditions else ""
@@ -185,7 +186,7 @@ class SamplingMixin:
                 if call.guider is not None and negative_prompt_embeds is not None:
                     call.guider.set_state(step=i, num_inference_steps=len(timesteps), timestep=timestep)
                 noise_pred, model_variance = self._predict(
-                    functools.partial(unet, cross_attention_kwargs=cross_attention_kwargs),
+                    run_unet,
                     model_input.to(unet.dtype),
                     timestep,
                     prompt_embeds.to(unet.dtype),

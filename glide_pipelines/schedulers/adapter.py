@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
+from diffusers import PNDMScheduler, SchedulerMixin
 
 from .respacing import check_num_inference_steps, check_timesteps, space_timesteps
 from .scheduling_glide import GLIDEScheduler
@@ -73,12 +74,12 @@ class SchedulerAdapter:
                 f"prediction_type={prediction_type!r} does not."
             )
 
-    @property
+    @functools.cached_property
     def takes_variance(self) -> bool:
         """Whether the scheduler wants the variance channels beside the noise prediction."""
         # A config keeps `variance_type` also for schedulers that have none: the signature decides.
         has_variance_type = "variance_type" in inspect.signature(type(self.scheduler).__init__).parameters
-        return self.is_glide or (has_variance_type and self.scheduler.config.variance_type in ("learned_range",))
+        return self.is_glide or (has_variance_type and self.scheduler.config.variance_type == "learned_range")
 
     def start(self, device: torch.device | str | None = None) -> torch.Tensor:
         """Begin the run: set the scheduler's timesteps and forget any run before.
@@ -93,16 +94,17 @@ class SchedulerAdapter:
             ValueError: if the choice of steps does not fit the scheduler.
         """
         try:
-            self._set_timesteps(device)
+            steps = self._set_timesteps(device)
         except ValueError as error:
             # The scheduler speaks of its own arguments; say which of the pipeline's is meant.
             message = re.sub(r"\b(num_inference_steps|timesteps)(?=[`=])", rf"{self.prefix}\1", str(error))
             raise ValueError(message) from None
-        steps = self.scheduler.num_inference_steps
         skipped = steps - min(int(steps * self.strength), steps)
         if skipped == steps:
             raise ValueError(f"`strength` {self.strength} leaves none of the {steps} steps: raise it, or take more.")
         self._first = skipped * self.scheduler.order
+        if skipped and isinstance(self.scheduler, PNDMScheduler):
+            self._cut_pndm(skipped)
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(self._first)
         # Read once: asking a tensor on an accelerator for its values inside the loop would wait for it.
@@ -122,7 +124,8 @@ class SchedulerAdapter:
         """The timestep at an index into the run, as a number."""
         return self._timestep_values[self._first + index]
 
-    def _set_timesteps(self, device: torch.device | str | None) -> None:
+    def _set_timesteps(self, device: torch.device | str | None) -> int:
+        """Returns how many steps were asked for: not every scheduler keeps the number of a list of timesteps."""
         total = self.scheduler.config.num_train_timesteps
         count, timesteps = self.num_inference_steps, self.timesteps
         if timesteps is None and count is None:
@@ -133,7 +136,7 @@ class SchedulerAdapter:
         if timesteps is None:
             check_num_inference_steps(count, total)
             self.scheduler.set_timesteps(count, device=device)
-            return
+            return count
         if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
             raise ValueError(
                 f"`timesteps` are not taken by {type(self.scheduler).__name__}; choose a number of steps, or a "
@@ -143,6 +146,19 @@ class SchedulerAdapter:
             timesteps = space_timesteps(timesteps, total)
         kept = check_timesteps(timesteps, total)
         self.scheduler.set_timesteps(timesteps=kept, device=device)
+        return len(kept)
+
+    def _cut_pndm(self, skipped: int) -> None:
+        """PNDM counts its calls, and takes the second one for the repeat of the second timestep: repeat that."""
+        if not self.scheduler.config.skip_prk_steps:
+            raise ValueError(
+                f"`strength` {self.strength} cannot cut the Runge-Kutta start of {type(self.scheduler).__name__}: make "
+                "the scheduler with `skip_prk_steps=True`."
+            )
+        # The whole run has a repeat of its own, at index 1.
+        run = self.scheduler.timesteps[skipped + 1 :]
+        self.scheduler.timesteps = torch.cat([run[:2], run[1:]])
+        self._first = 0
 
     def step(
         self,
@@ -187,15 +203,13 @@ class SchedulerAdapter:
 
     @contextlib.contextmanager
     def _without_clip(self) -> Iterator[None]:
-        """x_0 was clipped before the gradient moved it; the scheduler's own clip would undo the move."""
-        clips = self.scheduler.config.get("clip_sample", False)
-        if clips:
-            self.scheduler.register_to_config(clip_sample=False)
+        """x_0 was clipped or thresholded before the gradient moved it; the scheduler would undo the move."""
+        own = {name: True for name in ("clip_sample", "thresholding") if self.scheduler.config.get(name, False)}
+        self.scheduler.register_to_config(**dict.fromkeys(own, False))
         try:
             yield
         finally:
-            if clips:
-                self.scheduler.register_to_config(clip_sample=True)
+            self.scheduler.register_to_config(**own)
 
     @staticmethod
     def _join(noise_pred: torch.Tensor, model_variance: torch.Tensor | None) -> torch.Tensor:
@@ -210,8 +224,9 @@ class SchedulerAdapter:
         cond_grad: torch.Tensor | None,
     ) -> torch.Tensor:
         config = self.scheduler.config
-        # A scheduler that thresholds x_0 itself is left to do so.
-        clip = config.get("clip_sample", True) and not config.get("thresholding", False)
+        # A config keeps `thresholding` also for schedulers that have none.
+        threshold = config.get("thresholding", False) and hasattr(self.scheduler, "_threshold_sample")
+        clip = config.get("clip_sample", True) and not threshold
         if denoised_fn is None and cond_grad is None and not clip:
             return noise_pred
         signal, noise_level = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
@@ -221,6 +236,9 @@ class SchedulerAdapter:
         if clip:
             limit = config.get("clip_sample_range", 1.0)
             x_start = x_start.clamp(-limit, limit)
+        elif threshold and cond_grad is not None:
+            # Without a gradient the scheduler is left to do so itself.
+            x_start = self.scheduler._threshold_sample(x_start)
         noise_pred = (model_input - signal * x_start) / noise_level
         if cond_grad is not None:
             noise_pred = noise_pred - noise_level * cond_grad
@@ -228,7 +246,7 @@ class SchedulerAdapter:
 
     def _interpolate_alpha_bars(self) -> list[float]:
         """alpha_bar of each timestep; between training timesteps (Karras spacing) the noise level is interpolated."""
-        alphas_cumprod = self.scheduler.alphas_cumprod.double().cpu().numpy()
+        alphas_cumprod = self.scheduler.alphas_cumprod.cpu().double().numpy()
         training_sigmas = ((1 - alphas_cumprod) / alphas_cumprod) ** 0.5
         sigmas = np.interp(self._timestep_values, np.arange(len(training_sigmas)), training_sigmas)
         return (1 / (sigmas**2 + 1)).tolist()

@@ -108,7 +108,8 @@ class GaussianDiffusion:
         """`table[step]`, ready to multiply `like`: a number for an `int`, `[B, 1, 1, 1]` for a tensor of steps."""
         if isinstance(step, int):
             return table[step].item()
-        values = table.to(like.device)[step].to(like.dtype)
+        # The dtype first: MPS has no float64.
+        values = table.to(like.dtype).to(like.device)[step]
         return values.reshape(-1, *[1] * (like.ndim - 1))
 
     def add_noise(self, x_start: torch.Tensor, noise: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:

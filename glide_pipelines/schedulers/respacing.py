@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 
@@ -65,13 +66,13 @@ def check_timesteps(timesteps: Sequence[int] | torch.Tensor, num_train_timesteps
     if not hasattr(timesteps, "__iter__"):
         raise ValueError(f"`timesteps` must be a respacing string or a list of integers, got {timesteps!r}.")
     kept = timesteps.tolist() if hasattr(timesteps, "tolist") else list(timesteps)
-    if any(isinstance(timestep, bool) or not isinstance(timestep, int) for timestep in kept):
+    if any(isinstance(timestep, bool) or not isinstance(timestep, Integral) for timestep in kept):
         raise ValueError(f"`timesteps` must be integers, got {kept}.")
     if not kept or any(later >= earlier for earlier, later in itertools.pairwise(kept)):
         raise ValueError(f"`timesteps` must be a non-empty, strictly descending list, got {kept}.")
     if kept[0] >= num_train_timesteps or kept[-1] < 0:
         raise ValueError(f"`timesteps` must lie between 0 and {num_train_timesteps - 1}, got {kept[0]} to {kept[-1]}.")
-    return kept
+    return [int(timestep) for timestep in kept]
 
 
 def check_num_inference_steps(count: int, num_train_timesteps: int) -> None:
@@ -80,7 +81,7 @@ def check_num_inference_steps(count: int, num_train_timesteps: int) -> None:
     Raises:
         ValueError: otherwise.
     """
-    if isinstance(count, bool) or not isinstance(count, int):
+    if isinstance(count, bool) or not isinstance(count, Integral):
         raise ValueError(f"`num_inference_steps` must be an integer, got {count!r}.")
     if not 1 <= count <= num_train_timesteps:
         raise ValueError(

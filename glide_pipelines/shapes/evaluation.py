@@ -123,8 +123,9 @@ def rate(answers: Sequence[bool]) -> dict[str, float]:
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean of one value or more, and its standard error."""
-    return float(np.mean(values)), float(np.std(values) / math.sqrt(len(values)))
+    """The mean of one value or more, and its standard error; 0 where one value tells nothing of it."""
+    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return float(np.mean(values)), float(deviation / math.sqrt(len(values)))
 
 
 def wilson_interval(right: int, cases: int) -> tuple[float, float]:

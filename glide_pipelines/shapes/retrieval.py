@@ -1,4 +1,4 @@
-"""Measures a noised CLIP: how often it picks the right caption for a noised picture."""
+"""Measures a noised CLIP: which captions it picks for noised pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from ..models import NoisedCLIPModel, tokenize_prompts
 from .dataset import ShapesWorld
 from .evaluation import per_cent, rate
+from .judge import judge
 from .render import render
+
+
+# Of a picked caption: what is asked, and the size of the clean picture that the judge looks at.
+OWN, TRUE = "its own caption", "a true caption"
+_JUDGED_SIZE = 64
 
 
 @torch.no_grad()
@@ -24,10 +30,11 @@ def caption_retrieval(
     num_captions: int = 256,
     seed: int = 0,
     batch_size: int = 64,
-) -> dict[int, dict[str, float]]:
+) -> dict[int, dict[str, dict[str, float]]]:
     """
     Noises held-out pictures to a timestep and lets the model pick each one's caption out of all of them. Captions that
-    say the same are right for each other's pictures.
+    say the same are one's own for each other's pictures. Since captions leave things unsaid, several may be true of a
+    picture, and nobody can always tell which of them is its own.
 
     Args:
         clip_model ([`NoisedCLIPModel`]): What is measured.
@@ -39,7 +46,8 @@ def caption_retrieval(
         batch_size (`int`, defaults to 64): Pictures at a time.
 
     Returns:
-        `dict`: a timestep to `right`, `cases`, `share`, `low` and `high`, see [`rate`].
+        `dict`: a timestep to `OWN` and `TRUE`, how often the picked caption is the picture's own, and how often it is
+            true of the picture, as [`rate`] gives it.
     """
     world = ShapesWorld(seed, held_out=True)
     examples = [world.example(index) for index in range(num_captions)]
@@ -54,26 +62,30 @@ def caption_retrieval(
     text = torch.nn.functional.normalize(text, dim=-1)
     rates = {}
     for t in timesteps:
-        answers = []
+        picks: list[int] = []
         for start in range(0, num_captions, batch_size):
             part = slice(start, start + batch_size)
             at = torch.full((len(x_start[part]),), t)
             x_t = scheduler.add_noise(x_start[part], noise[part], at)
             features = clip_model.get_image_features(x_t.to(clip_model.device), at.to(clip_model.device)).float()
             # Lengths do not matter for which caption is nearest, once the texts have unit length.
-            chosen = (features @ text.T).argmax(dim=1).tolist()
-            answers += [captions[pick] == own for pick, own in zip(chosen, captions[part], strict=True)]
-        rates[int(t)] = rate(answers)
+            picks += (features @ text.T).argmax(dim=1).tolist()
+        picked = [captions[pick] for pick in picks]
+        shown = [render(example.scene, _JUDGED_SIZE) for example in examples]
+        rates[int(t)] = {
+            OWN: rate([caption == own for caption, own in zip(picked, captions, strict=True)]),
+            TRUE: rate([judge(*pair).correct for pair in zip(shown, picked, strict=True)]),
+        }
     return rates
 
 
-def retrieval_table(rates: Mapping[int | str, dict[str, float]]) -> str:
+def retrieval_table(rates: Mapping[int | str, dict[str, dict[str, float]]]) -> str:
     """
     What [`caption_retrieval`] gave as Markdown, in per cent with its 95 % interval.
 
     Args:
         rates (`Mapping`): A timestep to its rate; one or more.
     """
-    cases = next(iter(rates.values()))["cases"]
-    lines = [f"| timestep | the right one of {cases} captions, per cent |", "|---|---|"]
-    return "\n".join(lines + [f"| {timestep} | {per_cent(rate)} |" for timestep, rate in rates.items()])
+    cases = next(iter(rates.values()))[OWN]["cases"]
+    lines = [f"| timestep | of {cases} captions it picks {OWN}, per cent | {TRUE} |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {t} | {per_cent(rate[OWN])} | {per_cent(rate[TRUE])} |" for t, rate in rates.items()])

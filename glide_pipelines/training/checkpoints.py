@@ -16,8 +16,11 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
     """The whole checkpoints in a folder, oldest first."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]))
+    return sorted((path for path in Path(output_dir).glob("checkpoint-*") if _NAME.fullmatch(path.name)), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(_NAME.fullmatch(path.name)[1])
 
 
 def find_checkpoint(output_dir: str | Path, name: str) -> Path | None:
@@ -44,8 +47,24 @@ def find_checkpoint(output_dir: str | Path, name: str) -> Path | None:
     )
 
 
+def check_none_later(output_dir: str | Path, step: int) -> None:
+    """Refuse to train on from a step where the folder of the run has checkpoints of later ones: the next `"latest"`
+    would go back to these, and `total_limit` would delete the new ones as the oldest.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    later = [path.name for path in list_checkpoints(output_dir) if _step(path) > step]
+    if later:
+        raise ValueError(
+            f"`resume_from_checkpoint` must be the last one in `output_dir`, got one of step {step} beside "
+            f"{', '.join(later)}; move these away, or take another `output_dir`."
+        )
+
+
 def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int, total_limit: int | None) -> Path:
-    """Write `checkpoint-<step>` with all that accelerate holds, and then delete the oldest ones over the limit.
+    """Write `checkpoint-<step>` with all that accelerate holds, and then delete the oldest ones over the limit, though
+    never this one: the folder may hold later ones of another run.
 
     Every process must call it.
     """
@@ -61,7 +80,8 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int,
         partial.rename(final)
         if total_limit is not None:
             for old in list_checkpoints(output_dir)[:-total_limit]:
-                shutil.rmtree(old)
+                if old != final:
+                    shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return final
 

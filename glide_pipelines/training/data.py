@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..models import tokenize_prompts
+from ..pipelines.image_inputs import load_images
 from ..shapes import ShapesWorld, render
 from .timesteps import TimestepWeighting
 
@@ -44,7 +45,8 @@ class ShapesSource:
 class DatasetSource:
     """Pictures and captions of a `datasets` dataset, in another order in each epoch.
 
-    Pictures are scaled until their shorter side fits and then cropped, never squashed.
+    Pictures are read as the pipelines read theirs (upright, transparent pixels white), scaled until their shorter side
+    fits and then cropped, never squashed.
 
     Args:
         dataset_name (`str`, *optional*): A dataset on the Hub.
@@ -57,7 +59,7 @@ class DatasetSource:
 
     Raises:
         ImportError: if `datasets` is not installed.
-        ValueError: if a column is missing, or the dataset is empty.
+        ValueError: if a column or a caption is missing, or the dataset is empty.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class DatasetSource:
         if train_data_dir is not None and not Path(train_data_dir).is_dir():
             raise ValueError(f"`train_data_dir` must be a folder, got {train_data_dir!r}.")
         self.rows = load_captioned_rows(dataset_name, train_data_dir, image_column, caption_column, split="train")
+        check_captions(self.rows[caption_column][:], caption_column)
         self.resolution, self.seed = resolution, seed
         self.image_column, self.caption_column = image_column, caption_column
         self.center_crop, self.random_flip = center_crop, random_flip
@@ -83,14 +86,15 @@ class DatasetSource:
         epoch, place = divmod(index, len(self.rows))
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, _generator(self.seed, epoch, 1).permutation(len(self.rows))
-        row = self.rows[int(self._order[1][place])]
-        picture = crop_square(row[self.image_column].convert("RGB"), self.resolution, None if self.center_crop else rng)
+        number = int(self._order[1][place])
+        row = self.rows[number]
+        [picture] = load_images(f"{self.image_column}[{number}]", row[self.image_column])
+        picture = crop_square(picture, self.resolution, None if self.center_crop else rng)
         if self.random_flip and rng.random() < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        caption = row[self.caption_column]
-        if not isinstance(caption, str):
-            caption = caption[int(rng.integers(len(caption)))]
-        return picture, caption
+        captions = captions_of(row[self.caption_column])
+        # Nothing is drawn where there is no choice, so that what is drawn after it stays the same.
+        return picture, captions[int(rng.integers(len(captions))) if len(captions) > 1 else 0]
 
 
 def load_captioned_rows(
@@ -127,6 +131,35 @@ def load_captioned_rows(
     if len(rows) == 0:
         raise ValueError("The dataset is empty.")
     return rows
+
+
+def captions_of(value: object) -> list[str]:
+    """The captions that a row holds: one, those of a list, or none."""
+    values = value if isinstance(value, list) else [value]
+    return [caption for caption in values if isinstance(caption, str)]
+
+
+def check_captions(values: Sequence[object], caption_column: str) -> None:
+    """Refuse a dataset in which rows have no caption: a null, an empty list, or no text.
+
+    Args:
+        values (`Sequence`): Of the column, one for each row.
+        caption_column (`str`): Its name.
+
+    Raises:
+        ValueError: naming the column and the first such rows.
+    """
+    missing = [index for index, value in enumerate(values) if not captions_of(value)]
+    if missing:
+        raise ValueError(
+            f"`caption_column` {caption_column!r} must hold a caption for every picture, got none in "
+            f"{len(missing)} of {len(values)} rows: {first_few(missing)}."
+        )
+
+
+def first_few(items: Sequence[Any]) -> str:
+    """At most five of them, for an error message."""
+    return ", ".join(map(str, items[:5])) + (", ..." if len(items) > 5 else "")
 
 
 def crop_square(picture: Image.Image, size: int, rng: np.random.Generator | None) -> Image.Image:

@@ -117,6 +117,7 @@ def train_stage(
     set_seed(args.seed)
     with accelerator.main_process_first():
         components = build_components(args)
+        components["unet"].use_fastest_layout()
         dataset = make_dataset(args, components, inpainting)
     if args.gradient_checkpointing:
         components["unet"].enable_gradient_checkpointing()
@@ -165,7 +166,7 @@ def save_stage(args: argparse.Namespace, pipeline_class: type[DiffusionPipeline]
             pipeline_class(
                 **parts,
                 prompt_domain="shapes" if args.dataset_name == "shapes" else None,
-                low_res_consistency=args.low_res_consistency or earlier["low_res_consistency"],
+                low_res_consistency=args.low_res_consistency or earlier.get("low_res_consistency", False),
                 default_guidance_scale=earlier.get("default_guidance_scale"),
             ).save_pretrained(partial)
         else:  # An upsampler whose base is still to come.

@@ -60,7 +60,8 @@ class TimestepWeighting:
         """The weighted loss, of shape `[B]`, of examples whose timesteps `[B]` were drawn by this object."""
         mse_weight: torch.Tensor | float = 1.0
         if self.snr_weight_range is not None:
-            alpha_bar = process.alphas_cumprod.to(timesteps.device)[timesteps].float()
+            # The dtype first: MPS has no float64.
+            alpha_bar = process.alphas_cumprod.float().to(timesteps.device)[timesteps]
             mse_weight = ((1 - alpha_bar) / alpha_bar).clamp(*self.snr_weight_range)
         noisy = timesteps >= self.num_train_timesteps / 2
         density = torch.where(noisy, 1 + self.noisy_share, 1 - self.noisy_share)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .checkpoints import find_checkpoint, save_checkpoint
+from .checkpoints import check_none_later, find_checkpoint, save_checkpoint
 from .data import make_loader
 from .learning_rate import LearningRate
 
@@ -131,7 +132,8 @@ def train(
 
     Raises:
         FloatingPointError: if the loss or the gradient is not finite. Nothing of that step is ever saved.
-        ValueError: if the checkpoint to resume from does not exist, or belongs to a run with another seed.
+        ValueError: if the checkpoint to resume from does not exist, belongs to a run with another seed, or is to be
+            trained further beside later ones.
     """
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(
@@ -151,7 +153,12 @@ def train(
         path = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
         if path is not None:
             accelerator.load_state(str(path))
+            # accelerate would go on counting micro batches, out of phase where `gradient_accumulation_steps` is another
+            # now; checkpoints are only written between whole steps.
+            accelerator.step = 0
             ema.decay = config.ema_decay
+            if progress.step < config.max_train_steps:
+                check_none_later(config.output_dir, progress.step)
     ema.to(accelerator.device)
 
     model.train()
@@ -187,7 +194,7 @@ def train(
 
     with bar, _stop_signal() as stop, _fast_attention(accelerator.device):
         for batch in loader:
-            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+            batch = {name: value.to(accelerator.device) for name, value in batch.items()}
             with accelerator.accumulate(model):
                 loss, metrics = compute_loss(model, batch)
                 accelerator.backward(loss.mean())
@@ -215,7 +222,7 @@ def train(
                 break
             if late or (config.checkpointing_steps and progress.step % config.checkpointing_steps == 0):
                 save()
-    save()
+        save()  # in here, where a signal does not end the process halfway
     ema.copy_to(parameters)
     return progress.step
 
@@ -248,7 +255,9 @@ class _Log:
         self.first_step, self.started = step, time.monotonic()
         self.counts = torch.zeros(4, device=self.accelerator.device)
         self.sums: dict[str, torch.Tensor] = {}
-        self.grad_norm, self.rate = torch.zeros((), device=self.accelerator.device), 0.0
+        # The sum over the steps where it is finite, and their number.
+        self.grad_norm, self.finite_steps = torch.zeros(2, device=self.accelerator.device)
+        self.rate = 0.0
 
     def add(self, timesteps: torch.Tensor, metrics: dict[str, torch.Tensor]) -> None:
         quarter = timesteps * 4 // self.num_train_timesteps
@@ -258,7 +267,10 @@ class _Log:
             sums.index_add_(0, quarter, values.detach().to(sums.dtype))
 
     def gradient(self, norm: torch.Tensor, rate: float) -> None:
-        self.grad_norm, self.rate = self.grad_norm + norm.detach(), rate
+        finite = norm.isfinite()
+        self.grad_norm += norm.detach().where(finite, 0.0)
+        self.finite_steps += finite
+        self.rate = rate
 
     def flush(self, step: int) -> None:
         """Write a line, unless there is nothing new; every process must call it."""
@@ -271,21 +283,19 @@ class _Log:
             sums = self.accelerator.reduce(sums, "sum").cpu()
             line[name] = _rounded(sums.sum() / counts.sum())
             if name != "loss":
-                line[f"{name}_by_quarter"] = [
-                    _rounded(total / count) if count else None for total, count in zip(sums, counts, strict=True)
-                ]
-        line["grad_norm"] = _rounded(self.grad_norm / steps)
+                line[f"{name}_by_quarter"] = [_rounded(mean) for mean in sums / counts]
+        line["grad_norm"] = _rounded(self.grad_norm / self.finite_steps)
         line["learning_rate"] = self.rate
         line["seconds_per_step"] = _rounded((time.monotonic() - self.started) / steps)
         line["time"] = time.strftime("%Y-%m-%dT%H:%M:%S")
         self.accelerator.log({name: value for name, value in line.items() if isinstance(value, float)}, step=step)
         if self.accelerator.is_main_process:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        broken = not (float("-inf") < line["loss"] < float("inf"))
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+        broken = line["loss"] is None
         # Under fp16 a gradient that overflows is skipped by the gradient scaler.
         if self.accelerator.mixed_precision != "fp16":
-            broken |= not torch.isfinite(self.grad_norm).item()
+            broken |= self.finite_steps.item() < steps
         if broken:
             raise FloatingPointError(
                 f"The loss or the gradient was not finite between steps {self.first_step} and {step}: {line}"
@@ -293,8 +303,9 @@ class _Log:
         self._start(step)
 
 
-def _rounded(value: torch.Tensor | float) -> float:
-    return float(f"{float(value):.5g}")
+def _rounded(value: torch.Tensor | float) -> float | None:
+    """5 digits; None for infinity and NaN (also that of 0 / 0, a mean over nothing), which are no JSON."""
+    return float(f"{float(value):.5g}") if math.isfinite(value) else None
 
 
 @contextlib.contextmanager

@@ -180,6 +180,9 @@ def test_pictures_of_other_settings_are_refused(pictures, tmp_path):
     run_sweep(pipes, sweep, pictures, tmp_path, {"seed": 0}, Means())
     with pytest.raises(ValueError, match=r"`output`: the pictures in .* were made with seed 0 and not 1"):
         run_sweep(pipes, sweep, pictures, tmp_path, {"seed": 1}, Means())
+    others = ShapesPictures(len(pictures.captions), seed=1)
+    with pytest.raises(ValueError, match="were made with captions"):
+        run_sweep(pipes, sweep, others, tmp_path, {"seed": 0}, Means())
     drawer.components["unet"] = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="were made with weights"):
         run_sweep(pipes, sweep, pictures, tmp_path, {"seed": 0}, Means())

@@ -47,6 +47,19 @@ def test_pictures_of_a_folder_in_their_order(folder):
 def test_of_several_captions_the_first_is_taken(folder):
     data = folder([["one", "uno"], ["two", "due"]], "names")
     assert DatasetPictures(2, data_dir=data, caption_column="names").captions == ["one", "two"]
+    data = folder([["", None, "one"], ["two", "due"]], "names")
+    assert DatasetPictures(2, data_dir=data, caption_column="names").captions == ["one", "two"]
+
+
+def test_pictures_are_read_as_the_pipelines_read_them(folder):
+    data = folder()
+    left = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    left.paste((255, 0, 0, 255), (0, 0, 8, 16))
+    exif = Image.Exif()
+    exif[Image.ExifTags.Base.Orientation] = 3  # upside down
+    left.save(Path(data) / "0.png", exif=exif)
+    picture = DatasetPictures(1, data_dir=data).picture(0, 8)
+    assert picture.getpixel((0, 0)) == (255, 255, 255) and picture.getpixel((7, 0)) == (255, 0, 0)
 
 
 def test_a_picture_that_cannot_be_read_is_named(folder, caplog):
@@ -66,6 +79,8 @@ def test_a_picture_that_cannot_be_read_is_named(folder, caplog):
             {},
             r"`caption_column` 'text' must hold a caption .* got none in 2 of 4 rows: 1, 2\.",
         ),
+        ([[], ["two"]], {}, r"`caption_column` 'text' must hold a caption .* got none in 1 of 2 rows: 0\."),
+        ([1, 2], {}, r"got none in 2 of 2 rows: 0, 1\."),
         (["one"], {"caption_column": "title"}, "`caption_column` must be one of image, text, got 'title'"),
         (["one"], {"image_column": "photo"}, "`image_column` must be one of image, text, got 'photo'"),
         (["one"], {"split": "test"}, "split"),

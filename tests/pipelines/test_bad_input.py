@@ -1,12 +1,15 @@
 """Every bad argument is named, with what was given and what is allowed, before any network runs."""
 
+import numpy as np
 import pytest
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from diffusers.guiders import ClassifierFreeGuidance
 from tiny import CONTEXT, WIDTH, tiny_pipeline
 
 
 EMBEDS = torch.zeros(1, CONTEXT, WIDTH)
+CUTOFF = SDCFGCutoffCallback(cutoff_step_ratio=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,9 @@ def pipe():
         ({"height": -8}, ValueError, "`height` must be 1 or more"),
         ({"width": 32.0}, TypeError, "`width` must be an integer"),
         ({"num_images_per_prompt": 0}, ValueError, "`num_images_per_prompt` must be 1 or more, got 0"),
+        ({"num_images_per_prompt": True}, TypeError, "`num_images_per_prompt` must be an integer, got True"),
+        ({"num_images_per_prompt": np.True_}, TypeError, "`num_images_per_prompt` must be an integer"),
+        ({"num_images_per_prompt": np.int64(0)}, ValueError, "`num_images_per_prompt` must be 1 or more, got 0"),
         ({"generator": [torch.Generator()] * 2}, ValueError, "`generator` is a list of 2, but 1 pictures"),
         ({"generator": 0}, TypeError, "`generator` must be a torch.Generator"),
         ({"prompt": None, "prompt_embeds": EMBEDS[:0]}, ValueError, r"`prompt_embeds` must not be empty, .* \[0, 12"),
@@ -57,6 +63,8 @@ def pipe():
         ({"super_res_timesteps": [1, 1]}, ValueError, "`super_res_timesteps` .* descending"),
         ({"super_res_num_inference_steps": 0}, ValueError, "`super_res_num_inference_steps` .* got 0"),
         ({"guidance_scale": "3"}, TypeError, "`guidance_scale` must be a number, got '3'"),
+        ({"guidance_scale": True}, TypeError, "`guidance_scale` must be a number, got True"),
+        ({"guidance_scale": np.float32("nan")}, ValueError, "`guidance_scale` must be finite"),
         ({"guidance_scale": float("nan")}, ValueError, "`guidance_scale` must be finite"),
         ({"eta": 2.0}, ValueError, "`eta` must lie between 0 and 1, got 2.0"),
         ({"upsample_temperature": -1}, ValueError, "`upsample_temperature`"),
@@ -72,6 +80,12 @@ def pipe():
         ({"callback_on_step_end_tensor_inputs": ["images"]}, ValueError, "`callback_on_step_end_tensor_inputs`"),
         ({"callback_on_step_end_tensor_inputs": None}, TypeError, "`callback_on_step_end_tensor_inputs` .* got None"),
         ({"callback_on_step_end": 3}, TypeError, "`callback_on_step_end` must be callable, got 3"),
+        ({"callback_on_step_end": CUTOFF}, ValueError, "`callback_on_step_end` .* `pipe._guidance_scale = 1.0`"),
+        (
+            {"callback_on_step_end": MultiPipelineCallbacks([SDXLCFGCutoffCallback()])},
+            ValueError,
+            "`callback_on_step_end` must not be diffusers' SDXLCFGCutoffCallback",
+        ),
         ({"cond_fn": 3}, TypeError, "`cond_fn` must be callable, got 3"),
     ],
 )
@@ -89,6 +103,10 @@ def test_a_pipeline_without_text_encoders_needs_embeddings():
     for guidance in ({}, {"guidance_scale": 1.0, "guider": ClassifierFreeGuidance()}):
         with pytest.raises(ValueError, match="`negative_prompt_embeds`"):
             pipe(**embeds, **guidance)
+    with pytest.raises(ValueError, match="`negative_prompt_embeds`"):
+        pipe.encode_prompt(prompt_embeds=EMBEDS)
+    unguided = pipe.encode_prompt(prompt_embeds=EMBEDS, do_classifier_free_guidance=False)
+    assert torch.equal(unguided[0], EMBEDS) and unguided[1] is None
 
 
 def test_a_pipeline_without_a_tokenizer_needs_embeddings():

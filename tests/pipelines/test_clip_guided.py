@@ -132,6 +132,8 @@ def test_only_a_part_of_the_steps_is_guided(pipe, monkeypatch):
 
 
 def test_a_callback_may_change_the_scale(pipe, monkeypatch):
+    assert tiny_clip_pipeline(upsampler=False).clip_guidance_scale is None  # before the first call
+
     def stop(pipe, step, timestep, tensors):
         pipe._clip_guidance_scale = 0.0
         return tensors

@@ -43,6 +43,16 @@ def test_pipelines_compose():
     assert isinstance(GLIDEInpaintPipeline.from_pipe(pipe).super_res_scheduler, GLIDEDDIMScheduler)
 
 
+def test_numbers_of_numpy_are_numbers():
+    quick = {"prompt": "red", "super_res_num_inference_steps": 1}
+    enlarger = quiet(GLIDESuperResolutionPipeline.from_pipe(tiny_pipeline()))
+    tiles = {"tile_size": np.int64(32), "tile_overlap": np.int64(4)}
+    assert enlarger(image=PICTURE, **tiles, **quick).images[0].size == (128, 128)
+    inpaint = quiet(GLIDEInpaintPipeline.from_pipe(tiny_pipeline()))
+    crop = {"padding_mask_crop": np.int64(4), "num_inference_steps": 1}
+    assert inpaint(image=PICTURE, mask_image=MASK, **crop, **quick).images[0].size == (32, 32)
+
+
 @pytest.mark.parametrize("cls", [GLIDEImg2ImgPipeline, GLIDESuperResolutionPipeline])
 def test_the_other_pipelines_save_and_load(cls, tmp_path):
     pipe = quiet(cls.from_pipe(tiny_pipeline()))

@@ -237,6 +237,20 @@ def test_numbers_lists_and_strings_of_timesteps(pipe):
     assert pipe.num_timesteps == 5
 
 
+def test_numbers_of_numpy_are_numbers(pipe):
+    numbers = {"guidance_scale": np.float32(2), "num_images_per_prompt": np.int64(2), "height": np.int64(24)}
+    steps = {"num_inference_steps": np.int64(3), "super_res_timesteps": list(np.array([900, 100]))}
+    expected = draw(
+        pipe,
+        guidance_scale=2,
+        num_images_per_prompt=2,
+        height=24,
+        num_inference_steps=3,
+        super_res_timesteps=[900, 100],
+    )
+    np.testing.assert_array_equal(draw(pipe, **numbers, **steps), expected)
+
+
 def test_eta_reaches_ddim(base_only):
     ddim = GLIDEPipeline.from_pipe(base_only, scheduler=GLIDEDDIMScheduler(beta_schedule="squaredcos_cap_v2"))
     assert not np.allclose(draw(ddim, eta=1.0), draw(ddim, eta=0.0))
@@ -402,6 +416,20 @@ def test_a_guider_that_hooks_transformer_layers_is_refused(base_only):
 # -- callbacks and progress -------------------------------------------------------------------------------------------
 
 
+def test_before_the_first_call_there_is_nothing_to_tell():
+    pipe = tiny_pipeline()
+    assert (pipe.guidance_scale, pipe.num_timesteps, pipe.interrupt, pipe.stage) == (None, 0, False, None)
+
+
+def test_timesteps_are_evaluations_of_the_model(base_only):
+    for name, evaluations in (("HeunDiscreteScheduler", 5), ("PNDMScheduler", 4)):
+        scheduler = getattr(diffusers, name).from_config(base_only.scheduler.config)
+        pipe, seen = GLIDEPipeline.from_pipe(base_only, scheduler=scheduler), []
+        pipe.set_progress_bar_config(disable=True)
+        draw(pipe, num_inference_steps=3, callback_on_step_end=lambda p, i, *_, seen=seen: seen.append(i) or {})
+        assert seen == list(range(evaluations)) and pipe.num_timesteps == evaluations
+
+
 def test_callbacks_count_over_both_stages(pipe):
     seen = []
 
@@ -505,20 +533,21 @@ def test_model_cpu_offload():
     np.testing.assert_allclose(draw(pipe), expected, atol=1e-5)
 
 
-def test_wide_networks_get_the_faster_layout(tmp_path):
-    """Which changes no picture and no file."""
-    wide = tiny_components(upsampler=False) | {"unet": tiny_unet(block_out_channels=(128, 128))}
-    weights = {name: tensor.clone() for name, tensor in wide["unet"].state_dict().items()}
-    pipe = GLIDEPipeline(**wide)
+def test_wide_networks_are_loaded_in_the_faster_layout(tmp_path):
+    """Which changes no picture and no file; and a pipeline leaves the networks that it is given as they are."""
+    wide = GLIDEPipeline(**tiny_components(upsampler=False) | {"unet": tiny_unet(block_out_channels=(128, 128))})
+    wide.set_progress_bar_config(disable=True)
+    assert wide.unet.conv_in.weight.is_contiguous()
+    wide.save_pretrained(tmp_path / "first")
+    pipe = GLIDEPipeline.from_pretrained(tmp_path / "first")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    picture = draw(pipe)
-    pipe.unet.to(memory_format=torch.contiguous_format)
-    np.testing.assert_allclose(draw(pipe), picture, atol=1e-4)
-    GLIDEPipeline(**wide).save_pretrained(tmp_path)
-    saved = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
-    assert all(torch.equal(saved[name], tensor) for name, tensor in weights.items())
-    assert tiny_pipeline().unet.conv_in.weight.is_contiguous()
+    np.testing.assert_allclose(draw(pipe), draw(wide), atol=1e-4)
+    pipe.save_pretrained(tmp_path / "second")
+    first, second = (load_file(tmp_path / n / "unet/diffusion_pytorch_model.safetensors") for n in ("first", "second"))
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+    tiny_pipeline().save_pretrained(tmp_path / "small")
+    assert GLIDEPipeline.from_pretrained(tmp_path / "small").unet.conv_in.weight.is_contiguous()
 
 
 def test_attention_slicing_does_not_change_the_picture():

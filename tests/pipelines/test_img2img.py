@@ -1,5 +1,6 @@
 """SDEdit: strength, sizes, schedulers."""
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -65,13 +66,25 @@ def test_any_size(img2img):
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"])
 def test_strength_with_stock_schedulers(img2img, name):
-    import diffusers
-
     scheduler = getattr(diffusers, name).from_config(img2img.scheduler.config)
     pipe = quiet(GLIDEImg2ImgPipeline.from_pipe(img2img, scheduler=scheduler, super_res_unet=None))
     image = picture(8, 8)
     result = sketch(pipe, image, strength=0.1, num_inference_steps=20)[0]
     assert np.abs(result - np.asarray(image) / 255).mean() < 0.25
+
+
+def test_strength_with_pndm(img2img, capsys):
+    """Whose second call repeats the second timestep, also of a run that is cut."""
+    scheduler = diffusers.PNDMScheduler.from_config(img2img.scheduler.config)
+    pipe, steps = GLIDEImg2ImgPipeline.from_pipe(img2img, scheduler=scheduler, super_res_unet=None), []
+    sketch(
+        pipe,
+        strength=0.3,
+        num_inference_steps=10,
+        callback_on_step_end=lambda p, i, t, k: steps.append((i, int(t))) or {},
+    )
+    assert steps == [(0, 222), (1, 111), (2, 111), (3, 0)] and pipe.num_timesteps == 4
+    assert "4/4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

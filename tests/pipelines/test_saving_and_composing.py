@@ -206,6 +206,7 @@ def test_from_pipe_replaces_and_casts():
     assert other.scheduler is scheduler and pipe.scheduler is not scheduler
     assert other.super_res_unet is None and pipe.super_res_unet is not None
     assert other.unet.dtype == torch.bfloat16
+    assert GLIDEPipeline.from_pipe(pipe, torch_dtype=torch.float16).unet.dtype == torch.float16
 
 
 def test_from_pipe_names_what_does_not_fit():

@@ -41,9 +41,14 @@ def first_step(scheduler, **hooks) -> torch.Tensor:
     return adapter.step(0, NOISE_PRED, VARIANCE, X_T * scheduler.init_noise_sigma, model_input, **hooks)
 
 
+def unclipped(alpha_bar: torch.Tensor) -> torch.Tensor:
+    """x_0 with the known pixels put back."""
+    return put_back((X_T - (1 - alpha_bar).sqrt() * NOISE_PRED) / alpha_bar.sqrt())
+
+
 def estimate(alpha_bar: torch.Tensor) -> torch.Tensor:
-    """x_0 with the known pixels put back, and then clipped."""
-    return put_back((X_T - (1 - alpha_bar).sqrt() * NOISE_PRED) / alpha_bar.sqrt()).clamp(-1, 1)
+    """And then clipped."""
+    return unclipped(alpha_bar).clamp(-1, 1)
 
 
 def test_ancestral_steps_move_the_mean():
@@ -70,22 +75,91 @@ def test_deterministic_steps_move_the_score():
     torch.testing.assert_close(guided, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"thresholding": True, "sample_max_value": 3.0, "dynamic_thresholding_ratio": 0.9}],
+    ids=["clip", "threshold"],
+)
 @pytest.mark.parametrize("name", STOCK)
-def test_stock_schedulers_step_the_same_prediction(name):
+def test_stock_schedulers_step_the_same_prediction(name, config):
     """They get a noise prediction that is known pixels, clip and gradient already, and clip it no more."""
-    cls, config = getattr(diffusers, name), GLIDEDDPMScheduler().config
+    cls, config = getattr(diffusers, name), dict(GLIDEDDPMScheduler().config) | config
     scheduler = cls.from_config(config)
     guided = first_step(scheduler, denoised_fn=put_back, cond_grad=GRADIENT)
-    assert scheduler.config.clip_sample  # as it was
+    assert scheduler.config.clip_sample and scheduler.config.thresholding == config["thresholding"]  # as they were
 
-    plain = cls.from_config(config, clip_sample=False)
+    plain = cls.from_config(config, clip_sample=False, thresholding=False)
     adapter = SchedulerAdapter(plain, num_inference_steps=len(TIMESTEPS), generator=torch.Generator().manual_seed(5))
     timestep = adapter.start()[0]
     alpha_bar = plain.alphas_cumprod[int(timestep)].float()
-    noise_pred = (X_T - alpha_bar.sqrt() * estimate(alpha_bar)) / (1 - alpha_bar).sqrt()
+    x_start = estimate(alpha_bar)
+    if config["thresholding"] and name != "HeunDiscreteScheduler":  # which has none, and clips
+        x_start = plain._threshold_sample(unclipped(alpha_bar))
+        assert x_start.abs().max() == 1 and not torch.allclose(x_start, estimate(alpha_bar))
+    noise_pred = (X_T - alpha_bar.sqrt() * x_start) / (1 - alpha_bar).sqrt()
     noise_pred = noise_pred - (1 - alpha_bar).sqrt() * GRADIENT
     output = torch.cat([noise_pred, VARIANCE], dim=1) if adapter.takes_variance else noise_pred
     sample = X_T * plain.init_noise_sigma
     plain.scale_model_input(sample, timestep)
     expected = plain.step(output, timestep, sample, **adapter.step_kwargs, return_dict=False)[0]
     torch.testing.assert_close(guided, expected, atol=1e-2, rtol=2e-3)  # at the noisy end float32 is coarse
+
+
+def test_a_list_of_timesteps_counts_as_its_steps():
+    """Whatever run was before it: diffusers' DDPM does not keep the number of a list of timesteps."""
+    scheduler = diffusers.DDPMScheduler.from_config(GLIDEDDPMScheduler().config)
+    given = {"timesteps": [999, 750, 500, 250, 0]}
+    assert SchedulerAdapter(scheduler, **given).start().tolist() == given["timesteps"]
+    SchedulerAdapter(scheduler, num_inference_steps=10).start()
+    assert SchedulerAdapter(scheduler, **given, strength=0.5).start().tolist() == [250, 0]
+
+
+def test_whether_variance_is_taken_is_asked_for_once():
+    adapter = SchedulerAdapter(diffusers.DDPMScheduler(variance_type="learned_range"))
+    assert adapter.takes_variance
+    adapter.scheduler = None
+    assert adapter.takes_variance
+
+
+# -- PNDM, which counts its calls -------------------------------------------------------------------------------------
+
+
+def pndm(**config) -> diffusers.PNDMScheduler:
+    return diffusers.PNDMScheduler.from_config(GLIDEDDPMScheduler().config, **config)
+
+
+@pytest.mark.parametrize(
+    ("strength", "expected"),
+    [
+        (1.0, [999, 888, 888, 777, 666, 555, 444, 333, 222, 111, 0]),
+        (0.9, [888, 777, 777, 666, 555, 444, 333, 222, 111, 0]),
+        (0.5, [444, 333, 333, 222, 111, 0]),
+        (0.2, [111, 0, 0]),
+        (0.1, [0]),
+    ],
+)
+def test_a_run_of_pndm_repeats_its_second_timestep(strength, expected):
+    adapter = SchedulerAdapter(pndm(), num_inference_steps=10, strength=strength)
+    assert adapter.start().tolist() == expected
+    assert [adapter.timestep_value(i) for i in range(len(adapter))] == expected
+    assert adapter.scheduler.timesteps.tolist() == expected
+
+
+def test_a_cut_run_of_pndm_knows_its_noise_levels():
+    """A model that knows the picture is asked at the noise level that the sample has."""
+    scheduler, picture = pndm(timestep_spacing="leading"), randn(6).clamp(-1, 1)
+    adapter = SchedulerAdapter(scheduler, num_inference_steps=10, strength=0.5)
+    timesteps = adapter.start()
+    sample = scheduler.add_noise(picture, randn(7), timesteps[:1])
+    for i in range(len(adapter)):
+        alpha_bar = scheduler.alphas_cumprod[timesteps[i]]
+        noise = (sample - alpha_bar.sqrt() * picture) / (1 - alpha_bar).sqrt()
+        torch.testing.assert_close(noise, randn(7), atol=1e-3, rtol=0)
+        sample = adapter.step(i, noise, None, sample, sample)
+
+
+def test_the_runge_kutta_start_of_pndm_is_not_cut():
+    scheduler = pndm(skip_prk_steps=False)
+    assert len(SchedulerAdapter(scheduler, num_inference_steps=10).start()) == 19
+    with pytest.raises(ValueError, match=r"`strength` 0.5 cannot cut .* `skip_prk_steps=True`"):
+        SchedulerAdapter(scheduler, num_inference_steps=10, strength=0.5).start()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from devices import OnlyTheCPUHasFloat64
 
 from glide_pipelines.schedulers import GaussianDiffusion, make_betas
 
@@ -48,6 +49,13 @@ def test_a_step_of_numbers_equals_a_step_of_tensors(process):
     both = process.posterior_mean(x_start, x_t, torch.tensor([7, 300]))
     torch.testing.assert_close(both[:1], process.posterior_mean(x_start[:1], x_t[:1], 7))
     torch.testing.assert_close(both[1:], process.posterior_mean(x_start[1:], x_t[1:], 300))
+
+
+def test_tables_go_to_a_device_in_the_dtype_of_the_sample(process):
+    step, sample = torch.tensor([7, 300], device="meta"), torch.zeros(2, 3, 4, 4, device="meta")
+    with OnlyTheCPUHasFloat64():
+        assert process.add_noise(sample, sample, step).dtype == torch.float32
+        assert process.learned_log_variance(sample, step).dtype == torch.float32
 
 
 def test_posterior_follows_from_bayes(process):

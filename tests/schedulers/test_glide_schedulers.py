@@ -1,6 +1,7 @@
 """The two schedulers: the original's arithmetic, the hooks, and what diffusers promises of a scheduler."""
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -217,6 +218,10 @@ def test_numbers_lists_and_strings_choose_timesteps(cls):
     assert built.timesteps.tolist() == [900, 10] and built.num_inference_steps == 2
     built.set_timesteps(timesteps="10,10,3,2,2")
     assert len(built.timesteps) == 27
+    built.set_timesteps(np.int64(4))
+    assert built.timesteps.tolist() == [999, 666, 333, 0]
+    built.set_timesteps(timesteps=[np.int64(900), 10])
+    assert built.timesteps.tolist() == [900, 10]
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])

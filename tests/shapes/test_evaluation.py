@@ -26,6 +26,7 @@ from glide_pipelines.shapes.evaluation import (
     upsampler_difference,
     wilson_interval,
 )
+from glide_pipelines.shapes.retrieval import OWN
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,7 @@ class Drawer:
 
     default_size, scale_factor, device = (64, 64), 1, torch.device("cpu")
     scheduler = super_res_scheduler = super_res_unet = None
+    components = {}
 
     def __init__(self, examples, alter=lambda scene: scene):
         self.scenes = {str(caption): alter(scene) for scene, caption in examples}
@@ -272,6 +274,7 @@ def test_the_script_measures_a_checkpoint_and_repeats_itself(run, model, tmp_pat
     assert first.read_text() == second.read_text()
 
     results = json.loads(first.read_text())
+    assert len(results["settings"].pop("weights")) == 16
     assert results["settings"] == {
         "task": "text-to-image",
         "model": model,
@@ -365,6 +368,10 @@ def test_what_cannot_be_resumed_is_an_error(run, drawer, tmp_path):
     before = output.read_text()
     code, _, err = run(*options, "--num-captions", 5, "--resume")
     assert code == 2 and "--resume" in err and "num_captions 4 and not 5" in err
+    drawer.components = {"unet": torch.nn.Linear(2, 2)}
+    code, _, err = run(*options, "--num-captions", 4, "--resume")
+    assert code == 2 and "weights" in err
+    drawer.components = {}
     assert output.read_text() == before
     for content in ("no json", "[]", "{}"):
         output.write_text(content)
@@ -413,7 +420,7 @@ def test_a_clip_is_measured_at_each_timestep(run, tmp_path):
     code, out, err = run(*options, "--output", output)
     assert code == 0, err
     rates = json.loads(output.read_text())["timesteps"]
-    assert list(rates) == ["0", "700"] and all(rate["cases"] == 8 for rate in rates.values())
+    assert list(rates) == ["0", "700"] and all(rate[OWN]["cases"] == 8 for rate in rates.values())
     lines = out.splitlines()
     assert "of 8 captions" in lines[0] and [line.split("|")[1].strip() for line in lines[2:]] == ["0", "700"]
 

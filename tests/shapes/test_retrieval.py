@@ -4,8 +4,8 @@ import torch
 from tiny import tiny_tokenizer
 
 from glide_pipelines import GLIDEDDPMScheduler, NoisedCLIPConfig, NoisedCLIPModel
-from glide_pipelines.shapes import ShapesWorld, render
-from glide_pipelines.shapes.retrieval import caption_retrieval
+from glide_pipelines.shapes import Example, ShapesWorld, describe, render
+from glide_pipelines.shapes.retrieval import OWN, TRUE, caption_retrieval
 
 
 SIZE, COUNT = 16, 40
@@ -38,13 +38,13 @@ def measure(world=ShapesWorld, **changes):
 
 def test_a_model_that_knows_is_right_on_clean_pictures_and_lost_in_noise():
     rates = measure()
-    assert rates[0]["share"] == 1 and rates[0]["cases"] == COUNT
-    assert rates[999]["share"] < 0.5
+    assert rates[0][OWN]["share"] == rates[0][TRUE]["share"] == 1 and rates[0][OWN]["cases"] == COUNT
+    assert rates[999][OWN]["share"] <= rates[999][TRUE]["share"] < 0.5
 
 
 def test_the_figures_repeat_and_do_not_depend_on_the_batch():
     assert measure() == measure(batch_size=7)
-    assert measure(seed=6)[0]["share"] < 0.2  # other scenes than it knows
+    assert measure(seed=6)[0][OWN]["share"] < 0.2  # other scenes than it knows
 
 
 def test_captions_that_say_the_same_count_as_right(monkeypatch):
@@ -53,4 +53,15 @@ def test_captions_that_say_the_same_count_as_right(monkeypatch):
             return super().example(index // 2)
 
     monkeypatch.setattr("glide_pipelines.shapes.retrieval.ShapesWorld", Same)
-    assert measure(Same, timesteps=[0])[0]["share"] == pytest.approx(1)
+    assert measure(Same, timesteps=[0])[0][OWN]["share"] == pytest.approx(1)
+
+
+def test_a_true_caption_of_another_picture_is_true_and_not_its_own(monkeypatch):
+    class Twice(ShapesWorld):
+        def example(self, index):
+            scene, caption = super().example(index // 2)
+            return Example(scene, caption if index % 2 else describe(scene, np.random.default_rng(index)))
+
+    monkeypatch.setattr("glide_pipelines.shapes.retrieval.ShapesWorld", Twice)
+    rates = measure(Twice, timesteps=[0])[0]
+    assert rates[TRUE]["share"] == 1 and 0.4 < rates[OWN]["share"] < 0.8

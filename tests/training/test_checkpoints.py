@@ -28,6 +28,10 @@ def test_only_so_many_are_kept(accelerator, tmp_path):
         save_checkpoint(accelerator, tmp_path, step, total_limit=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-15"]
     assert len(list(tmp_path.iterdir())) == 2
+    # Those of another run are later than its first one.
+    for step, kept in ((3, {3, 10, 15}), (4, {4, 10, 15})):
+        save_checkpoint(accelerator, tmp_path, step, total_limit=2)
+        assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{number}" for number in kept}
 
 
 def test_an_interrupted_write_leaves_the_old_ones(accelerator, tmp_path, monkeypatch):

@@ -182,6 +182,40 @@ def test_flips_only_when_asked(tmp_path):
         assert left == expected
 
 
+def test_pictures_are_read_as_the_pipelines_read_them(picture_folder):
+    left = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    left.paste((255, 0, 0, 255), (0, 0, 8, 16))
+    exif = Image.Exif()
+    exif[Image.ExifTags.Base.Orientation] = 3  # upside down
+    for index in range(4):
+        left.save(picture_folder / f"{index}.png", exif=exif)
+    picture, _ = DatasetSource(None, str(picture_folder), 8, seed=0)(0, np.random.default_rng(0))
+    assert picture.getpixel((0, 0)) == (255, 255, 255) and picture.getpixel((7, 0)) == (255, 0, 0)
+
+
+def change_row(folder, number, **changes):
+    metadata = folder / "metadata.jsonl"
+    rows = [json.loads(line) for line in metadata.read_text().splitlines()]
+    rows[number] |= changes
+    metadata.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(("column", "value"), [("text", None), ("several", None), ("several", []), ("several", [None])])
+def test_rows_without_a_caption_are_named(picture_folder, column, value):
+    change_row(picture_folder, 2, **{column: value})
+    (picture_folder / "3.png").write_bytes(b"no picture")  # none is opened for this
+    message = rf"`caption_column` '{column}' must hold a caption for every picture, got none in 1 of 4 rows: 2\."
+    with pytest.raises(ValueError, match=message):
+        DatasetSource(None, str(picture_folder), 8, seed=0, caption_column=column)
+
+
+@pytest.mark.parametrize(("column", "value"), [("text", ""), ("several", ["", None])])
+def test_a_blank_caption_is_the_empty_prompt(picture_folder, column, value):
+    change_row(picture_folder, 2, **{column: value})
+    source = DatasetSource(None, str(picture_folder), 8, seed=0, caption_column=column)
+    assert [source(index, np.random.default_rng(index))[1] for index in range(4)].count("") == 1
+
+
 def test_what_is_missing_is_named(picture_folder, tmp_path):
     with pytest.raises(ValueError, match=r"`caption_column` must be one of .*text.*, got 'label'"):
         DatasetSource(None, str(picture_folder), 8, seed=0, caption_column="label")

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from devices import OnlyTheCPUHasFloat64
 
 from glide_pipelines import GLIDEDDPMScheduler
 from glide_pipelines.training import HybridLoss, TimestepWeighting
@@ -43,6 +44,13 @@ def test_snr_weight_touches_the_noise_prediction_only():
     weighted = TimestepWeighting(1000, snr_weight_range=(1, 5)).apply(loss, scheduler.train_process, timesteps)
     expected = torch.tensor([1.0, (1 - alpha_bar[1]) / alpha_bar[1], 5.0])
     torch.testing.assert_close(weighted, expected + 7)
+
+
+def test_weights_go_to_a_device_in_float32():
+    loss = HybridLoss(mse=torch.ones(3, device="meta"), vb=torch.ones(3, device="meta"), vb_scale=1.0)
+    timesteps, weighting = torch.tensor([10, 600, 990], device="meta"), TimestepWeighting(1000, snr_weight_range=(1, 5))
+    with OnlyTheCPUHasFloat64():
+        assert weighting.apply(loss, GLIDEDDPMScheduler().train_process, timesteps).dtype == torch.float32
 
 
 @pytest.mark.parametrize("change", [{"noisy_share": 1.0}, {"noisy_share": -0.1}, {"snr_weight_range": (5, 1)}])

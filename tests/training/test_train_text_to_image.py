@@ -97,6 +97,20 @@ def test_two_stages_make_one_pipeline(arguments, tmp_path, monkeypatch):
         assert isinstance(tuned.super_res_scheduler, GLIDEDDIMScheduler)
 
 
+@pytest.mark.parametrize("recorded", [True, None])
+def test_the_other_stage_keeps_its_consistency(arguments, tmp_path, recorded):
+    """Also where `model_index.json` was written before there was any."""
+    script.main(arguments("super_res", steps=1))
+    script.main(arguments("base", steps=1))
+    path = tmp_path / "pipeline" / "model_index.json"
+    index = json.loads(path.read_text()) | {"low_res_consistency": recorded}
+    if recorded is None:
+        del index["low_res_consistency"]
+    path.write_text(json.dumps(index))
+    script.main(arguments("base", steps=1))
+    assert json.loads(path.read_text())["low_res_consistency"] is bool(recorded)
+
+
 def test_a_tokenizer_without_padding_pads_with_the_end(arguments, tokenizer, tmp_path):
     """GPT-2's own on the Hub has no padding token."""
     (tmp_path / "bare").mkdir()

@@ -20,6 +20,7 @@ from glide_pipelines.training import (
     TrainingConfig,
     text_to_image_loss,
     train,
+    trainer,
 )
 
 
@@ -88,7 +89,8 @@ def assert_equal(one, other):
 
 
 def read_log(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=pytest.fail) for line in lines]  # NaN and Infinity are no JSON
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -103,6 +105,28 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(tmp_path, accumulation)
     assert_equal(read_checkpoint(unbroken / "checkpoint-4"), read_checkpoint(resumed / "checkpoint-4"))
     assert_equal(model.state_dict(), again.state_dict())
     assert read_checkpoint(resumed / "checkpoint-4")["progress"] == {"seed": 0, "step": 4, "examples": 8 * accumulation}
+
+
+def test_a_run_may_be_resumed_with_another_accumulation(tmp_path):
+    changes = {"adam_epsilon": 1e-3, "max_train_steps": 2}  # as in `test_accumulation_equals_a_larger_batch`
+    run(make_config(tmp_path, train_batch_size=4, **changes | {"max_train_steps": 1}), dropout=0.0)
+    changes["resume_from_checkpoint"] = str(tmp_path / "checkpoint-1")
+    large, _ = run(make_config(tmp_path / "large", train_batch_size=4, **changes), dropout=0.0)
+    small, _ = run(make_config(tmp_path / "small", gradient_accumulation_steps=2, **changes), dropout=0.0)
+    for name, value in large.state_dict().items():
+        torch.testing.assert_close(value, small.state_dict()[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_run_goes_on_from_its_last_checkpoint_only(tmp_path):
+    run(make_config(tmp_path, max_train_steps=3, checkpointing_steps=1))
+    before = (tmp_path / "log.jsonl").read_text()
+    message = r"`resume_from_checkpoint` must be the last .* step 1 beside checkpoint-2, checkpoint-3; move these away"
+    with pytest.raises(ValueError, match=message):
+        run(make_config(tmp_path, resume_from_checkpoint="checkpoint-1"))
+    assert (tmp_path / "log.jsonl").read_text() == before
+    # Nothing is trained where the checkpoint is only to be exported, and nothing is in the way in another folder.
+    assert run(make_config(tmp_path, resume_from_checkpoint="checkpoint-1", max_train_steps=1))[1] == 1
+    assert run(make_config(tmp_path / "other", resume_from_checkpoint=str(tmp_path / "checkpoint-1")))[1] == 4
 
 
 def test_a_finished_run_resumed_does_nothing(tmp_path):
@@ -152,6 +176,23 @@ def test_a_signal_saves_and_ends(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_signal_does_not_break_off_the_last_checkpoint(tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return save_checkpoint(*arguments)
+
+    save_checkpoint = trainer.save_checkpoint
+    monkeypatch.setattr(trainer, "save_checkpoint", interrupted)
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append("SIGTERM"))
+    try:
+        _, done = run(make_config(tmp_path, max_train_steps=1))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done == 1 and (tmp_path / "checkpoint-1").is_dir()
+    assert not received
+
+
 def test_checkpoints_come_by_steps_and_by_minutes(tmp_path):
     run(make_config(tmp_path / "steps", checkpointing_steps=2, max_train_steps=5))
     assert sorted(path.name for path in (tmp_path / "steps").glob("checkpoint-*")) == [
@@ -173,6 +214,22 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, broken):
     with pytest.raises(FloatingPointError, match="not finite between steps 0 and 1"):
         run(make_config(tmp_path, logging_steps=100, checkpointing_steps=1), compute_loss=compute_loss)
     assert not list(tmp_path.glob("checkpoint-*"))
+    [line] = read_log(tmp_path)
+    assert line["loss"] == (None if broken == "loss" else 0) and line["grad_norm"] is None
+
+
+def test_the_log_leaves_out_the_gradients_that_a_scaler_skips(tmp_path):
+    steps = 0
+
+    def compute_loss(model, batch):
+        nonlocal steps
+        steps += 1
+        if steps == 2:  # of a parameter whose value stays finite, with the gradient 2
+            return 2 * model.text_encoder.position_embedding.flatten()[:1].expand(2), {}
+        return (model.unet.conv_in.bias.sum() * torch.zeros(2)).sqrt().nan_to_num(), {}
+
+    run(make_config(tmp_path), mixed_precision="fp16", compute_loss=compute_loss)
+    assert [line["grad_norm"] for line in read_log(tmp_path)] == [2, None]
 
 
 def test_the_log_tells_the_quarters_apart(tmp_path):
