@@ -139,7 +139,8 @@ class GLIDEScheduler(DDPMScheduler):
                 kept = space_timesteps(str(num_inference_steps), total)
             else:
                 super().set_timesteps(num_inference_steps)
-                kept = self.timesteps.tolist()
+                # Trailing, diffusers takes a timestep -1 too many for some numbers (61, for one): rounding.
+                kept = self.timesteps.tolist()[:num_inference_steps]
         self.custom_timesteps = timesteps is not None
         self.num_inference_steps = len(kept)
         self._visit(kept)

@@ -235,6 +235,15 @@ def test_other_spacings_are_those_of_diffusers(spacing):
         built.step(randn(1, 6, 8, 8), built.timesteps[-1], randn(1, 3, 8, 8))
 
 
+def test_trailing_takes_no_step_too_many():
+    """As diffusers does for some numbers, by rounding: the last timestep would be -1."""
+    built, stock = (kind(timestep_spacing="trailing") for kind in (GLIDEDDPMScheduler, diffusers.DDPMScheduler))
+    stock.set_timesteps(61)
+    assert stock.timesteps.tolist()[60:] == [0, -1]
+    built.set_timesteps(61)
+    assert built.timesteps.tolist() == stock.timesteps.tolist()[:61]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
