@@ -60,6 +60,7 @@ def caption_retrieval(
     tokens = tokenize_prompts(clip_tokenizer, [str(caption) for caption in captions]).to(clip_model.device)
     text = clip_model.get_text_features(tokens.input_ids, tokens.attention_mask).float()
     text = torch.nn.functional.normalize(text, dim=-1)
+    shown = [render(example.scene, _JUDGED_SIZE) for example in examples]
     rates = {}
     for t in timesteps:
         picks: list[int] = []
@@ -71,7 +72,6 @@ def caption_retrieval(
             # Lengths do not matter for which caption is nearest, once the texts have unit length.
             picks += (features @ text.T).argmax(dim=1).tolist()
         picked = [captions[pick] for pick in picks]
-        shown = [render(example.scene, _JUDGED_SIZE) for example in examples]
         rates[int(t)] = {
             OWN: rate([caption == own for caption, own in zip(picked, captions, strict=True)]),
             TRUE: rate([judge(*pair).correct for pair in zip(shown, picked, strict=True)]),
