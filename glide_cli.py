@@ -228,6 +228,7 @@ positive_int = checked(int, lambda value: value >= 1, "a whole number of 1 or mo
 seed = checked(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
 finite = checked(float, math.isfinite, "a finite number")
 strength = checked(float, lambda value: 0 < value <= 1, "a number above 0 and up to 1")
+share = checked(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 timestep = checked(int, lambda value: 0 <= value < 1000, "a whole number from 0 to 999")
 steps = checked(
     lambda text: int(text) if text.isdecimal() else text,

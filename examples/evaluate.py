@@ -35,6 +35,7 @@ from glide_pipelines.evaluation import (
     load_feature_network,
     load_noised_clip,
     picture_size,
+    plot_guidance,
     run_sweep,
     write_report,
 )
@@ -209,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
         silence_libraries()
         results = evaluate(args)
         if PartialState().is_main_process:
-            print(write_report(results, args.output))
+            print(write_report(results, args.output, plot_guidance))
     except (argparse.ArgumentError, ValueError, ImportError) as error:
         print(f"evaluate.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -34,7 +34,7 @@ from glide_pipelines.pipelines.pipeline_utils import GLIDEPipelineBase
 from glide_pipelines.shapes import ShapesWorld
 from glide_pipelines.shapes.edit_evaluation import edit_table, judge_edits, judge_true_edits
 from glide_pipelines.shapes.edits import sample_edits
-from glide_pipelines.shapes.evaluation import judge_pipeline, judge_renders, table, upsampler_difference
+from glide_pipelines.shapes.evaluation import guidance_table, judge_pipeline, judge_renders, upsampler_difference
 from glide_pipelines.shapes.retrieval import caption_retrieval, retrieval_table
 
 
@@ -138,7 +138,7 @@ def evaluate(args: argparse.Namespace) -> str:
         call = {name: value for name, value in steps_arguments(args).items() if name.startswith("super_res_")}
         results["upsampler"] = upsampler_difference(enlarger, examples[:MAX_UPSAMPLED], **common, **call)
     write_json(results, args.output)
-    return table(results)
+    return guidance_table(results)
 
 
 def editors(args: argparse.Namespace) -> dict[str, tuple[GLIDEPipelineBase, dict[str, Any]]]:

@@ -20,6 +20,7 @@ from glide_pipelines.training import TextToImageDataset, TimestepWeighting, trai
 from glide_pipelines.training.arguments import (
     DTYPES,
     add_data_arguments,
+    add_noisy_share,
     add_run_arguments,
     check_arguments,
     finish,
@@ -49,6 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--tokenizer_name", help="tokenizer of a new model: a folder or a Hub id; by default the guided model's")
     add("--model_dir", help="where the trained model goes; by default OUTPUT_DIR/model")
+    add_noisy_share(add)
     add_data_arguments(parser)
     add_run_arguments(parser)
     return check_arguments(parser.parse_args(argv))
@@ -100,9 +102,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.resolution not in (None, resolution):
             raise ValueError(f"`resolution` must be that of the model, {resolution}, got {args.resolution}.")
         # Every caption is kept: an empty one tells nothing apart.
-        dataset = TextToImageDataset(
-            make_source(args, resolution), tokenizer, TimestepWeighting(num_timesteps), args.seed, 0.0
-        )
+        weighting = TimestepWeighting(num_timesteps, args.noisy_share)
+        dataset = TextToImageDataset(make_source(args, resolution), tokenizer, weighting, args.seed, 0.0)
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     set_seed(args.seed, device_specific=True)

@@ -18,7 +18,7 @@ import glide_cli
 from glide_pipelines import shapes_checkpoint
 from glide_pipelines.conversion.model_card import model_card
 from glide_pipelines.shapes.edit_evaluation import edit_table
-from glide_pipelines.shapes.evaluation import table
+from glide_pipelines.shapes.evaluation import guidance_table
 from glide_pipelines.shapes.retrieval import retrieval_table
 
 
@@ -41,7 +41,7 @@ def text_to_image(results: dict[str, Any]) -> dict[str, str]:
         "pipe = GLIDEPipeline.from_pretrained(shapes_checkpoint())\n"
         'pipe("a red circle above a blue square").images[0].save("picture.png")\n```',
         "What it was trained on": f"{DATA} {COMMAND}",
-        "What it can do": f"{_settings(results)}\n\n{table(results)}",
+        "What it can do": f"{_settings(results)}\n\n{guidance_table(results)}",
         "What it cannot do": "It understands the words of its captions and no others; `glide` warns of a prompt "
         "outside them. Where the table shows less than 100, a picture may differ from its caption, and nothing warns "
         "of it. The upsampler was trained on small pictures of this world only.",

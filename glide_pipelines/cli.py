@@ -27,6 +27,7 @@ from . import (
     GLIDESuperResolutionPipeline,
     shapes_checkpoint,
 )
+from .files import whole_file
 from .pipelines.pipeline_utils import GLIDEPipelineBase
 
 
@@ -138,19 +139,16 @@ def make_grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def save_whole(picture: Image.Image, path: Path) -> None:
-    """Write the picture aside and rename it: the file is whole, or as it was before.
+    """Write the picture: the file is whole, or as it was before.
 
     Raises:
         argparse.ArgumentError: if it cannot be written.
     """
-    aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        picture.save(aside, quality=95)
-        aside.replace(path)
+        with whole_file(path) as aside:
+            picture.save(aside, quality=95)
     except OSError as error:
         raise argparse.ArgumentError(None, f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def steps_arguments(args: argparse.Namespace) -> dict[str, Any]:

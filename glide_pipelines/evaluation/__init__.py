@@ -3,7 +3,7 @@
 from .features import Features, load_clip, load_feature_network, load_noised_clip
 from .metrics import frechet_distance, inception_score, precision_recall
 from .pictures import CaptionedPictures, DatasetPictures, ShapesPictures
-from .report import plot, table, write_report
+from .report import plot_guidance, plot_steps, table, write_report
 from .shapes_features import ShapesFeatures, accuracy, train_shapes_features
 from .sweep import (
     BOTH,
@@ -12,6 +12,7 @@ from .sweep import (
     DrawnPictures,
     Guidance,
     Measured,
+    Sampling,
     draw_pictures,
     figures,
     measure,
@@ -30,6 +31,7 @@ __all__ = [
     "Features",
     "Guidance",
     "Measured",
+    "Sampling",
     "ShapesFeatures",
     "ShapesPictures",
     "accuracy",
@@ -42,7 +44,8 @@ __all__ = [
     "load_noised_clip",
     "measure",
     "picture_size",
-    "plot",
+    "plot_guidance",
+    "plot_steps",
     "precision_recall",
     "run_sweep",
     "table",

@@ -22,6 +22,7 @@ from transformers.utils import cached_file
 
 from ..checkpoints import shapes_checkpoint
 from ..models import NoisedCLIPConfig, NoisedCLIPModel, tokenize_prompts
+from ..pixels import scale_pixels
 from .shapes_features import ShapesFeatures
 
 
@@ -203,7 +204,7 @@ class _NoisedCLIP(nn.Module):
 
     def forward(self, pictures: torch.Tensor, captions: list[str]) -> torch.Tensor:
         side = self.model.config.vision_config.image_size
-        sample = F.interpolate(pictures.float(), size=(side, side), mode="area") / 127.5 - 1
+        sample = scale_pixels(F.interpolate(pictures.float(), size=(side, side), mode="area"))
         tokens = tokenize_prompts(self.tokenizer, captions).to(pictures.device)
         timesteps = torch.zeros(len(pictures), device=pictures.device)
         images = self.model.get_image_features(sample, timesteps)

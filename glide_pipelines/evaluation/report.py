@@ -5,17 +5,24 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
 from diffusers import DiffusionPipeline
 
+from ..files import whole_file
 from ..pipelines.pipeline_utils import DEFAULT_SUPER_RES_TIMESTEPS, DEFAULT_TIMESTEPS, GLIDEPipelineBase
+from ..shapes.evaluation import judged_table
 from ..version import __version__
+
+
+if TYPE_CHECKING:  # matplotlib is an extra
+    from matplotlib.axes import Axes
 
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow")
@@ -108,17 +115,23 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
             raise ValueError(f"`output`: {folder} cannot be written to: {error.strerror}.") from error
 
 
-def write_report(results: dict[str, Any], folder: Path) -> str:
+def write_report(
+    results: dict[str, Any], folder: Path, plot: Callable[[list[dict[str, Any]], Path], list[Path]]
+) -> str:
     """Write `results.json`, `results.md` and the plots.
 
     Args:
         results (`dict`): Of [`run_sweep`], and what else the JSON is to hold.
         folder (`Path`): Where to.
+        plot (`Callable`): [`plot_guidance`] or [`plot_steps`], whichever the sweep was over.
 
     Returns:
         `str`: what `results.md` holds.
     """
-    text = table([results["real"], *results["sweep"]])
+    rows = [results["real"], *results["sweep"]]
+    text = table(rows)
+    if judged := {row["name"]: row["judge"] for row in rows if "judge" in row}:
+        text += "\n\n" + judged_table(judged)
     if results["unreadable"]:
         count, names = len(results["unreadable"]), ", ".join(map(str, results["unreadable"]))
         text += f"\n\nReal pictures that could not be read and are left out: {count} ({names})."
@@ -129,10 +142,9 @@ def write_report(results: dict[str, Any], folder: Path) -> str:
 
 
 def write_whole(text: str, path: Path) -> None:
-    """Write a text aside and rename it: the file is whole, or as it was before."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    """Write a text: the file is whole, or as it was before."""
+    with whole_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def write_json(data: dict[str, Any], path: Path) -> None:
@@ -155,13 +167,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
+def plot_guidance(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     """The plots of the paper's figure 6: a curve for each kind of guidance, a point for each scale, marked with it, and
     a star for the unguided model, where CLIP's curve begins.
 
     Args:
-        rows (`list[dict]`): The sweep of [`run_sweep`]; each with its `guidance` and its `scale`, `guidance_scale` and
-            `clip_guidance_scale` as the pipeline got them, and figures of `COLUMNS`.
+        rows (`list[dict]`): The sweep of [`run_sweep`] over [`Guidance`], with figures of `COLUMNS`.
         folder (`Path`): Where the files go.
 
     Returns:
@@ -170,34 +181,79 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     Raises:
         ImportError: if matplotlib is not installed.
     """
+    written = []
+    for file, (x, y) in PLOTS.items():
+        if not rows or not all(x in row and y in row for row in rows):
+            continue
+        with _axes(folder / file, x, y) as axes:
+            for guidance in dict.fromkeys(row["guidance"] for row in rows):
+                curve = _curve(rows, guidance)
+                axes.plot([row[x] for row in curve], [row[y] for row in curve], marker="o", label=guidance)
+            unguided = [row for row in rows if row["guidance_scale"] == 1 and not row.get("clip_guidance_scale")]
+            if unguided:  # in the legend, since a word beside the outermost point has no room
+                place = [row[x] for row in unguided], [row[y] for row in unguided]
+                axes.plot(*place, "k*", markersize=12, zorder=3, label="unguided")
+            for row in (row for row in rows if row not in unguided):
+                place = row[x], row[y]
+                axes.annotate(f"{row['scale']:g}", place, xytext=(4, 4), textcoords="offset points", fontsize=8)
+        written.append(folder / file)
+    return written
+
+
+def plot_steps(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """How often a whole caption is right by the number of steps: a curve for each sampler, dashed where guidance is
+    limited to an interval.
+
+    Args:
+        rows (`list[dict]`): The sweep of [`run_sweep`] over [`Sampling`], of the shapes world.
+        folder (`Path`): Where the file goes.
+
+    Returns:
+        `list[Path]`: The file.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    path = folder / "accuracy_steps.png"
+    with _axes(path, "steps", "whole_caption") as axes:
+        samplers = list(dict.fromkeys(row["sampler"] for row in rows))
+        for sampler, interval in dict.fromkeys((row["sampler"], _interval(row)) for row in rows):
+            curve = [row for row in rows if (row["sampler"], _interval(row)) == (sampler, interval)]
+            curve.sort(key=lambda row: row["steps"])
+            axes.plot(
+                [row["steps"] for row in curve],
+                [row["whole_caption"] for row in curve],
+                color=f"C{samplers.index(sampler)}",
+                linestyle="--" if interval else "-",
+                marker="o",
+                label=sampler + (", guided from {:g} to {:g}".format(*interval) if interval else ""),
+            )
+        axes.set_xscale("log")
+        steps = sorted({row["steps"] for row in rows})
+        axes.set_xticks(steps, labels=map(str, steps))
+        axes.minorticks_off()
+    return [path]
+
+
+def _interval(row: dict[str, Any]) -> tuple[float, ...] | None:
+    return None if row["interval"] is None else tuple(row["interval"])
+
+
+@contextmanager
+def _axes(path: Path, x: str, y: str) -> Iterator[Axes]:
+    """Axes with these figures' titles, to draw on; the plot is then written."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Plots need `pip install glide-pipelines[eval]`.") from error
 
-    written = []
-    for file, (x, y) in PLOTS.items():
-        if not rows or not all(x in row and y in row for row in rows):
-            continue
-        figure = Figure(figsize=(5, 4), layout="constrained")
-        axes = figure.add_subplot(xlabel=COLUMNS[x][0], ylabel=COLUMNS[y][0])
-        for guidance in dict.fromkeys(row["guidance"] for row in rows):
-            curve = _curve(rows, guidance)
-            axes.plot([row[x] for row in curve], [row[y] for row in curve], marker="o", label=guidance)
-        unguided = [row for row in rows if row["guidance_scale"] == 1 and not row.get("clip_guidance_scale")]
-        if unguided:  # in the legend, since a word beside the outermost point has no room
-            place = [row[x] for row in unguided], [row[y] for row in unguided]
-            axes.plot(*place, "k*", markersize=12, zorder=3, label="unguided")
-        for row in (row for row in rows if row not in unguided):
-            place = row[x], row[y]
-            axes.annotate(f"{row['scale']:g}", place, xytext=(4, 4), textcoords="offset points", fontsize=8)
-        axes.grid(alpha=0.3)
-        axes.legend()
-        aside = folder / f".{os.getpid()}.{file}"
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel=COLUMNS[x][0] if x in COLUMNS else x, ylabel=COLUMNS[y][0])
+    yield axes
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with whole_file(path) as aside:
         figure.savefig(aside, dpi=150)
-        aside.replace(folder / file)
-        written.append(folder / file)
-    return written
 
 
 def _curve(rows: list[dict[str, Any]], guidance: str) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from ..pixels import scale_pixels
 from ..shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, ShapesWorld, render
 from ..training.learning_rate import LearningRate
 
@@ -18,7 +19,7 @@ from ..training.learning_rate import LearningRate
 MAX_OBJECTS = 3
 BINS = 4  # of an object's place, on each axis
 # What is predicted, and of how many values. Objects are counted from the left.
-ATTRIBUTES: dict[str, int] = {"background": len(BACKGROUNDS), "count": MAX_OBJECTS} | {
+LABELS: dict[str, int] = {"background": len(BACKGROUNDS), "count": MAX_OBJECTS} | {
     f"{name} {index}": values
     for index in range(MAX_OBJECTS)
     for name, values in (
@@ -35,7 +36,7 @@ ABSENT = -100  # the label of what an object that is not there would have; cross
 class ShapesFeatures(ModelMixin, ConfigMixin):
     """Predicts the attributes of a scene from its picture: a few convolutions, one layer of features, linear heads.
 
-    The heads are those of `ATTRIBUTES`: background, number of objects, and of each object, from the left, its colour,
+    The heads are those of `LABELS`: background, number of objects, and of each object, from the left, its colour,
     shape, size, and place in a grid of four by four.
 
     Args:
@@ -59,7 +60,7 @@ class ShapesFeatures(ModelMixin, ConfigMixin):
             side, before = -(-side // stride), width
         self.convolutions = nn.Sequential(*layers)
         self.projection = nn.Linear(before * side * side, num_features)
-        self.heads = nn.Linear(num_features, sum(ATTRIBUTES.values()))
+        self.heads = nn.Linear(num_features, sum(LABELS.values()))
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         """The penultimate layer.
@@ -70,8 +71,8 @@ class ShapesFeatures(ModelMixin, ConfigMixin):
         Returns:
             `torch.Tensor` of shape `[B, num_features]`.
         """
-        pixels = F.interpolate(pictures.to(self.dtype), size=2 * (self.config.sample_size,), mode="area") / 127.5 - 1
-        return F.silu(self.projection(self.convolutions(pixels).flatten(1)))
+        pixels = F.interpolate(pictures.to(self.dtype), size=2 * (self.config.sample_size,), mode="area")
+        return F.silu(self.projection(self.convolutions(scale_pixels(pixels)).flatten(1)))
 
     def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
         """The logits of each attribute.
@@ -80,23 +81,23 @@ class ShapesFeatures(ModelMixin, ConfigMixin):
             pictures (`torch.Tensor` of shape `[B, 3, H, W]`): From 0 to 255, of any size.
 
         Returns:
-            `dict[str, torch.Tensor]`: by name of `ATTRIBUTES`, each of shape `[B, number of values]`.
+            `dict[str, torch.Tensor]`: by name of `LABELS`, each of shape `[B, number of values]`.
         """
         return self.attributes(self.features(pictures))
 
     def attributes(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """The logits of each attribute, from the features `[B, num_features]`."""
-        logits = self.heads(features).split(list(ATTRIBUTES.values()), dim=1)
-        return dict(zip(ATTRIBUTES, logits, strict=True))
+        logits = self.heads(features).split(list(LABELS.values()), dim=1)
+        return dict(zip(LABELS, logits, strict=True))
 
 
 def scene_labels(scene: Scene) -> list[int]:
-    """The values of `ATTRIBUTES` for a scene, by number; `ABSENT` for objects that are not there."""
+    """The values of `LABELS` for a scene, by number; `ABSENT` for objects that are not there."""
     labels = [list(BACKGROUNDS).index(scene.background), len(scene.objects) - 1]
     for item in sorted(scene.objects, key=lambda item: item.x):
         place = [min(int(BINS * value), BINS - 1) for value in (item.x, item.y)]
         labels += [list(COLOURS).index(item.colour), SHAPES.index(item.shape), list(SIZES).index(item.size), *place]
-    return labels + [ABSENT] * (len(ATTRIBUTES) - len(labels))
+    return labels + [ABSENT] * (len(LABELS) - len(labels))
 
 
 def scene_batch(scenes: Sequence[Scene], size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,7 +130,7 @@ def train_shapes_features(
         scenes = [world.scene(step * batch_size + index) for index in range(batch_size)]
         pictures, labels = scene_batch(scenes, model.config.sample_size)
         logits = model(pictures)
-        loss = sum(F.cross_entropy(logits[name], labels[:, index]) for index, name in enumerate(ATTRIBUTES))
+        loss = sum(F.cross_entropy(logits[name], labels[:, index]) for index, name in enumerate(LABELS))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
         optimizer.zero_grad()
@@ -142,7 +143,7 @@ def train_shapes_features(
 @torch.no_grad()
 def accuracy(model: ShapesFeatures, scenes: Sequence[Scene], batch_size: int = 64) -> dict[str, float]:
     """How often each attribute of scenes is right, 0 to 1, over the objects that are there."""
-    right = {name: [] for name in ATTRIBUTES}
+    right = {name: [] for name in LABELS}
     for start in range(0, len(scenes), batch_size):
         pictures, labels = scene_batch(scenes[start : start + batch_size], model.config.sample_size)
         for index, (name, logits) in enumerate(model(pictures).items()):

@@ -1,8 +1,8 @@
-"""A sweep over guidance scales: draws the pictures of each, measures them, and goes on where it was stopped.
+"""A sweep over guidance scales or samplers: draws each one's pictures, measures them, and goes on where it was stopped.
 
 What is kept, in the folder of a sweep:
 
-    guidance-3/000000.png      of each scale, a picture for each caption; written aside and renamed
+    guidance-3/000000.png      of each point, a picture for each caption; written aside and renamed
     guidance-3/settings.json   what these pictures depend on: a sweep of other settings is refused
 
 Pictures that are there, and whole, are not drawn again. Figures are computed anew each time: that takes little beside
@@ -15,18 +15,19 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline
+from diffusers.guiders import ClassifierFreeGuidance
 from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..cli import save_whole
+from ..files import whole_file
 from ..shapes.evaluation import WHOLE, Tally, generators
 from .metrics import frechet_distance, inception_score, precision_recall
 from .pictures import CaptionedPictures, ShapesPictures
@@ -36,9 +37,29 @@ from .report import claim_folder, fingerprint
 CLASSIFIER_FREE, CLIP, BOTH = "classifier-free guidance", "CLIP guidance", "both guidances"
 
 
+class Point(Protocol):
+    """One point of a sweep."""
+
+    @property
+    def kind(self) -> str:
+        """Which of the pipelines draws it."""
+
+    @property
+    def name(self) -> str:
+        """For people and folders."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells its pictures from those of other points, as JSON can hold it."""
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """The arguments of the pipeline."""
+
+
 @dataclass(frozen=True)
 class Guidance:
-    """One point of a sweep.
+    """A [`Point`] of a sweep over guidance scales.
 
     Args:
         kind (`str`): `CLASSIFIER_FREE`, `CLIP` or `BOTH`.
@@ -57,11 +78,59 @@ class Guidance:
         return f"{beside}{'' if self.kind == CLASSIFIER_FREE else 'clip-'}guidance-{self.scale:g}"
 
     @property
-    def call(self) -> dict[str, float]:
+    def settings(self) -> dict[str, Any]:
+        """The guidance, its scale, and the arguments of the pipeline."""
+        return {"guidance": self.kind, "scale": self.scale, **self.call}
+
+    @property
+    def call(self) -> dict[str, Any]:
         """The arguments of the pipeline."""
         if self.kind == CLASSIFIER_FREE:
             return {"guidance_scale": self.scale}
         return {"guidance_scale": self.guidance_scale, "clip_guidance_scale": self.scale}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A [`Point`] of a sweep over samplers.
+
+    Args:
+        kind (`str`): The sampler.
+        steps (`int`): Of the base stage.
+        guidance_scale (`float`): Of classifier-free guidance.
+        interval (`tuple[float, float]`, *optional*): The part of the steps that is guided, from the noisiest at 0 to
+            the last at 1; all of them by default.
+    """
+
+    kind: str
+    steps: int
+    guidance_scale: float
+    interval: tuple[float, float] | None = None
+
+    @property
+    def name(self) -> str:
+        """For people and folders: `"ddim-20"` or `"ddim-20-guided-0.2-0.8"`."""
+        guided = "" if self.interval is None else "-guided-{:g}-{:g}".format(*self.interval)
+        return f"{self.kind}-{self.steps}{guided}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields."""
+        return {
+            "sampler": self.kind,
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "interval": None if self.interval is None else list(self.interval),
+        }
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """The arguments of the pipeline."""
+        call: dict[str, Any] = {"num_inference_steps": self.steps}
+        if self.interval is None:
+            return {**call, "guidance_scale": self.guidance_scale}
+        start, stop = self.interval
+        return {**call, "guider": ClassifierFreeGuidance(self.guidance_scale, start=start, stop=stop)}
 
 
 def draw_pictures(
@@ -88,7 +157,8 @@ def draw_pictures(
         prompts = [captions[index] for index in batch]
         pictures = pipe(prompts, generator=generators(seed + batch[0], len(batch)), **call).images
         for picture, path in zip(pictures, paths, strict=True):
-            save_whole(picture, path)
+            with whole_file(path) as aside:
+                picture.save(aside)
     PartialState().wait_for_everyone()
 
 
@@ -206,7 +276,7 @@ def figures(real: Measured | None, measured: Measured, neighbours: int = 3) -> d
 
 def run_sweep(
     pipes: Mapping[str, DiffusionPipeline],
-    sweep: Sequence[Guidance],
+    sweep: Sequence[Point],
     pictures: CaptionedPictures,
     folder: Path,
     settings: dict[str, Any],
@@ -218,16 +288,16 @@ def run_sweep(
     size: int | None = None,
     **call: Any,
 ) -> dict[str, Any]:
-    """Draws the captions at every scale, and measures what was drawn.
+    """Draws the captions at every point, and measures what was drawn.
 
     Args:
-        pipes (`Mapping[str, DiffusionPipeline]`): By kind of guidance; their pictures are square.
-        sweep (`Sequence[Guidance]`): The scales.
+        pipes (`Mapping[str, DiffusionPipeline]`): By kind of the points; their pictures are square.
+        sweep (`Sequence[Point]`): Of [`Guidance`], or of [`Sampling`].
         pictures ([`CaptionedPictures`]): What to draw, and to compare with. [`ShapesPictures`] are compared with other
             scenes, as many, so that what is found of the true pictures is what a perfect model would get; and drawings
             are judged.
-        folder (`Path`): Where each scale has a folder of pictures.
-        settings (`dict`): What the pictures depend on beside captions, guidance and the weights of the pipelines.
+        folder (`Path`): Where each point has a folder of pictures.
+        settings (`dict`): What the pictures depend on beside captions, the points and the weights of the pipelines.
         network (`nn.Module`): Of [`load_feature_network`].
         clip (`nn.Module`, *optional*): Of [`load_clip`].
         seed (`int`, defaults to 0): Of the first picture; each picture takes the next one.
@@ -237,9 +307,8 @@ def run_sweep(
         call: Further arguments of the pipelines' calls, such as `num_inference_steps`.
 
     Returns:
-        `dict`: `real`, the figures of the real pictures, with a `name`; `sweep`, a list of those of each scale, with
-        their `guidance` and `scale` and the arguments of `Guidance.call` too; `unreadable`, the numbers of real
-        pictures that could not be read.
+        `dict`: `real`, the figures of the real pictures, with a `name`; `sweep`, a list of those of each point, with
+            its `name` and settings too; `unreadable`, the numbers of real pictures that could not be read.
 
     Raises:
         ValueError: if there are too few pictures, or the folder cannot be written to or holds pictures of other
@@ -256,9 +325,9 @@ def run_sweep(
 
     captions = hashlib.sha256("\0".join(pictures.captions).encode()).hexdigest()[:16]
     settings = {**settings, "captions": captions}  # those of a dataset may have been changed since
-    weights = {kind: fingerprint(pipes[kind]) for kind in {guidance.kind for guidance in sweep}}
-    for guidance in sweep:  # all of them, before hours are spent on the first
-        claim_folder(folder / guidance.name, {**settings, "weights": weights[guidance.kind], **guidance.call})
+    weights = {kind: fingerprint(pipes[kind]) for kind in {point.kind for point in sweep}}
+    for point in sweep:  # all of them, before hours are spent on the first
+        claim_folder(folder / point.name, {**settings, "weights": weights[point.kind], **point.settings})
     truth: dict[str, Any] = {"name": "real pictures"}
     if isinstance(pictures, ShapesPictures):
         real = show(pictures.others(), "real pictures")
@@ -272,13 +341,11 @@ def run_sweep(
             f"{len(real.features)}; {len(real.unreadable)} cannot be read."
         )
     rows = []
-    for guidance in sweep:
-        place = folder / guidance.name
-        arguments = {**guidance.call, **call}
-        draw_pictures(pipes[guidance.kind], pictures.captions, place, seed, batch_size, **arguments)
+    for point in sweep:
+        place = folder / point.name
+        draw_pictures(pipes[point.kind], pictures.captions, place, seed, batch_size, **point.call, **call)
         drawn = DrawnPictures(place, pictures.captions)
-        row = {"name": guidance.name, "guidance": guidance.kind, "scale": guidance.scale, **guidance.call}
-        row |= figures(real, show(drawn, guidance.name), neighbours)
+        row = {"name": point.name, **point.settings, **figures(real, show(drawn, point.name), neighbours)}
         if isinstance(pictures, ShapesPictures):
             row |= _judged(drawn, pictures, size)
         rows.append(row)

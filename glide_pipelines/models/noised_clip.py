@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPOutput, CLIPPreTrainedModel
 
+from ..pixels import unscale_pixels
 from .pretrained import Float32Mixin, init_clip_layers
 
 
@@ -187,7 +188,7 @@ class NoisedCLIPVisionModel(CLIPPreTrainedModel):
             `torch.Tensor` of shape `[B, W]`.
         """
         mean, std = (sample.new_tensor(values).view(-1, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
-        pixels = ((sample + 1) * 127.5 - mean) / std
+        pixels = (unscale_pixels(sample) - mean) / std
         patches = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
         time = self.time_embedding(timesteps.round().long())[:, None]
         hidden_states = torch.cat([time, patches], dim=1) + self.position_embedding

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
+from ..pixels import pictures_to_tensor
+
 
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
@@ -81,8 +83,7 @@ def _check_holes(name: str, masks: list[Image.Image], reason: str) -> None:
 def to_tensor(images: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
     """RGB pictures, resized bicubically to `(height, width)`, as floats in [-1, 1] of shape `[B, 3, height, width]`."""
     height, width = size
-    resized = [np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)) for image in images]
-    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pictures_to_tensor([image.resize((width, height), Image.Resampling.BICUBIC) for image in images])
 
 
 def to_mask_tensor(masks: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:

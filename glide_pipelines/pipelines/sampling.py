@@ -14,6 +14,7 @@ from diffusers.guiders import BaseGuidance
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..models import GLIDEUNet2DConditionModel
+from ..pixels import round_pixels
 from ..schedulers import SchedulerAdapter
 from .known_region import KnownRegion
 
@@ -124,7 +125,7 @@ class SamplingMixin:
         if self.interrupt:
             return F.interpolate(low_res.clamp(-1, 1), size, mode="bilinear", align_corners=False)
         # Training pictures came from 8-bit files: round the small picture as they were.
-        low_res = ((low_res + 1) * 127.5).round() / 127.5 - 1
+        low_res = round_pixels(low_res)
         if self.config.low_res_consistency:
             denoised_fn = _consistent_with(low_res, denoised_fn)
         scale = call.upsample_temperature * call.super_res.scheduler.init_noise_sigma

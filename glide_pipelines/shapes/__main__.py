@@ -2,7 +2,7 @@
 
 import argparse
 
-from .calibration import calibrate, table
+from .calibration import calibrate, calibration_table
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes (default: 0)")
     parser.add_argument("--show", type=int, default=0, help="print this many of the mistakes (default: 0)")
     args = parser.parse_args()
-    print(table(calibrate(args.scenes, args.sizes, args.seed, args.show)))
+    print(calibration_table(calibrate(args.scenes, args.sizes, args.seed, args.show)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from .render import render_sizes
 from .scene import BACKGROUNDS, COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Scene, is_at, is_related
 
 
-ATTRIBUTES: tuple[str, ...] = ("colour", "shape", "size", "place", "relation", "background", "count")
+ALTERATIONS: tuple[str, ...] = ("colour", "shape", "size", "place", "relation", "background", "count")
 
 
 def alter(caption: Caption, scene: Scene, attribute: str, rng: np.random.Generator) -> Caption | None:
@@ -25,7 +25,7 @@ def alter(caption: Caption, scene: Scene, attribute: str, rng: np.random.Generat
     Args:
         caption (`Caption`): True of the scene.
         scene (`Scene`): What the picture shows.
-        attribute (`str`): One of `ATTRIBUTES`; `"count"` adds an object or leaves the last one out.
+        attribute (`str`): One of `ALTERATIONS`; `"count"` adds an object or leaves the last one out.
         rng (`np.random.Generator`): Chooses the object and the new value.
 
     Returns:
@@ -119,7 +119,7 @@ def calibrate(
     for index in range(num_scenes):
         scene, caption = world.example(index)
         rng = np.random.default_rng((seed, index))
-        false = {name: alter(caption, scene, name, rng) for name in ATTRIBUTES}
+        false = {name: alter(caption, scene, name, rng) for name in ALTERATIONS}
         for size, clean in zip(sizes, render_sizes(scene, sizes), strict=True):
             for kind, picture in (("clean", clean), ("rough", roughen(clean, rng))):
                 rows = tallies[f"{kind} {size}"]
@@ -141,9 +141,9 @@ def calibrate(
     }
 
 
-def table(results: dict[str, dict[str, tuple[float, int]]]) -> str:
+def calibration_table(results: dict[str, dict[str, tuple[float, int]]]) -> str:
     """The results of `calibrate` as a Markdown table: right answers in per cent, and the number of cases."""
-    rows = [f"{kind}: {name}" for kind in ("true", "false") for name in ("whole", *ATTRIBUTES)]
+    rows = [f"{kind}: {name}" for kind in ("true", "false") for name in ("whole", *ALTERATIONS)]
     lines = ["| caption: answer | cases | " + " | ".join(results) + " |", "|---|" + "---|" * (len(results) + 1)]
     for row in rows:
         cells = [columns[row] for columns in results.values() if row in columns]

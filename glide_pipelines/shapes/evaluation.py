@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -242,7 +242,7 @@ def per_cent(rate: dict[str, float]) -> str:
     return f"{100 * rate['share']:.1f} ({100 * rate['low']:.1f} to {100 * rate['high']:.1f})"
 
 
-def table(results: dict[str, Any]) -> str:
+def guidance_table(results: dict[str, Any]) -> str:
     """
     Results as Markdown: accuracy in per cent with its 95 % interval, diversity in bits, and the upsampler alone.
 
@@ -283,3 +283,23 @@ def table(results: dict[str, Any]) -> str:
             f"{upsampler['pictures']} pictures).",
         ]
     return "\n".join(lines)
+
+
+def judged_table(rows: Mapping[str, dict[str, dict[str, dict[str, float]]]]) -> str:
+    """
+    Many settings' figures as Markdown, a row for each: accuracy in per cent, then the spread of the unsaid in bits.
+
+    Args:
+        rows (`Mapping`): A setting's name to its figures, as [`Tally.figures`] gives them; one or more.
+    """
+
+    def section(kind: str, title: str, names: Sequence[str], cell: Callable[[dict], str]) -> list[str]:
+        lines = [f"| {title} | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+        for setting, figures in rows.items():
+            cells = [cell(figures[kind][name]) if name in figures[kind] else "" for name in names]
+            lines.append(f"| {setting} | {' | '.join(cells)} |")
+        return lines
+
+    lines = section("accuracy", "right, per cent", (*ATTRIBUTES, *WHOLE), lambda rate: f"{100 * rate['share']:.1f}")
+    spread = section("diversity", "spread of the unsaid, bits", tuple(UNSAID), lambda spread: f"{spread['bits']:.2f}")
+    return "\n".join([*lines, "", *spread])

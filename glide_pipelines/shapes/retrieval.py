@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from diffusers import SchedulerMixin
 from transformers import PreTrainedTokenizerBase
 
 from ..models import NoisedCLIPModel, tokenize_prompts
+from ..pixels import pictures_to_tensor
 from .dataset import ShapesWorld
 from .evaluation import per_cent, rate
 from .judge import judge
@@ -53,8 +53,7 @@ def caption_retrieval(
     examples = [world.example(index) for index in range(num_captions)]
     captions = [example.caption for example in examples]
     size = clip_model.config.vision_config.image_size
-    pictures = np.stack([np.asarray(render(example.scene, size)) for example in examples])
-    x_start = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+    x_start = pictures_to_tensor([render(example.scene, size) for example in examples])
     noise = torch.randn(x_start.shape, generator=torch.Generator().manual_seed(seed))
 
     tokens = tokenize_prompts(clip_tokenizer, [str(caption) for caption in captions]).to(clip_model.device)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -52,8 +53,14 @@ def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     add("--freeze_text_encoder", action="store_true", help="train the UNet only")
     add("--proportion_empty_prompts", type=float, default=0.2, help="captions left out (default: %(default)s)")
     add("--noise_offset", type=float, default=0.0, help="deviation of a constant added to each channel's noise")
-    add("--noisy_share", type=float, default=0.0, help="timesteps drawn from the noisier half beside the uniform ones")
+    add_noisy_share(add)
     add("--snr_weight_range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="weight by clamp(1/SNR, LOW, HIGH)")
+
+
+def add_noisy_share(add: Callable[..., Any]) -> None:
+    """Which timesteps are trained on more than others."""
+    text = "timesteps drawn from the noisier half beside the uniform ones; below 0 from the cleaner half"
+    add("--noisy_share", type=float, default=0.0, help=text)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

@@ -48,17 +48,18 @@ def find_checkpoint(output_dir: str | Path, name: str) -> Path | None:
 
 
 def check_none_later(output_dir: str | Path, step: int) -> None:
-    """Refuse to train on from a step where the folder of the run has checkpoints of later ones: the next `"latest"`
-    would go back to these, and `total_limit` would delete the new ones as the oldest.
+    """Refuse to train on from a step (0: from the start) where the folder of the run has checkpoints of later ones: the
+    next `"latest"` would go back to these, and `total_limit` would delete the new ones as the oldest.
 
     Raises:
         ValueError: if there are any.
     """
     later = [path.name for path in list_checkpoints(output_dir) if _step(path) > step]
     if later:
+        got = f"one of step {step}" if step else "none"
         raise ValueError(
-            f"`resume_from_checkpoint` must be the last one in `output_dir`, got one of step {step} beside "
-            f"{', '.join(later)}; move these away, or take another `output_dir`."
+            f"`resume_from_checkpoint` must be the last one in `output_dir` ('latest'), got {got} beside "
+            f"{', '.join(later)}; else move these away, or take another `output_dir`."
         )
 
 

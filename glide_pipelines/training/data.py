@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..models import tokenize_prompts
 from ..pipelines.image_inputs import load_images
+from ..pixels import pictures_to_tensor, round_pixels
 from ..shapes import ShapesWorld, render
 from .timesteps import TimestepWeighting
 
@@ -219,18 +220,13 @@ class LowResolution:
         if self.low_res_blur:
             # Before the cut, so that the crop's edge is not the edge of the world.
             small = small.filter(ImageFilter.GaussianBlur(rng.uniform(0, self.low_res_blur)))
-        low_res = to_tensor(small.crop((left, top, left + crop, top + crop)))
+        low_res = pictures_to_tensor([small.crop((left, top, left + crop, top + crop))])[0]
         if self.low_res_noise:
             deviation = rng.uniform(0, self.low_res_noise)
             low_res = low_res + deviation * _normal(rng, tuple(low_res.shape))
-            low_res = (((low_res.clamp(-1, 1) + 1) * 127.5).round() / 127.5) - 1
+            low_res = round_pixels(low_res.clamp(-1, 1))
         box = tuple(factor * side for side in (left, top, left + crop, top + crop))
         return picture.crop(box), low_res
-
-
-def to_tensor(picture: Image.Image) -> torch.Tensor:
-    """An RGB picture as `[3, H, W]` in [-1, 1]."""
-    return torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:
@@ -298,7 +294,7 @@ class TextToImageDataset(Dataset):
         example = {name: tokens[name][0] for name in ("input_ids", "attention_mask")}
         if self.low_resolution is not None:
             picture, example["low_res"] = self.low_resolution(picture, rng)
-        example["pixel_values"] = to_tensor(picture)
+        example["pixel_values"] = pictures_to_tensor([picture])[0]
         example["noise"] = _normal(rng, tuple(example["pixel_values"].shape))
         if self.noise_offset:
             example["noise"] += self.noise_offset * _normal(rng, (3, 1, 1))

@@ -25,8 +25,8 @@ class TimestepWeighting:
     Args:
         num_train_timesteps (`int`): Steps T of the process.
         noisy_share (`float`, defaults to 0.0): So many of the timesteps, beyond the uniform ones, come from the noisier
-            half, where small models learn what stands where. The bound's term is reweighted so that it stays the
-            same bound; the noise prediction is not.
+            half, where small models learn what stands where; below 0 as many from the cleaner half, where there is
+            more to see. The bound's term is reweighted so that it stays the same bound; other losses are not.
         snr_weight_range (`tuple[float, float]`, *optional*): The noise prediction counts
             `clamp(1 / SNR, low, high)`. (0, 1 / g) is, up to a factor, Min-SNR-g (arXiv 2303.09556).
 
@@ -39,8 +39,8 @@ class TimestepWeighting:
     snr_weight_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.noisy_share < 1:
-            raise ValueError(f"`noisy_share` must be at least 0 and below 1, got {self.noisy_share}.")
+        if not -1 < self.noisy_share < 1:
+            raise ValueError(f"`noisy_share` must be between -1 and 1, got {self.noisy_share}.")
         if self.snr_weight_range is not None:
             low, high = self.snr_weight_range
             if not 0 <= low <= high or high == 0:

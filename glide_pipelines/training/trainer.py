@@ -132,8 +132,8 @@ def train(
 
     Raises:
         FloatingPointError: if the loss or the gradient is not finite. Nothing of that step is ever saved.
-        ValueError: if the checkpoint to resume from does not exist, belongs to a run with another seed, or is to be
-            trained further beside later ones.
+        ValueError: if the checkpoint to resume from does not exist or belongs to a run with another seed, or if the
+            folder holds later checkpoints than the one to go on from, or any when the run is new.
     """
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(
@@ -157,8 +157,8 @@ def train(
             # now; checkpoints are only written between whole steps.
             accelerator.step = 0
             ema.decay = config.ema_decay
-            if progress.step < config.max_train_steps:
-                check_none_later(config.output_dir, progress.step)
+    if progress.step < config.max_train_steps:
+        check_none_later(config.output_dir, progress.step)
     ema.to(accelerator.device)
 
     model.train()

@@ -38,7 +38,7 @@ from glide_pipelines.evaluation import (
     figures,
     measure,
     picture_size,
-    plot,
+    plot_guidance,
     run_sweep,
     table,
 )
@@ -230,7 +230,7 @@ def test_the_size_is_that_of_what_is_drawn(pictures):
 
 
 def row(guidance, **measured):
-    return {"name": guidance.name, "guidance": guidance.kind, "scale": guidance.scale, **guidance.call, **measured}
+    return {"name": guidance.name, **guidance.settings, **measured}
 
 
 ROWS = [
@@ -253,7 +253,7 @@ def test_the_plots_show_a_curve_for_each_guidance(tmp_path, monkeypatch):
     monkeypatch.setattr(Axes, "plot", lambda self, x, y, label, **_: curves.append((x, y, label)))
     monkeypatch.setattr(Axes, "legend", lambda self: None)
     scored = [{**row, "clip_score": row["scale"], "inception_score": 2 * row["scale"]} for row in ROWS]
-    files = plot(scored, tmp_path)
+    files = plot_guidance(scored, tmp_path)
     assert [file.name for file in files] == ["precision_recall.png", "inception_score_fid.png", "clip_score_fid.png"]
     assert curves[:2] == [([0.25], [0.5], CLASSIFIER_FREE), ([0.125], [0.75], CLIP)]
     assert curves[2:] == [
@@ -263,7 +263,7 @@ def test_the_plots_show_a_curve_for_each_guidance(tmp_path, monkeypatch):
         ([4.0], [2.5], CLIP),
     ]
     monkeypatch.undo()
-    files = plot(ROWS, tmp_path / "..")
+    files = plot_guidance(ROWS, tmp_path / "..")
     assert [file.name for file in files] == ["precision_recall.png"], "what was not measured has no plot"
     assert np.asarray(Image.open(files[0])).std() > 5
 
@@ -278,14 +278,14 @@ def test_curves_of_clip_start_where_clip_does_nothing(tmp_path, monkeypatch):
     sweep = [Guidance(CLASSIFIER_FREE, 1.0), Guidance(CLASSIFIER_FREE, 3.0)]
     sweep += [Guidance(CLIP, scale) for scale in (-1.0, 2.0)] + [Guidance(BOTH, scale, 3.0) for scale in (4.0, 8.0)]
     rows = [row(guidance, recall=index, precision=0) for index, guidance in enumerate(sweep)]
-    plot(rows, tmp_path)
+    plot_guidance(rows, tmp_path)
     assert curves == {CLASSIFIER_FREE: [0, 1], CLIP: [2, 0, 3], BOTH: [1, 4, 5], "unguided": [0]}
     assert marks == {1: "3", 2: "-1", 3: "2", 4: "4", 5: "8"}
 
     curves.clear()
-    plot(rows[2:], tmp_path)
+    plot_guidance(rows[2:], tmp_path)
     assert curves == {CLIP: [2, 3], BOTH: [4, 5]}, "what was not measured is no start"
-    plot([*rows, row(Guidance(CLIP, 0.0), recall=6, precision=0)], tmp_path)
+    plot_guidance([*rows, row(Guidance(CLIP, 0.0), recall=6, precision=0)], tmp_path)
     assert curves[CLIP] == [2, 6, 3] and curves["unguided"] == [0, 6], "measured at scale 0 itself"
 
 

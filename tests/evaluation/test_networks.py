@@ -29,7 +29,7 @@ from glide_pipelines.evaluation import (
     load_noised_clip,
     train_shapes_features,
 )
-from glide_pipelines.evaluation.shapes_features import ABSENT, ATTRIBUTES, scene_batch, scene_labels
+from glide_pipelines.evaluation.shapes_features import ABSENT, LABELS, scene_batch, scene_labels
 from glide_pipelines.shapes import Object, Scene, ShapesWorld
 
 
@@ -55,12 +55,12 @@ def save(folder, model, processor=None, tokenizer=None):
 
 def test_labels_name_the_objects_from_the_left():
     scene = Scene((Object("star", "pink", "small", 0.8, 0.2), Object("circle", "green", "large", 0.3, 0.7)), "gray")
-    labels = dict(zip(ATTRIBUTES, scene_labels(scene), strict=True))
+    labels = dict(zip(LABELS, scene_labels(scene), strict=True))
     assert labels["background"] == 2 and labels["count"] == 1
     left = [labels[f"{name} 0"] for name in ("colour", "shape", "size", "x", "y")]
     right = [labels[f"{name} 1"] for name in ("colour", "shape", "size", "x", "y")]
     assert left == [1, 0, 1, 1, 2] and right == [7, 4, 0, 3, 0]
-    assert {labels[name] for name in ATTRIBUTES if name.endswith("2")} == {ABSENT}
+    assert {labels[name] for name in LABELS if name.endswith("2")} == {ABSENT}
 
 
 def test_the_shipped_classifier_knows_scenes_that_it_was_not_trained_on():

@@ -20,9 +20,10 @@ from glide_pipelines.shapes.evaluation import (
     WHOLE,
     Tally,
     entropy,
+    guidance_table,
     judge_pipeline,
     judge_renders,
-    table,
+    judged_table,
     upsampler_difference,
     wilson_interval,
 )
@@ -217,7 +218,7 @@ def test_the_table(examples):
         "guidance": [{"guidance_scale": 1.0, **figures}, {"guidance_scale": 2.5, **figures}],
         "upsampler": {"mean_absolute_difference": 0.0123, "standard_error": 0.0004, "pictures": 60},
     }
-    lines = table(results).splitlines()
+    lines = guidance_table(results).splitlines()
     assert lines[0] == "| right, per cent | cases | true pictures | guidance 1 | guidance 2.5 |"
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     labels = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
@@ -231,8 +232,25 @@ def test_the_table(examples):
 def test_the_table_leaves_out_rows_without_a_case():
     scene = Scene((Object("circle", "red", "large", 0.3, 0.3),), "gray")
     figures = judge_renders([Example(scene, parse("a red circle"))], 64)
-    text = table({"renders": figures, "guidance": []})
+    text = guidance_table({"renders": figures, "guidance": []})
     assert "relation" not in text and "two" not in text and "upsampler" not in text
+
+
+def test_many_settings_have_a_row_each(examples):
+    figures = judge_renders(examples, 64)
+    alone = judge_renders(
+        [Example(Scene((Object("circle", "red", "large", 0.3, 0.3),), "gray"), parse("a circle"))], 64
+    )
+    accuracy, spread = judged_table({"ddim-5": figures, "ddim-10": alone}).split("\n\n")
+    header, _, many, one = (line.strip("| ").split(" | ") for line in accuracy.splitlines())
+    assert header == ["right, per cent", *ATTRIBUTES, *WHOLE]
+    assert many == ["ddim-5", *["100.0"] * 12]
+    shares = dict(zip(header, accuracy.splitlines()[3].strip("|").split("|"), strict=True))
+    assert shares["colour"].strip() == "" and shares["shape"].strip() == "100.0", "a colour is not said"
+    header, _, many, _ = (line.strip("| ").split(" | ") for line in spread.splitlines())
+    assert header[1:] == list(UNSAID)
+    assert many[1:] == [f"{figures['diversity'][name]['bits']:.2f}" for name in UNSAID]
+    assert one[0] == "ddim-10"
 
 
 # -- the script ---------------------------------------------------------------------------------------------------

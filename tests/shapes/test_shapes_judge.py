@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from glide_pipelines.shapes import Caption, Mention, Object, Scene, ShapesWorld, detect, judge, render
-from glide_pipelines.shapes.calibration import ATTRIBUTES, calibrate, table
+from glide_pipelines.shapes.calibration import ALTERATIONS, calibrate, calibration_table
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def pair():
 @pytest.mark.parametrize("size", [32, 128])
 def test_true_captions_are_right(calibration, size):
     rows = calibration[f"clean {size}"]
-    for name in ("whole", *ATTRIBUTES):
+    for name in ("whole", *ALTERATIONS):
         assert rows[f"true: {name}"][0] >= 0.99, name
     assert calibration[f"rough {size}"]["true: whole"][0] >= 0.97
 
@@ -31,14 +31,14 @@ def test_true_captions_are_right(calibration, size):
 def test_false_captions_are_wrong(calibration, column):
     rows = calibration[column]
     assert rows["false: whole"][0] >= 0.99
-    for name in ATTRIBUTES:
+    for name in ALTERATIONS:
         share, cases = rows[f"false: {name}"]
         assert share >= 0.98 and cases > 30, name
 
 
 def test_the_table_prints_every_row(calibration):
-    lines = table(calibration).splitlines()
-    assert len(lines) == 2 + 2 * (1 + len(ATTRIBUTES))
+    lines = calibration_table(calibration).splitlines()
+    assert len(lines) == 2 + 2 * (1 + len(ALTERATIONS))
     assert all(line.count("|") == 7 for line in lines)
 
 

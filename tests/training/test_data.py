@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from tiny import tiny_tokenizer
 
+from glide_pipelines.pixels import pictures_to_tensor
 from glide_pipelines.shapes import BACKGROUNDS
 from glide_pipelines.training import (
     DatasetSource,
@@ -14,7 +15,7 @@ from glide_pipelines.training import (
     TextToImageDataset,
     TimestepWeighting,
 )
-from glide_pipelines.training.data import crop_square, make_loader, to_tensor
+from glide_pipelines.training.data import crop_square, make_loader
 
 
 LOW_RESOLUTION = LowResolution(32, 8, 16, low_res_blur=0.5, low_res_noise=0.1)
@@ -111,7 +112,7 @@ def test_small_and_large_crop_are_of_the_same_place():
     for seed in range(5):
         high, low = LowResolution(32, 8, 16)(picture, np.random.default_rng(seed))
         assert high.size == (16, 16) and low.shape == (3, 4, 4)
-        torch.testing.assert_close(to_tensor(high.reduce(4)), low)
+        torch.testing.assert_close(pictures_to_tensor([high.reduce(4)])[0], low)
 
 
 def test_low_resolution_is_corrupted_in_8_bit():

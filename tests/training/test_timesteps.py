@@ -24,11 +24,14 @@ def test_noisy_share_moves_timesteps_to_the_noisier_half():
     drawn = draw(TimestepWeighting(1000, noisy_share=0.3), 10_000)
     assert (drawn >= 500).mean() == pytest.approx(0.3 + 0.7 / 2, abs=0.002)
     assert np.bincount(drawn // 100).tolist() == pytest.approx([700] * 5 + [1300] * 5, abs=10)
+    drawn = draw(TimestepWeighting(1000, noisy_share=-0.5), 10_000)
+    assert np.bincount(drawn // 100).tolist() == pytest.approx([1500] * 5 + [500] * 5, abs=10)
 
 
-def test_the_bound_stays_the_same_bound():
+@pytest.mark.parametrize("noisy_share", [0.3, -0.3])
+def test_the_bound_stays_the_same_bound(noisy_share):
     process = GLIDEDDPMScheduler().train_process
-    weighting = TimestepWeighting(1000, noisy_share=0.3, snr_weight_range=(1, 5))
+    weighting = TimestepWeighting(1000, noisy_share, snr_weight_range=(1, 5))
     timesteps = torch.from_numpy(draw(weighting, 20_000))
     bound = timesteps.float() ** 2
     loss = HybridLoss(mse=torch.zeros_like(bound), vb=bound, vb_scale=1.0)
@@ -53,7 +56,7 @@ def test_weights_go_to_a_device_in_float32():
         assert weighting.apply(loss, GLIDEDDPMScheduler().train_process, timesteps).dtype == torch.float32
 
 
-@pytest.mark.parametrize("change", [{"noisy_share": 1.0}, {"noisy_share": -0.1}, {"snr_weight_range": (5, 1)}])
+@pytest.mark.parametrize("change", [{"noisy_share": 1.0}, {"noisy_share": -1.0}, {"snr_weight_range": (5, 1)}])
 def test_values_out_of_range_are_named(change):
     with pytest.raises(ValueError, match=f"`{next(iter(change))}`"):
         TimestepWeighting(1000, **change)

@@ -63,6 +63,14 @@ def test_a_trained_model_opens_with_its_tokenizer_and_can_be_trained_on(argument
     assert not torch.equal(more.visual_projection.weight, model.visual_projection.weight)
 
 
+def test_cleaner_timesteps_may_be_drawn_more_often(arguments, tmp_path):
+    many = ("--train_batch_size", "64", "--logging_steps", "1")
+    script.main(arguments("cleaner", "--noisy_share", "-0.9", *many, steps=1))
+    script.main(arguments("uniform", *many, steps=1))
+    cleaner, uniform = (json.loads((tmp_path / name / "log.jsonl").read_text()) for name in ("cleaner", "uniform"))
+    assert cleaner["loss"] != uniform["loss"]
+
+
 def test_two_processes_equal_one_with_twice_the_batch(arguments, tmp_path):
     """Each sees the other's captions as negatives, and gradients flow back through them; also across a resumption."""
     script.main(arguments("one", "--train_batch_size", "8", steps=3))
@@ -124,6 +132,7 @@ def test_the_temperature_stays_below_100(arguments, tmp_path):
         (["--model_config", "nothing.json"], "`model_config` must be a JSON file, got 'nothing.json'"),
         (["--resolution", "16"], "`resolution` must be that of the model, 8, got 16"),
         (["--push_to_hub"], "`push_to_hub` and `hub_model_id` go together"),
+        (["--noisy_share", "-1"], "`noisy_share` must be between -1 and 1, got -1.0"),
     ],
 )
 def test_bad_arguments_are_named(arguments, more, message):

@@ -120,9 +120,11 @@ def test_a_run_may_be_resumed_with_another_accumulation(tmp_path):
 def test_a_run_goes_on_from_its_last_checkpoint_only(tmp_path):
     run(make_config(tmp_path, max_train_steps=3, checkpointing_steps=1))
     before = (tmp_path / "log.jsonl").read_text()
-    message = r"`resume_from_checkpoint` must be the last .* step 1 beside checkpoint-2, checkpoint-3; move these away"
-    with pytest.raises(ValueError, match=message):
+    message = r"`resume_from_checkpoint` must be the last .* {} beside .*checkpoint-2, checkpoint-3; else move these away"
+    with pytest.raises(ValueError, match=message.format("step 1")):
         run(make_config(tmp_path, resume_from_checkpoint="checkpoint-1"))
+    with pytest.raises(ValueError, match=message.format("none")):
+        run(make_config(tmp_path))
     assert (tmp_path / "log.jsonl").read_text() == before
     # Nothing is trained where the checkpoint is only to be exported, and nothing is in the way in another folder.
     assert run(make_config(tmp_path, resume_from_checkpoint="checkpoint-1", max_train_steps=1))[1] == 1

@@ -1,0 +1,110 @@
+"""Few steps: how often captions of the shapes world are drawn right, by sampler, by number of steps, and with guidance
+limited to an interval.
+
+    python examples/compare_samplers.py --output runs/samplers
+    accelerate launch examples/compare_samplers.py --output runs/samplers --guidance-interval 0.2 0.8
+
+By default of the base model that ships, with the guidance that it recommends. A stopped run goes on with the pictures
+that OUTPUT holds already. See docs/schedulers_and_guidance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+import glide_cli
+from glide_pipelines import GLIDEPipeline
+from glide_pipelines.cli import load_pipeline, silence_libraries
+from glide_pipelines.evaluation import (
+    Sampling,
+    ShapesPictures,
+    load_feature_network,
+    plot_steps,
+    run_sweep,
+    write_report,
+)
+from glide_pipelines.evaluation.report import package_versions, sampling_settings
+
+
+SAMPLERS = ["dpm-solver++", "unipc", "ddim", "ddpm"]
+STEPS = [5, 8, 10, 15, 20, 25, 50, 100]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = glide_cli.Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument_group("what to measure").add_argument
+    add("--output", type=Path, required=True, metavar="FOLDER", help="pictures, table, JSON and plot")
+    names = f"of {', '.join(glide_cli.SCHEDULERS)} (default: {' '.join(SAMPLERS)})"
+    add("--samplers", choices=glide_cli.SCHEDULERS, nargs="+", default=SAMPLERS, metavar="NAME", help=names)
+    numbers = f"steps of the base stage (default: {' '.join(map(str, STEPS))})"
+    add("--num-steps", type=glide_cli.positive_int, nargs="+", default=STEPS, metavar="N", help=numbers)
+    add("--guidance-scale", type=glide_cli.finite, metavar="X", help="default: what the model recommends")
+    add(
+        "--guidance-interval",
+        type=glide_cli.share,
+        nargs=2,
+        metavar=("START", "STOP"),
+        help="measure once more with guidance in this part of the steps alone, from the noisiest at 0 to the last at 1",
+    )
+    add("--num-captions", type=glide_cli.positive_int, default=512, metavar="N", help="default: %(default)s")
+    add("--upsample", action="store_true", help="measure the upsampled pictures; the upsampler keeps its own steps")
+    add("--seed", type=glide_cli.seed, default=0, metavar="N", help="of noise and scenes (default: %(default)s)")
+    add("--batch-size", type=glide_cli.positive_int, default=32, metavar="N", help="pictures at a time (default: 32)")
+    glide_cli.add_model_options(parser.add_argument_group("which model, and where it runs"))
+    args = parser.parse_args(argv)
+    if args.guidance_interval is not None and not args.guidance_interval[0] < args.guidance_interval[1]:
+        parser.error(f"--guidance-interval must end after its START, got {' '.join(map(str, args.guidance_interval))}")
+    return args
+
+
+def load(args: argparse.Namespace, sampler: str) -> GLIDEPipeline:
+    """The model with a sampler in its base stage."""
+    options = {"scheduler": glide_cli.SCHEDULERS[sampler], "super_res_scheduler": None}
+    return load_pipeline(argparse.Namespace(**vars(args), **options, no_upsample=not args.upsample, quiet=True))
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Draw what is not there yet, and measure all of it."""
+    state = PartialState(cpu=args.device == "cpu")
+    args.device = args.device or str(state.device)
+    pipes = {sampler: load(args, sampler) for sampler in args.samplers}
+    first = next(iter(pipes.values()))
+    scale = first.default_guidance_scale if args.guidance_scale is None else args.guidance_scale
+    intervals = [None] if args.guidance_interval is None else [None, tuple(args.guidance_interval)]
+    sweep = [
+        Sampling(sampler, steps, scale, interval)
+        for interval, sampler, steps in product(intervals, args.samplers, sorted(set(args.num_steps)))
+    ]
+    pictures = ShapesPictures(args.num_captions, args.seed)
+    settings = sampling_settings(argparse.Namespace(**vars(args), steps=None, super_res_steps=None), first)
+    del settings["steps"], settings["scheduler"]  # each point's own
+    network = load_feature_network("shapes").to(args.device)
+    common = {"seed": args.seed, "batch_size": args.batch_size}
+    results = run_sweep(pipes, sweep, pictures, args.output / "pictures", settings, network, **common)
+    return {"settings": settings, "versions": package_versions(), **results}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 after an error of the user's."""
+    try:
+        args = parse_args(argv)
+        silence_libraries()
+        results = compare(args)
+        if PartialState().is_main_process:
+            print(write_report(results, args.output, plot_steps))
+    except (argparse.ArgumentError, ValueError, ImportError) as error:
+        print(f"compare_samplers.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
