@@ -59,15 +59,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: the exit code: 0, 2 after an error of the user's, 130 after Ctrl-C.
     """
-    try:
+
+    def run() -> None:
         args = build_parser().parse_args(argv)
         _check_task(args)
 
         from glide_pipelines.cli import draw
 
         draw(args)
-    except argparse.ArgumentError as error:
-        print(f"glide: error: {' '.join(str(error).split())}", file=sys.stderr)
+
+    return exit_code("glide", run)
+
+
+def exit_code(program: str, run: Callable[[], None], errors: tuple[type[Exception], ...] = ()) -> int:
+    """Run a program; an error of the user's is one line on stderr, without a traceback.
+
+    Args:
+        program (`str`): Its name, for the line.
+        run (`Callable[[], None]`): What it does.
+        errors (`tuple[type[Exception], ...]`): Errors of the user's beside `argparse.ArgumentError`.
+
+    Returns:
+        `int`: 0, 2 after an error of the user's, 130 after Ctrl-C.
+    """
+    try:
+        run()
+    except (argparse.ArgumentError, *errors) as error:
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -311,17 +311,16 @@ def format_table(result: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Time, print, and write the JSON if asked. Returns the exit code: 0, or 2 after an error of the user's."""
-    args = parse_args(argv)
-    try:
+    """Time, print, and write the JSON if asked. Returns the exit code, as `glide_cli.exit_code` does."""
+
+    def run() -> None:
+        args = parse_args(argv)
         result = benchmark(args)
-    except argparse.ArgumentError as error:
-        print(f"benchmark.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(format_table(result))
-    if args.output is not None:
-        args.output.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+        print(format_table(result))
+        if args.output is not None:
+            args.output.write_text(json.dumps(result, indent=2) + "\n")
+
+    return glide_cli.exit_code("benchmark.py", run)
 
 
 if __name__ == "__main__":

@@ -93,17 +93,16 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 after an error of the user's."""
-    try:
+    """Returns the exit code, as `glide_cli.exit_code` does."""
+
+    def run() -> None:
         args = parse_args(argv)
         silence_libraries()
         results = compare(args)
         if PartialState().is_main_process:
             print(write_report(results, args.output, plot_steps))
-    except (argparse.ArgumentError, ValueError, ImportError) as error:
-        print(f"compare_samplers.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+
+    return glide_cli.exit_code("compare_samplers.py", run, (ValueError, ImportError))
 
 
 if __name__ == "__main__":

@@ -194,15 +194,14 @@ def evaluate_clip(args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 after an error of the user's."""
-    try:
+    """Returns the exit code, as `glide_cli.exit_code` does."""
+
+    def run() -> None:
         args = parse_args(argv)
         measure = {"text-to-image": evaluate, "clip": evaluate_clip}.get(args.task, evaluate_edits)
         print(measure(args))
-    except (argparse.ArgumentError, ValueError) as error:
-        print(f"evaluate_shapes.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+
+    return glide_cli.exit_code("evaluate_shapes.py", run, (ValueError,))
 
 
 if __name__ == "__main__":
