@@ -1,6 +1,6 @@
 """The shapes world: captioned scenes without end, their pictures, and a judge of pictures against captions."""
 
-from .captions import Caption, Mention, describe, knows, parse
+from .captions import Caption, Mention, describe, describe_fully, knows, parse
 from .dataset import Example, ShapesWorld
 from .detect import Detection, Found, detect
 from .judge import ObjectVerdict, Verdict, judge
@@ -27,6 +27,7 @@ __all__ = [
     "ShapesWorld",
     "Verdict",
     "describe",
+    "describe_fully",
     "detect",
     "judge",
     "knows",

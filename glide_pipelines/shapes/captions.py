@@ -111,6 +111,20 @@ def describe(scene: Scene, rng: np.random.Generator) -> Caption:
     return Caption(plain.objects, plain.relation, plain.background, _word(plain, rng))
 
 
+def describe_fully(scene: Scene) -> Caption:
+    """
+    The caption that leaves nothing unsaid but where things are: shape, colour and size of every object, and the
+    background. It is true of scenes with the same objects, and of no other.
+
+    Args:
+        scene (`Scene`): What to describe.
+
+    Returns:
+        `Caption`
+    """
+    return Caption(tuple(Mention(item.shape, item.colour, item.size) for item in scene.objects), None, scene.background)
+
+
 def parse(text: str) -> Caption | None:
     """
     Reads a text of the captions' grammar, whatever its case, articles and commas.

@@ -10,15 +10,16 @@ from transformers import PreTrainedTokenizerBase
 
 from ..models import NoisedCLIPModel, tokenize_prompts
 from ..pixels import pictures_to_tensor
+from .captions import Caption, describe_fully
 from .dataset import ShapesWorld
 from .evaluation import per_cent, rate
 from .judge import judge
 from .render import render
 
 
-# Of a picked caption: what is asked, and the size of the clean picture that the judge looks at.
-OWN, TRUE = "its own caption", "a true caption"
-_JUDGED_SIZE = 64
+# What is asked of a picked caption. `FULL` is picked among full captions, the others among captions as they come.
+FULL, OWN, TRUE = "its own full caption", "its own caption", "a true caption"
+_JUDGED_SIZE = 64  # of the clean picture that the judge looks at
 
 
 @torch.no_grad()
@@ -32,9 +33,10 @@ def caption_retrieval(
     batch_size: int = 64,
 ) -> dict[int, dict[str, dict[str, float]]]:
     """
-    Noises held-out pictures to a timestep and lets the model pick each one's caption out of all of them. Captions that
-    say the same are one's own for each other's pictures. Since captions leave things unsaid, several may be true of a
-    picture, and nobody can always tell which of them is its own.
+    Noises held-out pictures to a timestep and lets the model pick each one's caption out of all of them, first among
+    full captions ([`describe_fully`]), then among captions as the world draws them. These leave things unsaid: several
+    may be true of a picture, and nobody can always tell which of them is its own. Captions that say the same are one's
+    own for each other's pictures.
 
     Args:
         clip_model ([`NoisedCLIPModel`]): What is measured.
@@ -46,32 +48,38 @@ def caption_retrieval(
         batch_size (`int`, defaults to 64): Pictures at a time.
 
     Returns:
-        `dict`: a timestep to `OWN` and `TRUE`, how often the picked caption is the picture's own, and how often it is
-            true of the picture, as [`rate`] gives it.
+        `dict`: a timestep to `FULL` and `OWN`, how often the picked caption is the picture's own, and `TRUE`, how often
+            it is true of the picture, as [`rate`] gives it.
     """
     world = ShapesWorld(seed, held_out=True)
     examples = [world.example(index) for index in range(num_captions)]
     captions = [example.caption for example in examples]
+    full_captions = [describe_fully(example.scene) for example in examples]
     size = clip_model.config.vision_config.image_size
     x_start = pictures_to_tensor([render(example.scene, size) for example in examples])
     noise = torch.randn(x_start.shape, generator=torch.Generator().manual_seed(seed))
 
-    tokens = tokenize_prompts(clip_tokenizer, [str(caption) for caption in captions]).to(clip_model.device)
-    text = clip_model.get_text_features(tokens.input_ids, tokens.attention_mask).float()
-    text = torch.nn.functional.normalize(text, dim=-1)
+    def embed(captions: Sequence[Caption]) -> torch.Tensor:
+        tokens = tokenize_prompts(clip_tokenizer, [str(caption) for caption in captions]).to(clip_model.device)
+        features = clip_model.get_text_features(tokens.input_ids, tokens.attention_mask).float()
+        return torch.nn.functional.normalize(features, dim=-1)
+
+    text, full_text = embed(captions), embed(full_captions)
     shown = [render(example.scene, _JUDGED_SIZE) for example in examples]
     rates = {}
     for t in timesteps:
-        picks: list[int] = []
+        features = []
         for start in range(0, num_captions, batch_size):
             part = slice(start, start + batch_size)
             at = torch.full((len(x_start[part]),), t)
             x_t = scheduler.add_noise(x_start[part], noise[part], at)
-            features = clip_model.get_image_features(x_t.to(clip_model.device), at.to(clip_model.device)).float()
-            # Lengths do not matter for which caption is nearest, once the texts have unit length.
-            picks += (features @ text.T).argmax(dim=1).tolist()
-        picked = [captions[pick] for pick in picks]
+            features.append(clip_model.get_image_features(x_t.to(clip_model.device), at.to(clip_model.device)).float())
+        # Their lengths do not matter for which caption is nearest, once the texts have unit length.
+        image = torch.cat(features)
+        picked = [captions[pick] for pick in (image @ text.T).argmax(dim=1).tolist()]
+        picked_full = [full_captions[pick] for pick in (image @ full_text.T).argmax(dim=1).tolist()]
         rates[int(t)] = {
+            FULL: rate([caption == own for caption, own in zip(picked_full, full_captions, strict=True)]),
             OWN: rate([caption == own for caption, own in zip(picked, captions, strict=True)]),
             TRUE: rate([judge(*pair).correct for pair in zip(shown, picked, strict=True)]),
         }
@@ -80,11 +88,14 @@ def caption_retrieval(
 
 def retrieval_table(rates: Mapping[int | str, dict[str, dict[str, float]]]) -> str:
     """
-    What [`caption_retrieval`] gave as Markdown, in per cent with its 95 % interval.
+    What [`caption_retrieval`] gave as Markdown, in per cent with 95 % intervals.
 
     Args:
         rates (`Mapping`): A timestep to its rate; one or more.
     """
     cases = next(iter(rates.values()))[OWN]["cases"]
-    lines = [f"| timestep | of {cases} captions it picks {OWN}, per cent | {TRUE} |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {t} | {per_cent(rate[OWN])} | {per_cent(rate[TRUE])} |" for t, rate in rates.items()])
+    columns = (FULL, OWN, TRUE)
+    lines = [f"| timestep | per cent of {cases} pictures: it picks {' | '.join(columns)} |", "|---|" + "---|" * 3]
+    for t, found in rates.items():
+        lines.append(f"| {t} | {' | '.join(per_cent(found[column]) for column in columns)} |")
+    return "\n".join(lines)

@@ -10,6 +10,7 @@ from glide_pipelines.shapes import (
     Scene,
     ShapesWorld,
     describe,
+    describe_fully,
     knows,
     parse,
     train_tokenizer,
@@ -154,3 +155,17 @@ def test_tokenizer_files_repeat(tokenizer_folder, tmp_path):
 def test_tokenizer_bad_input(tmp_path, argument, value):
     with pytest.raises(ValueError, match=argument):
         train_tokenizer(tmp_path, **{argument: value})
+
+
+def test_the_full_caption_is_true_of_scenes_with_the_same_objects_only():
+    scenes = [ShapesWorld(3).scene(index) for index in range(200)]
+    captions = [describe_fully(scene) for scene in scenes]
+    for scene, caption in zip(scenes, captions, strict=True):
+        assert parse(str(caption)) == caption and is_true(caption, scene)
+        assert all(None not in (said.shape, said.colour, said.size) for said in caption.objects)
+
+    def content(scene):
+        return scene.background, sorted((item.shape, item.colour, item.size) for item in scene.objects)
+
+    for caption, own in zip(captions, scenes, strict=True):
+        assert all(is_true(caption, scene) == (content(scene) == content(own)) for scene in scenes)
