@@ -28,7 +28,7 @@ REQUIRES = [
 EXTRAS = {
     "train": ["datasets>=4.0", "peft>=0.18"],
     "eval": ["datasets>=4.0", "matplotlib>=3.9", "torch-fidelity>=0.3", "torchmetrics>=1.6"],
-    "app": ["gradio>=5.0"],
+    "app": ["gradio>=6.31"],
     "test": [
         "datasets>=4.0",
         "matplotlib>=3.9",

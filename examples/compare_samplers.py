@@ -27,6 +27,7 @@ from glide_pipelines.evaluation import (
     load_feature_network,
     plot_steps,
     run_sweep,
+    steps_table,
     write_report,
 )
 from glide_pipelines.evaluation.report import package_versions, sampling_settings
@@ -100,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         silence_libraries()
         results = compare(args)
         if PartialState().is_main_process:
-            print(write_report(results, args.output, plot_steps))
+            print(write_report(results, args.output, plot_steps, steps_table))
 
     return glide_cli.exit_code("compare_samplers.py", run, (ValueError, ImportError))
 

@@ -3,7 +3,7 @@
 from .features import Features, load_clip, load_feature_network, load_noised_clip
 from .metrics import frechet_distance, inception_score, precision_recall
 from .pictures import CaptionedPictures, DatasetPictures, ShapesPictures
-from .report import plot_guidance, plot_steps, table, write_report
+from .report import plot_guidance, plot_steps, steps_table, table, write_report
 from .shapes_features import ShapesFeatures, accuracy, train_shapes_features
 from .sweep import (
     BOTH,
@@ -48,6 +48,7 @@ __all__ = [
     "plot_steps",
     "precision_recall",
     "run_sweep",
+    "steps_table",
     "table",
     "train_shapes_features",
     "write_report",

@@ -116,7 +116,10 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def write_report(
-    results: dict[str, Any], folder: Path, plot: Callable[[list[dict[str, Any]], Path], list[Path]]
+    results: dict[str, Any],
+    folder: Path,
+    plot: Callable[[list[dict[str, Any]], Path], list[Path]],
+    summary: Callable[[list[dict[str, Any]]], str] | None = None,
 ) -> str:
     """Write `results.json`, `results.md` and the plots.
 
@@ -124,6 +127,7 @@ def write_report(
         results (`dict`): Of [`run_sweep`], and what else the JSON is to hold.
         folder (`Path`): Where to.
         plot (`Callable`): [`plot_guidance`] or [`plot_steps`], whichever the sweep was over.
+        summary (`Callable`, *optional*): Makes a table of the sweep that stands first, such as [`steps_table`].
 
     Returns:
         `str`: what `results.md` holds.
@@ -132,6 +136,8 @@ def write_report(
     text = table(rows)
     if judged := {row["name"]: row["judge"] for row in rows if "judge" in row}:
         text += "\n\n" + judged_table(judged)
+    if summary is not None:
+        text = summary(results["sweep"]) + "\n\n" + text
     if results["unreadable"]:
         count, names = len(results["unreadable"]), ", ".join(map(str, results["unreadable"]))
         text += f"\n\nReal pictures that could not be read and are left out: {count} ({names})."
@@ -164,6 +170,24 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         cells = [form.format(row[name]) if name in row else "" for name, (_, form) in columns.items()]
         lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def steps_table(rows: list[dict[str, Any]]) -> str:
+    """Whole captions right, in per cent, as Markdown: a row for each sampler and interval, a column for each number of
+    steps.
+
+    Args:
+        rows (`list[dict]`): The sweep of [`run_sweep`] over [`Sampling`], of the shapes world.
+    """
+    steps = sorted({row["steps"] for row in rows})
+    lines = [
+        f"| whole caption right, per cent, in steps | {' | '.join(map(str, steps))} |",
+        "|---|" + "---|" * len(steps),
+    ]
+    for name, curve in _curves_by_steps(rows).items():
+        found = {row["steps"]: f"{row['whole_caption']:.1f}" for row in curve}
+        lines.append(f"| {name} | {' | '.join(found.get(number, '') for number in steps)} |")
     return "\n".join(lines)
 
 
@@ -217,16 +241,14 @@ def plot_steps(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     path = folder / "accuracy_steps.png"
     with _axes(path, "steps", "whole_caption") as axes:
         samplers = list(dict.fromkeys(row["sampler"] for row in rows))
-        for sampler, interval in dict.fromkeys((row["sampler"], _interval(row)) for row in rows):
-            curve = [row for row in rows if (row["sampler"], _interval(row)) == (sampler, interval)]
-            curve.sort(key=lambda row: row["steps"])
+        for name, curve in _curves_by_steps(rows).items():
             axes.plot(
                 [row["steps"] for row in curve],
                 [row["whole_caption"] for row in curve],
-                color=f"C{samplers.index(sampler)}",
-                linestyle="--" if interval else "-",
+                color=f"C{samplers.index(curve[0]['sampler'])}",
+                linestyle="-" if curve[0]["interval"] is None else "--",
                 marker="o",
-                label=sampler + (", guided from {:g} to {:g}".format(*interval) if interval else ""),
+                label=name,
             )
         axes.set_xscale("log")
         steps = sorted({row["steps"] for row in rows})
@@ -235,8 +257,13 @@ def plot_steps(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     return [path]
 
 
-def _interval(row: dict[str, Any]) -> tuple[float, ...] | None:
-    return None if row["interval"] is None else tuple(row["interval"])
+def _curves_by_steps(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each sampler and interval, by the number of steps."""
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        guided = "" if row["interval"] is None else ", guided from {:g} to {:g}".format(*row["interval"])
+        curves.setdefault(row["sampler"] + guided, []).append(row)
+    return {name: sorted(curve, key=lambda row: row["steps"]) for name, curve in curves.items()}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from scripts import load_script
 from tiny import tiny_components, tiny_unet
 
 from glide_pipelines import GLIDEPipeline
-from glide_pipelines.evaluation import ShapesPictures, plot_steps
+from glide_pipelines.evaluation import ShapesPictures, plot_steps, steps_table
 
 
 script = load_script("compare_samplers")
@@ -48,6 +48,7 @@ def test_each_sampler_draws_at_each_number_of_steps_with_and_without_the_interva
     assert "scheduler" not in results["settings"] and "steps" not in results["settings"]
     for name in names:
         assert f"| {name} | " in out and f"| {name}-guided-0.5-1 | " in out
+    assert out.startswith("| whole caption right, per cent, in steps | 2 | 4 |")
     assert "| right, per cent | background | colour |" in out and "| spread of the unsaid, bits |" in out
     assert (tmp_path / "out/accuracy_steps.png").is_file()
 
@@ -88,7 +89,7 @@ def test_bad_options_are_named_in_one_line(run, tmp_path, options, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_plot_has_a_curve_for_each_sampler_and_interval(monkeypatch, tmp_path):
+def test_the_plot_and_the_table_have_a_curve_for_each_sampler_and_interval(monkeypatch, tmp_path):
     from matplotlib.axes import Axes
 
     curves = {}
@@ -104,6 +105,13 @@ def test_the_plot_has_a_curve_for_each_sampler_and_interval(monkeypatch, tmp_pat
             ("unipc", 5, None, 60.0),
             ("ddim", 5, [0.2, 0.8], 55.0),
         ]
+    ]
+    assert steps_table(rows).splitlines() == [
+        "| whole caption right, per cent, in steps | 5 | 20 |",
+        "|---|---|---|",
+        "| ddim | 50.0 | 70.0 |",
+        "| unipc | 60.0 |  |",
+        "| ddim, guided from 0.2 to 0.8 | 55.0 |  |",
     ]
     assert plot_steps(rows, tmp_path) == [tmp_path / "accuracy_steps.png"]
     assert curves == {
