@@ -42,7 +42,7 @@ PROMPTS = [
 ]
 PAINT = "#ff0080"  # seen on every background of the shapes world
 PROGRESS = gr.Progress()  # as a parameter's default, the bar of the event that runs
-Pictures = list[tuple[Image.Image, str | None]]  # of a gallery, each with the words below it
+Pictures = list[tuple[Image.Image, str]]  # of a gallery, each with the words below it
 
 
 class Studio:
@@ -135,16 +135,11 @@ class PageHandler(logging.Handler):
         gr.Warning(record.getMessage())
 
 
-def choose(event: gr.SelectData) -> int:
-    """The number of the picture that was clicked at."""
-    return event.index
-
-
-def take(pictures: Pictures | None, chosen: int) -> tuple[Image.Image, gr.Tabs]:
-    """The chosen picture, for the editor, and the tab where that is."""
-    if not pictures:
+def take(gallery: gr.Gallery) -> tuple[Image.Image, gr.Tabs]:
+    """The picture that is chosen, for the editor, and the tab where that is."""
+    if not gallery.value:
         raise refusal("There is no picture yet.")
-    return pictures[chosen][0], gr.Tabs(selected="Edit")
+    return gallery.value[gallery.selected_index or 0][0], gr.Tabs(selected="Edit")
 
 
 def add_fields(pipe: GLIDEPipelineBase, name: str, steps: int) -> tuple[list[gr.components.Component], gr.Button]:
@@ -194,7 +189,6 @@ def build_app(drawer: Studio, editor: Studio, steps: int) -> gr.Blocks:
                     buttons = ["download", "fullscreen"]
                     gallery = gr.Gallery(label="Pictures", type="pil", format="png", buttons=buttons, interactive=False)
                     again = gr.Button("Edit this picture")
-                    chosen = gr.State(0)  # in here, because among the tabs it confuses gradio, which shows one twice
             gr.on(
                 [button.click, fields[0].submit],
                 action,
@@ -204,11 +198,8 @@ def build_app(drawer: Studio, editor: Studio, steps: int) -> gr.Blocks:
                 concurrency_limit=1,
                 concurrency_id="model",  # one at a time over both tabs and all visitors
             )
-            # Beside the queue: they need not wait, and gradio 6.31 may lose the answers of queued events that overlap.
-            at_once = {"queue": False, "api_visibility": "private"}
-            gallery.select(choose, None, chosen, **at_once)
-            gallery.change(lambda: 0, None, chosen, **at_once)
-            again.click(take, [gallery, chosen], [canvas, tabs], **at_once)
+            # Beside the queue: it need not wait, and gradio 6.31 may lose the answers to queued events that overlap.
+            again.click(take, gallery, [canvas, tabs], queue=False, api_visibility="private")
     return app
 
 
@@ -259,17 +250,16 @@ def serve(app: gr.Blocks, host: str, port: int | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 after an error of the user's."""
-    try:
+    """Returns the exit code, as `glide_cli.exit_code` does."""
+
+    def run() -> None:
         args = parse_args(argv)
         silence_libraries()
         logging.getLogger("glide_pipelines").addHandler(PageHandler())
         app = build_app(*load_studios(args), args.steps or int(DEFAULT_TIMESTEPS))
         serve(app, args.host, args.port)
-    except argparse.ArgumentError as error:
-        print(f"app.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+
+    return glide_cli.exit_code("app.py", run)
 
 
 if __name__ == "__main__":

@@ -149,10 +149,12 @@ def test_a_prompt_that_the_model_does_not_know_is_told_on_the_page(script, studi
 
 def test_the_chosen_picture_is_taken_to_the_editor(gr, script):
     first, second = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "red")
-    taken, tabs = script.take([(first, "seed 1"), (second, "seed 2")], script.choose(SimpleNamespace(index=1)))
-    assert taken is second and tabs.selected == "Edit"
+    gallery = SimpleNamespace(value=[(first, "seed 1"), (second, "seed 2")], selected_index=None)
+    for gallery.selected_index, chosen in ((None, first), (0, first), (1, second)):
+        taken, tabs = script.take(gallery)
+        assert taken is chosen and tabs.selected == "Edit"
     with pytest.raises(gr.Error, match="no picture yet"):
-        script.take(None, 0)
+        script.take(SimpleNamespace(value=None, selected_index=None))
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
