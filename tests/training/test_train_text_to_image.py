@@ -90,7 +90,8 @@ def test_two_stages_make_one_pipeline(arguments, tmp_path, monkeypatch):
     # Going on from it trains the same model further, at its own sizes, and leaves the other stage as it is.
     more = ["--pretrained_model_name_or_path", str(folder), "--learning_rate", "1e-2", "--ema_decay", "0"]
     for target in (folder, tmp_path / "tuned"):
-        script.main(arguments("base", *more, "--output_dir", str(tmp_path / "more"), "--pipeline_dir", str(target)))
+        run = str(tmp_path / f"to-{target.name}")
+        script.main(arguments("base", *more, "--output_dir", run, "--pipeline_dir", str(target)))
         tuned = GLIDEPipeline.from_pretrained(target)
         assert not torch.equal(tuned.unet.conv_in.weight, pipe.unet.conv_in.weight)
         assert torch.equal(tuned.super_res_unet.conv_in.weight, pipe.super_res_unet.conv_in.weight)
@@ -107,7 +108,7 @@ def test_the_other_stage_keeps_its_consistency(arguments, tmp_path, recorded):
     if recorded is None:
         del index["low_res_consistency"]
     path.write_text(json.dumps(index))
-    script.main(arguments("base", steps=1))
+    script.main(arguments("base", "--output_dir", str(tmp_path / "again"), steps=1))
     assert json.loads(path.read_text())["low_res_consistency"] is bool(recorded)
 
 
