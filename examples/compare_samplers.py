@@ -20,7 +20,7 @@ from accelerate import PartialState
 
 import glide_cli
 from glide_pipelines import GLIDEPipeline
-from glide_pipelines.cli import load_pipeline, silence_libraries
+from glide_pipelines.cli import load_pipeline, other_scheduler, silence_libraries
 from glide_pipelines.evaluation import (
     Sampling,
     ShapesPictures,
@@ -66,17 +66,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def load(args: argparse.Namespace, sampler: str) -> GLIDEPipeline:
-    """The model with a sampler in its base stage."""
-    options = {"scheduler": glide_cli.SCHEDULERS[sampler], "super_res_scheduler": None}
-    return load_pipeline(argparse.Namespace(**vars(args), **options, no_upsample=not args.upsample, quiet=True))
+def load_pipelines(args: argparse.Namespace) -> dict[str, GLIDEPipeline]:
+    """The model, which all of them share, with each sampler in its base stage."""
+    own = {"scheduler": None, "super_res_scheduler": None}
+    pipe = load_pipeline(argparse.Namespace(**vars(args), **own, no_upsample=not args.upsample, quiet=True))
+    pipes = {}
+    for sampler in args.samplers:
+        scheduler = other_scheduler(pipe.scheduler, glide_cli.SCHEDULERS[sampler])
+        pipes[sampler] = GLIDEPipeline.from_pipe(pipe, scheduler=scheduler)
+        pipes[sampler].set_progress_bar_config(disable=True)
+    return pipes
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Draw what is not there yet, and measure all of it."""
     state = PartialState(cpu=args.device == "cpu")
     args.device = args.device or str(state.device)
-    pipes = {sampler: load(args, sampler) for sampler in args.samplers}
+    pipes = load_pipelines(args)
     first = next(iter(pipes.values()))
     scale = first.default_guidance_scale if args.guidance_scale is None else args.guidance_scale
     intervals = [None] if args.guidance_interval is None else [None, tuple(args.guidance_interval)]

@@ -16,6 +16,7 @@ from typing import Any
 import huggingface_hub.utils
 import torch
 import transformers.utils.logging
+from diffusers import SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from safetensors import SafetensorError
@@ -117,11 +118,15 @@ def load_pipeline(args: argparse.Namespace) -> GLIDEPipeline:
     for component, name in (("scheduler", args.scheduler), ("super_res_scheduler", args.super_res_scheduler)):
         current = getattr(pipe, component)
         if name is not None and current is not None:
-            library, class_name = name.split(".")
-            scheduler_class = getattr(importlib.import_module(library), class_name)
-            pipe.register_modules(**{component: scheduler_class.from_config(current.config)})
+            pipe.register_modules(**{component: other_scheduler(current, name)})
     pipe.set_progress_bar_config(disable=args.quiet)
     return pipe.to(device)
+
+
+def other_scheduler(current: SchedulerMixin, name: str) -> SchedulerMixin:
+    """A scheduler of another class, one of `glide_cli.SCHEDULERS`, with the noise schedule of the current one."""
+    library, class_name = name.split(".")
+    return getattr(importlib.import_module(library), class_name).from_config(current.config)
 
 
 def make_grid(images: Sequence[Image.Image], columns: int) -> Image.Image:

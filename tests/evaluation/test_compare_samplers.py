@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from diffusers.guiders import ClassifierFreeGuidance
 from PIL import Image
 from scripts import load_script
@@ -58,8 +59,7 @@ def test_each_sampler_draws_at_each_number_of_steps_with_and_without_the_interva
 
     # What is called a sampler's is that sampler's, and the interval is of its steps.
     pipe = GLIDEPipeline.from_pretrained(model)
-    pipe.scheduler = script.load(script.parse_args(["--output", "x", "--model", model]), "euler").scheduler
-    assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler"
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     captions = ShapesPictures(6, seed=0).captions[:3]
     generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
     guider = ClassifierFreeGuidance(5.0, start=0.5, stop=1.0)
@@ -71,6 +71,13 @@ def test_each_sampler_draws_at_each_number_of_steps_with_and_without_the_interva
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/pictures").rglob("*.png")}
     assert run("--output", tmp_path / "out", *options, "--num-steps", 4)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing is drawn twice"
+
+
+def test_the_model_is_in_memory_once(model):
+    pipes = script.load_pipelines(script.parse_args(["--output", "x", "--model", model, "--device", "cpu"]))
+    assert list(pipes) == ["dpm-solver++", "unipc", "ddim", "ddpm"]
+    assert len({id(pipe.unet) for pipe in pipes.values()}) == 1
+    assert len({type(pipe.scheduler) for pipe in pipes.values()}) == 4
 
 
 @pytest.mark.parametrize(
