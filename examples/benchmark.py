@@ -11,7 +11,6 @@ docs/performance.md.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import resource
 import statistics
@@ -33,6 +32,7 @@ from glide_pipelines import (
     GLIDEUNet2DConditionModel,
 )
 from glide_pipelines.cli import find_device, load_pipeline
+from glide_pipelines.evaluation.report import write_json
 
 
 RELEASED_BASE = {"block_out_channels": (192, 384, 576, 768), "attention_levels": (1, 2, 3), "layers_per_block": 3}
@@ -318,7 +318,7 @@ def main(argv: list[str] | None = None) -> int:
         result = benchmark(args)
         print(format_table(result))
         if args.output is not None:
-            args.output.write_text(json.dumps(result, indent=2) + "\n")
+            write_json(result, args.output)
 
     return glide_cli.exit_code("benchmark.py", run)
 

@@ -209,7 +209,7 @@ def plot_guidance(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     for file, (x, y) in PLOTS.items():
         if not rows or not all(x in row and y in row for row in rows):
             continue
-        with _axes(folder / file, x, y) as axes:
+        with _axes(folder / file, COLUMNS[x][0], COLUMNS[y][0]) as axes:
             for guidance in dict.fromkeys(row["guidance"] for row in rows):
                 curve = _curve(rows, guidance)
                 axes.plot([row[x] for row in curve], [row[y] for row in curve], marker="o", label=guidance)
@@ -239,7 +239,7 @@ def plot_steps(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
         ImportError: if matplotlib is not installed.
     """
     path = folder / "accuracy_steps.png"
-    with _axes(path, "steps", "whole_caption") as axes:
+    with _axes(path, "steps", COLUMNS["whole_caption"][0]) as axes:
         samplers = list(dict.fromkeys(row["sampler"] for row in rows))
         for name, curve in _curves_by_steps(rows).items():
             axes.plot(
@@ -268,14 +268,14 @@ def _curves_by_steps(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any
 
 @contextmanager
 def _axes(path: Path, x: str, y: str) -> Iterator[Axes]:
-    """Axes with these figures' titles, to draw on; the plot is then written."""
+    """Axes with these titles, to draw on; the plot is then written."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Plots need `pip install glide-pipelines[eval]`.") from error
 
     figure = Figure(figsize=(5, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel=COLUMNS[x][0] if x in COLUMNS else x, ylabel=COLUMNS[y][0])
+    axes = figure.add_subplot(xlabel=x, ylabel=y)
     yield axes
     axes.grid(alpha=0.3)
     axes.legend()
