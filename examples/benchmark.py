@@ -56,22 +56,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default: %(default)s")
     add("--compile", action="store_true", help="torch.compile the networks")
     add(
-        "--memory_format",
+        "--memory-format",
         choices=("channels_last", "contiguous"),
         help="of the UNets (default: channels_last for wide ones)",
     )
-    add("--batch_size", type=glide_cli.positive_int, default=1, help="pictures at once (default: %(default)s)")
-    add("--guidance_scale", type=float, default=3.0, help="1 is no guidance, half of the work (default: %(default)s)")
+    add("--batch-size", type=glide_cli.positive_int, default=1, help="pictures at once (default: %(default)s)")
+    add("--guidance-scale", type=float, default=3.0, help="1 is no guidance, half of the work (default: %(default)s)")
     add(
         "--steps", type=glide_cli.positive_int, default=100, help="base steps of a whole picture (default: %(default)s)"
     )
     add(
-        "--super_res_steps",
+        "--super-res-steps",
         type=glide_cli.positive_int,
         default=27,
         help="and its upsampler steps (default: %(default)s)",
     )
-    add("--whole_picture", action="store_true", help="draw the whole picture, instead of adding up its steps")
+    add("--whole-picture", action="store_true", help="draw the whole picture, instead of adding up its steps")
     add(
         "--repeats",
         type=glide_cli.positive_int,
@@ -79,14 +79,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="the median of so many is shown (default: %(default)s)",
     )
     add(
-        "--cpu_time",
+        "--cpu-time",
         action="store_true",
         help="CPU only: processor time; with OMP_NUM_THREADS=1 fair on a busy machine",
     )
     add("--output", type=glide_cli.output_file, metavar="FILE.json", help="write the figures here too")
     args = parser.parse_args(argv)
     if args.cpu_time and args.device.split(":")[0] != "cpu":
-        parser.error("--cpu_time needs --device cpu")
+        parser.error("--cpu-time needs --device cpu")
     return args
 
 

@@ -98,16 +98,16 @@ def main(argv: list[str] | None = None) -> None:
     add(
         "--scales", type=finite, nargs="+", default=[0.0, 1.0, 3.0, 10.0], help="of the gradient (default: %(default)s)"
     )
-    add("--num_images", type=positive_int, default=12, help="pictures for each scale (default: %(default)s)")
+    add("--num-images", type=positive_int, default=12, help="pictures for each scale (default: %(default)s)")
     add("--steps", type=positive_int, default=50, help="of sampling (default: %(default)s)")
-    add("--train_steps", type=positive_int, default=1000, help="of the classifier (default: %(default)s)")
+    add("--train-steps", type=positive_int, default=1000, help="of the classifier (default: %(default)s)")
     add("--seed", type=seed, default=0, help="of training and noise (default: %(default)s)")
     args = parser.parse_args(argv)
 
     pipe = GLIDEPipeline.from_pretrained(shapes_checkpoint(), super_res_unet=None)
     classifier = train_classifier(pipe.scheduler, pipe.unet.config.sample_size, args.train_steps, args.seed)
     rows = []
-    print(f"{args.num_images} pictures of {PROMPT!r}\nscale  background {args.background}  as the prompt says")
+    print(f"| scale | of {args.num_images} pictures: {args.background} background | {PROMPT} |\n|---|---|---|")
     for scale in args.scales:
         pictures = pipe(
             PROMPT,
@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         ).images
         found = sum(detect(picture).background == args.background for picture in pictures)
         right = sum(judge(picture, PROMPT).correct for picture in pictures)
-        print(f"{scale:<5g}  {found:<{11 + len(args.background)}}  {right}")
+        print(f"| {scale:g} | {found} | {right} |")
         rows += pictures
     save_whole(make_grid(rows, args.num_images), args.output)
 

@@ -69,8 +69,8 @@ def test_it_counts_the_operations_of_each_part(benchmark, flops, model, tmp_path
 
 def test_a_measured_picture_without_guidance_from_a_base_alone(benchmark, flops, tmp_path):
     tiny_pipeline(upsampler=False).save_pretrained(tmp_path)
-    options = ["--device", "cpu", "--repeats", "1", "--steps", "2", "--guidance_scale", "1", "--whole_picture"]
-    options += ["--dtype", "bfloat16", "--memory_format", "channels_last", "--cpu_time", "--batch_size", "2"]
+    options = ["--device", "cpu", "--repeats", "1", "--steps", "2", "--guidance-scale", "1", "--whole-picture"]
+    options += ["--dtype", "bfloat16", "--memory-format", "channels_last", "--cpu-time", "--batch-size", "2"]
     result = benchmark.benchmark(benchmark.parse_args(["--model", str(tmp_path), *options]))
     assert list(result["rows"]) == ["text encoding", "one base step", "a picture, 2 steps, measured"]
     pipe = tiny_pipeline()
@@ -100,12 +100,12 @@ def test_the_random_pipeline_has_the_released_sizes(benchmark):
 
 
 @pytest.mark.parametrize(
-    "options", [["--repeats", "0"], ["--steps", "-1"], ["--dtype", "int8"], ["--device", "cuda", "--cpu_time"]]
+    "options", [["--repeats", "0"], ["--steps", "-1"], ["--dtype", "int8"], ["--device", "cuda", "--cpu-time"]]
 )
 def test_bad_options(benchmark, options, capsys):
     with pytest.raises(SystemExit, match="2"):
         benchmark.parse_args(options)
-    assert options[0] in capsys.readouterr().err or "--cpu_time" in options
+    assert options[0] in capsys.readouterr().err or "--cpu-time" in options
 
 
 @pytest.mark.parametrize(

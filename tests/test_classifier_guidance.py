@@ -39,9 +39,9 @@ def test_the_classifier_learns_and_its_gradient_leads_to_the_label(example):
 
 def test_the_script(example, tmp_path, capsys):
     picture = tmp_path / "grid.png"
-    options = ["--scales", "0", "5", "--num_images", "2", "--steps", "2", "--train_steps", "2", "--background", "white"]
+    options = ["--scales", "0", "5", "--num-images", "2", "--steps", "2", "--train-steps", "2", "--background", "white"]
     example.main(["--output", str(picture), *options])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["scale", "background", "white", "as", "the", "prompt", "says"]
-    assert [line.split()[0] for line in lines[2:]] == ["0", "5"]
+    assert lines[0] == "| scale | of 2 pictures: white background | a red circle |"
+    assert [line.split()[1] for line in lines[2:]] == ["0", "5"]
     assert Image.open(picture).width > Image.open(picture).height / 2

@@ -3,7 +3,7 @@
 from .adapter import SchedulerAdapter
 from .gaussian_diffusion import GaussianDiffusion, make_betas
 from .respacing import space_timesteps
-from .scheduling_glide import GLIDEScheduler, GLIDESchedulerOutput
+from .scheduling_glide import GLIDEScheduler
 from .scheduling_glide_ddim import GLIDEDDIMScheduler
 from .scheduling_glide_ddpm import GLIDEDDPMScheduler
 
@@ -12,7 +12,6 @@ __all__ = [
     "GLIDEDDIMScheduler",
     "GLIDEDDPMScheduler",
     "GLIDEScheduler",
-    "GLIDESchedulerOutput",
     "GaussianDiffusion",
     "SchedulerAdapter",
     "make_betas",

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
 
 from .gaussian_diffusion import GaussianDiffusion, make_betas
 from .respacing import check_num_inference_steps, check_timesteps, space_timesteps
@@ -17,19 +15,6 @@ from .respacing import check_num_inference_steps, check_timesteps, space_timeste
 
 LEARNED = ("learned_range", None)
 VARIANCE_TYPES = (*LEARNED, "fixed_small", "fixed_large")
-
-
-@dataclass
-class GLIDESchedulerOutput(BaseOutput):
-    """One step back.
-
-    Args:
-        prev_sample (`torch.Tensor` of shape `[B, C, H, W]`): x_{t-1}, the next input of the model.
-        pred_original_sample (`torch.Tensor` of shape `[B, C, H, W]`): The estimate of x_0 that the step used.
-    """
-
-    prev_sample: torch.Tensor
-    pred_original_sample: torch.Tensor | None = None
 
 
 class GLIDEScheduler(DDPMScheduler):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .scheduling_glide import GLIDEScheduler, GLIDESchedulerOutput
+from .scheduling_glide import GLIDEScheduler
 
 
 class GLIDEDDIMScheduler(GLIDEScheduler):
@@ -26,7 +27,7 @@ class GLIDEDDIMScheduler(GLIDEScheduler):
         denoised_fn: Callable[[torch.Tensor], torch.Tensor] | None = None,
         cond_grad: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> GLIDESchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """One step of DDIM (arXiv 2010.02502, equation 12).
 
         Args:
@@ -42,7 +43,8 @@ class GLIDEDDIMScheduler(GLIDEScheduler):
             return_dict (`bool`, defaults to `True`): False gives a tuple.
 
         Returns:
-            [`GLIDESchedulerOutput`]
+            [`~diffusers.schedulers.scheduling_ddim.DDIMSchedulerOutput`]: `prev_sample`, x_{t-1},
+            and `pred_original_sample`, the estimate of x_0 that the step used.
 
         Raises:
             ValueError: if the timestep is none of the chosen ones, the shapes do not fit, or `eta` is not in [0, 1].
@@ -66,5 +68,5 @@ class GLIDEDDIMScheduler(GLIDEScheduler):
             prev_sample = prev_sample + sigma * randn_tensor(
                 x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype
             )
-        output = GLIDESchedulerOutput(prev_sample.to(sample.dtype), x_start.to(sample.dtype))
+        output = DDIMSchedulerOutput(prev_sample.to(sample.dtype), x_start.to(sample.dtype))
         return output if return_dict else output.to_tuple()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .scheduling_glide import LEARNED, GLIDEScheduler, GLIDESchedulerOutput, _at_least_float32
+from .scheduling_glide import LEARNED, GLIDEScheduler, _at_least_float32
 
 
 class GLIDEDDPMScheduler(GLIDEScheduler):
@@ -25,7 +26,7 @@ class GLIDEDDPMScheduler(GLIDEScheduler):
         denoised_fn: Callable[[torch.Tensor], torch.Tensor] | None = None,
         cond_grad: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> GLIDESchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """Draw x_{t-1} from its posterior given x_t and the estimate of x_0 (DDPM, algorithm 2).
 
         Args:
@@ -41,7 +42,8 @@ class GLIDEDDPMScheduler(GLIDEScheduler):
             return_dict (`bool`, defaults to `True`): False gives a tuple.
 
         Returns:
-            [`GLIDESchedulerOutput`]
+            [`~diffusers.schedulers.scheduling_ddpm.DDPMSchedulerOutput`]: `prev_sample`, x_{t-1},
+            and `pred_original_sample`, the estimate of x_0 that the step used.
 
         Raises:
             ValueError: if the timestep is none of the chosen ones or the shapes do not fit.
@@ -57,7 +59,7 @@ class GLIDEDDPMScheduler(GLIDEScheduler):
         noise = randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
         if step > 0:
             prev_sample = prev_sample + (0.5 * log_variance).exp() * noise
-        output = GLIDESchedulerOutput(prev_sample.to(sample.dtype), x_start.to(sample.dtype))
+        output = DDPMSchedulerOutput(prev_sample.to(sample.dtype), x_start.to(sample.dtype))
         return output if return_dict else output.to_tuple()
 
     def _log_variance(self, model_variance: torch.Tensor | None, step: int, x_t: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,98 @@
+"""Run commands of the docs again, and put what they print in the place of the tables below them.
+
+    python docs/refresh.py docs/shapes.md
+    python docs/refresh.py --list
+
+A block of commands is run, in the repository's root, if the line above it is `<!-- refresh -->`. What it prints goes
+between the lines `<!-- printed -->` and `<!-- end -->` below the block, if these follow at once. It is also kept in
+runs/docs, and a block whose output is there is not run again: a stopped refresh goes on, and several may share the
+work, each with its pages. After a change of a checkpoint start with `--again`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import glide_cli
+from glide_pipelines.evaluation.report import write_whole
+
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(
+    r"^<!-- refresh -->\n```(?:bash)?\n(?P<commands>.*?)^```\n(?:\n<!-- printed -->\n(?P<printed>.*?)<!-- end -->\n)?",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = glide_cli.Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("pages", type=glide_cli.input_file, nargs="*", metavar="PAGE", help="Markdown; by default all of docs")
+    add("--list", action="store_true", help="print the commands, and run none")
+    add("--again", action="store_true", help="run also what runs/docs holds already")
+    add("--kept", type=Path, default=ROOT / "runs/docs", metavar="FOLDER", help="default: runs/docs")
+    args = parser.parse_args(argv)
+    args.pages = args.pages or sorted((ROOT / "docs").glob("*.md"))
+    return args
+
+
+def blocks(page: Path) -> Iterator[re.Match[str]]:
+    """The marked blocks of a page, with `commands` and, where something is to be put, `printed`."""
+    return BLOCK.finditer(page.read_text(encoding="utf-8"))
+
+
+def output(commands: str, kept: Path, again: bool) -> str:
+    """What commands print, or printed the last time.
+
+    Raises:
+        ValueError: if one of them fails.
+    """
+    path = kept / f"{hashlib.sha256(commands.encode()).hexdigest()[:16]}.md"
+    if again or not path.exists():
+        print(commands, file=sys.stderr)
+        done = subprocess.run(["bash", "-e", "-c", commands], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise ValueError(f"exit code {done.returncode} of\n{commands}")
+        kept.mkdir(parents=True, exist_ok=True)
+        write_whole(done.stdout, path)
+    return path.read_text(encoding="utf-8")
+
+
+def refresh(page: Path, kept: Path, again: bool) -> None:
+    """Run the commands of a page and write it after each; it may be edited while they run."""
+    for commands in [block["commands"] for block in blocks(page)]:
+        printed = output(commands, kept, again).strip()
+
+        def put(block: re.Match[str], commands: str = commands, printed: str = printed) -> str:
+            if block["commands"] != commands or block["printed"] is None:
+                return block[0]
+            start, end = (place - block.start() for place in block.span("printed"))
+            return f"{block[0][:start]}{printed}\n{block[0][end:]}"
+
+        write_whole(BLOCK.sub(put, page.read_text(encoding="utf-8")), page)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code, as `glide_cli.exit_code` does."""
+
+    def run() -> None:
+        args = parse_args(argv)
+        for page in args.pages:
+            if args.list:
+                print(*(block["commands"] for block in blocks(page)), sep="", end="")
+            else:
+                refresh(page, args.kept, args.again)
+
+    return glide_cli.exit_code("refresh.py", run, (ValueError,))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
