@@ -51,6 +51,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tokenizer_name", help="tokenizer of a new model: a folder or a Hub id; by default the guided model's")
     add("--model_dir", help="where the trained model goes; by default OUTPUT_DIR/model")
     add_noisy_share(add)
+    full = "of the shapes world: captions that leave nothing unsaid (default: %(default)s)"
+    add("--proportion_full_captions", type=float, default=0.0, help=full)
     add_data_arguments(parser)
     add_run_arguments(parser)
     return check_arguments(parser.parse_args(argv))

@@ -107,6 +107,8 @@ def check_arguments(args: argparse.Namespace) -> argparse.Namespace:
         args.dataset_name = "shapes"
     if args.push_to_hub != (args.hub_model_id is not None):
         raise ValueError("`push_to_hub` and `hub_model_id` go together.")
+    if getattr(args, "proportion_full_captions", 0.0) and args.dataset_name != "shapes":
+        raise ValueError("`proportion_full_captions` is for the shapes world.")
     if getattr(args, "stage", None) == "base":
         for name in ("crop_size", "low_resolution", "low_res_blur", "low_res_noise", "low_res_consistency"):
             if getattr(args, name):
@@ -140,7 +142,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
 def make_source(args: argparse.Namespace, resolution: int) -> Source:
     """The pictures and captions that the arguments of [`add_data_arguments`] describe, at a size in pixels."""
     if args.dataset_name == "shapes":
-        return ShapesSource(resolution, args.seed)
+        return ShapesSource(resolution, args.seed, getattr(args, "proportion_full_captions", 0.0))
     return DatasetSource(
         args.dataset_name,
         args.train_data_dir,

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ..models import tokenize_prompts
 from ..pipelines.image_inputs import load_images
 from ..pixels import pictures_to_tensor, round_pixels
-from ..shapes import ShapesWorld, render
+from ..shapes import ShapesWorld, describe_fully, render
 from .timesteps import TimestepWeighting
 
 
@@ -32,15 +32,25 @@ class ShapesSource:
     Args:
         resolution (`int`): Width and height of the pictures.
         seed (`int`): Which sequence of scenes.
+        proportion_full_captions (`float`, defaults to 0): So many captions leave nothing unsaid ([`describe_fully`]).
+
+    Raises:
+        ValueError: if `proportion_full_captions` is out of its range.
     """
 
-    def __init__(self, resolution: int, seed: int) -> None:
+    def __init__(self, resolution: int, seed: int, proportion_full_captions: float = 0.0) -> None:
+        if not 0 <= proportion_full_captions <= 1:
+            raise ValueError(f"`proportion_full_captions` must lie between 0 and 1, got {proportion_full_captions}.")
         self.resolution = resolution
         self.world = ShapesWorld(seed)
+        self.proportion_full_captions = proportion_full_captions
 
     def __call__(self, index: int, rng: np.random.Generator) -> tuple[Image.Image, str]:
-        example = self.world.example(index)
-        return render(example.scene, self.resolution), str(example.caption)
+        scene, caption = self.world.example(index)
+        # Nothing is drawn where there is no choice, so that what is drawn after it stays the same.
+        if self.proportion_full_captions and rng.random() < self.proportion_full_captions:
+            caption = describe_fully(scene)
+        return render(scene, self.resolution), str(caption)
 
 
 class DatasetSource:

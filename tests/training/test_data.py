@@ -7,7 +7,7 @@ from PIL import Image
 from tiny import tiny_tokenizer
 
 from glide_pipelines.pixels import pictures_to_tensor
-from glide_pipelines.shapes import BACKGROUNDS
+from glide_pipelines.shapes import BACKGROUNDS, ShapesWorld, describe_fully
 from glide_pipelines.training import (
     DatasetSource,
     LowResolution,
@@ -222,3 +222,15 @@ def test_what_is_missing_is_named(picture_folder, tmp_path):
         DatasetSource(None, str(picture_folder), 8, seed=0, caption_column="label")
     with pytest.raises(ValueError, match="`train_data_dir` must be a folder"):
         DatasetSource(None, str(tmp_path / "nothing"), 8, seed=0)
+
+
+def test_a_share_of_the_captions_leaves_nothing_unsaid():
+    def captions(share):
+        source = ShapesSource(8, 3, share)
+        return [source(index, np.random.default_rng(index))[1] for index in range(200)]
+
+    world = ShapesWorld(3)
+    full = [str(describe_fully(world.scene(index))) for index in range(200)]
+    assert captions(0.0) == [str(world.caption(index)) for index in range(200)]
+    assert captions(1.0) == full
+    assert 70 < sum(map(str.__eq__, captions(0.5), full)) < 130

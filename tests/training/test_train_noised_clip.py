@@ -138,6 +138,11 @@ def test_the_temperature_stays_below_100(arguments, tmp_path):
         (["--resolution", "16"], "`resolution` must be that of the model, 8, got 16"),
         (["--push_to_hub"], "`push_to_hub` and `hub_model_id` go together"),
         (["--noisy_share", "-1"], "`noisy_share` must be between -1 and 1, got -1.0"),
+        (["--proportion_full_captions", "2"], "`proportion_full_captions` must lie between 0 and 1, got 2.0"),
+        (
+            ["--proportion_full_captions", "1", "--train_data_dir", "x"],
+            "`proportion_full_captions` is for the shapes world",
+        ),
     ],
 )
 def test_bad_arguments_are_named(arguments, more, message):
