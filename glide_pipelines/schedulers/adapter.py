@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from diffusers import PNDMScheduler, SchedulerMixin
 
+from .gaussian_diffusion import GaussianDiffusion
 from .respacing import check_num_inference_steps, check_timesteps, space_timesteps
 from .scheduling_glide import GLIDEScheduler
 
@@ -109,7 +110,7 @@ class SchedulerAdapter:
             self.scheduler.set_begin_index(self._first)
         # Read once: asking a tensor on an accelerator for its values inside the loop would wait for it.
         self._timestep_values = self.scheduler.timesteps.tolist()
-        self._alpha_bars = self._interpolate_alpha_bars()
+        self._process = self._interpolated_process()
         return self.scheduler.timesteps[self._first :]
 
     def __len__(self) -> int:
@@ -193,9 +194,8 @@ class SchedulerAdapter:
                 cond_grad=cond_grad,
                 **self.step_kwargs,
             ).prev_sample
-        noise_pred = self._rewrite(
-            noise_pred, model_input, self._alpha_bars[self._first + index], denoised_fn, cond_grad
-        )
+        step = len(self._process) - 1 - (self._first + index)
+        noise_pred = self._rewrite(noise_pred, model_input, step, denoised_fn, cond_grad)
         model_output = self._join(noise_pred, model_variance) if self.takes_variance else noise_pred
         timestep = self.scheduler.timesteps[self._first + index]
         with self._without_clip() if cond_grad is not None else contextlib.nullcontext():
@@ -219,7 +219,7 @@ class SchedulerAdapter:
         self,
         noise_pred: torch.Tensor,
         model_input: torch.Tensor,
-        alpha_bar: float,
+        step: int,
         denoised_fn: Callable[[torch.Tensor], torch.Tensor] | None,
         cond_grad: torch.Tensor | None,
     ) -> torch.Tensor:
@@ -229,8 +229,7 @@ class SchedulerAdapter:
         clip = config.get("clip_sample", True) and not threshold
         if denoised_fn is None and cond_grad is None and not clip:
             return noise_pred
-        signal, noise_level = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-        x_start = (model_input - noise_level * noise_pred) / signal
+        x_start = self._process.predict_x_start(model_input, noise_pred, step)
         if denoised_fn is not None:
             x_start = denoised_fn(x_start)
         if clip:
@@ -239,14 +238,14 @@ class SchedulerAdapter:
         elif threshold and cond_grad is not None:
             # Without a gradient the scheduler is left to do so itself.
             x_start = self.scheduler._threshold_sample(x_start)
-        noise_pred = (model_input - signal * x_start) / noise_level
-        if cond_grad is not None:
-            noise_pred = noise_pred - noise_level * cond_grad
-        return noise_pred
+        noise_pred = self._process.predict_noise(model_input, x_start, step)
+        return noise_pred if cond_grad is None else self._process.shift_noise(noise_pred, cond_grad, step)
 
-    def _interpolate_alpha_bars(self) -> list[float]:
-        """alpha_bar of each timestep; between training timesteps (Karras spacing) the noise level is interpolated."""
+    def _interpolated_process(self) -> GaussianDiffusion:
+        """The process over the run's timesteps; between training timesteps (Karras spacing) the noise level is
+        interpolated."""
         alphas_cumprod = self.scheduler.alphas_cumprod.cpu().double().numpy()
         training_sigmas = ((1 - alphas_cumprod) / alphas_cumprod) ** 0.5
-        sigmas = np.interp(self._timestep_values, np.arange(len(training_sigmas)), training_sigmas)
-        return (1 / (sigmas**2 + 1)).tolist()
+        ascending = self._timestep_values[::-1]
+        sigmas = np.interp(ascending, np.arange(len(training_sigmas)), training_sigmas)
+        return GaussianDiffusion(torch.tensor(ascending), torch.from_numpy(1 / (sigmas**2 + 1)))
