@@ -14,6 +14,7 @@ _BACKGROUND_REACH = 60.0  # of 255, distance in RGB up to which a background cou
 _COLOUR_REACH = 80.0
 _FOREGROUND = 50.0  # distance from the background from which a pixel is part of an object
 _ONE_COLOUR = 40.0  # distance from the mixtures of background and object colour from which it is another object's
+MIN_SIZE = 32  # pixels: the least that a picture must be wide
 _MIN_AREA = 0.008  # of the picture: 8 pixels of 32x32; the smallest object drawn, a small star, covers 0.022
 _MAX_MISFIT = 0.35  # share of a region by which the best shape may miss it
 _SIZE_BORDER = (SIZES["small"][1] + SIZES["large"][0]) / 2
@@ -113,8 +114,8 @@ def _pixels(picture: Image.Image | np.ndarray) -> np.ndarray:
         else:
             raise ValueError(f"`picture` must be of uint8 or floating point, got {pixels.dtype}.")
     height, width = pixels.shape[:2]
-    if height != width or height < 32:
-        raise ValueError(f"`picture` must be square and at least 32 pixels wide, got {width}x{height}.")
+    if height != width or height < MIN_SIZE:
+        raise ValueError(f"`picture` must be square and at least {MIN_SIZE} pixels wide, got {width}x{height}.")
     factor = height // 32
     if factor > 1:  # coverage is measured in shades, so that 32 pixels are enough, and averaging takes noise away
         side = height // factor

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from .captions import Caption
 from .dataset import Example
+from .detect import MIN_SIZE
 from .judge import judge
 from .render import render, render_sizes
 from .scene import BACKGROUNDS, COLOURS, SHAPES, SIZES
@@ -168,27 +169,41 @@ def judge_renders(examples: Sequence[Example], size: int) -> dict[str, dict[str,
 
 def judge_pipeline(
     pipe: DiffusionPipeline, examples: Sequence[Example], seed: int, batch_size: int, **call: Any
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, Any]:
     """
     The figures of a text to image pipeline. Each picture has a generator of its own, so that every setting of the
-    sampler starts from the same noise.
+    sampler starts from the same noise. Where there is an upsampler, what it was given is judged too, if large enough.
 
     Args:
-        pipe (`DiffusionPipeline`): Called with captions; its pictures are square, 32 pixels wide or more.
+        pipe ([`GLIDEPipeline`]): Called with captions; its pictures are square, 32 pixels wide or more.
         examples (`Sequence[Example]`): What to draw.
         seed (`int`): Of the first picture; each picture takes the next one.
         batch_size (`int`): Pictures drawn at a time.
         call: Further arguments of the pipeline's call, such as `guidance_scale`.
 
     Returns:
-        `dict`: as [`Tally.figures`] gives it.
+        `dict`: as [`Tally.figures`] gives it; with an upsampler also `base`, the same of the base model's pictures.
     """
-    tally = Tally()
+    tally, base_tally = Tally(), Tally()
+    judges_base = pipe.scale_factor > 1 and pipe.default_size[0] // pipe.scale_factor >= MIN_SIZE
+    base: dict[str, torch.Tensor] = {}
+
+    def keep_base(pipe: DiffusionPipeline, step: int, timestep: int, tensors: dict[str, torch.Tensor]) -> dict:
+        if pipe.stage == "base":
+            base.update(tensors)
+        return {}
+
+    if judges_base:
+        call["callback_on_step_end"] = keep_base
     for start, batch in in_batches(examples, batch_size):
         pictures = pipe(_captions(batch), generator=generators(seed + start, len(batch)), **call).images
         for picture, example in zip(pictures, batch, strict=True):
             tally.add(picture, example.caption)
-    return tally.figures()
+        if judges_base:
+            pictures = pipe.image_processor.postprocess(base["latents"], "pil")
+            for picture, example in zip(pictures, batch, strict=True):
+                base_tally.add(picture, example.caption)
+    return {**tally.figures(), "base": base_tally.figures()} if judges_base else tally.figures()
 
 
 def upsampler_difference(
@@ -248,10 +263,15 @@ def guidance_table(results: dict[str, Any]) -> str:
 
     Args:
         results (`dict`): `renders` (of [`judge_renders`]), `guidance` (a list of [`judge_pipeline`]'s figures, each
-            with its `guidance_scale`) and, if it was measured, `upsampler` (of [`upsampler_difference`]).
+            with its `guidance_scale`; `base` has a column of its own) and, if it was measured, `upsampler` (of
+            [`upsampler_difference`]).
     """
     columns = {"true pictures": results["renders"]}
-    columns |= {f"guidance {figures['guidance_scale']:g}": figures for figures in results["guidance"]}
+    for figures in results["guidance"]:
+        title = f"guidance {figures['guidance_scale']:g}"
+        if "base" in figures:
+            columns[f"{title}, before the upsampler"] = figures["base"]
+        columns[title] = figures
 
     def section(kind: str, title: str, rows: dict[str, str], cell: Callable[[dict], str]) -> list[str]:
         lines = [f"| {title} | cases | {' | '.join(columns)} |", "|---|" + "---|" * (len(columns) + 1)]

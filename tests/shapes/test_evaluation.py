@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from scripts import load_script
 from tiny import tiny_clip, tiny_pipeline, tiny_tokenizer
 
 from glide_pipelines import GLIDESuperResolutionPipeline
+from glide_pipelines.pixels import pictures_to_tensor
 from glide_pipelines.shapes import COLOURS, SHAPES, Example, Object, Scene, ShapesWorld, parse, render, render_sizes
 from glide_pipelines.shapes.evaluation import (
     ATTRIBUTES,
@@ -133,6 +135,26 @@ def test_each_picture_has_its_own_seed_whatever_the_batch(examples):
         assert all(call["guidance_scale"] == 2.0 for call in drawer.calls)
         seeds.append([generator.initial_seed() for call in drawer.calls for generator in call["generator"]])
     assert seeds == [[7, 8, 9, 10, 11]] * 2
+
+
+def test_what_the_upsampler_was_given_is_judged_too(examples):
+    class Upsampled(Drawer):
+        """Right before the upsampler, which changes the background."""
+
+        scale_factor, stage = 2, None
+        image_processor = VaeImageProcessor()
+
+        def __call__(self, prompt, **call):
+            small = pictures_to_tensor([render(self.scenes[text], 32) for text in prompt])
+            for self.stage, latents in (("base", torch.zeros_like(small)), ("base", small), ("super_res", -small)):
+                call["callback_on_step_end"](self, 0, 0, {"latents": latents})
+            return SimpleNamespace(images=[render(other_background(self.scenes[text]), 64) for text in prompt])
+
+    figures = judge_pipeline(Upsampled(examples), examples, seed=0, batch_size=16)
+    assert shares(figures)["background"] == 0
+    assert set(shares(figures["base"]).values()) == {1.0}
+    header = guidance_table({"renders": figures["base"], "guidance": [{"guidance_scale": 2.0, **figures}]})
+    assert "| true pictures | guidance 2, before the upsampler | guidance 2 |" in header
 
 
 def test_diversity_counts_what_is_unsaid_only():
