@@ -1,7 +1,7 @@
 """docs/refresh.py: tables of the docs hold what the commands above them print."""
 
 import pytest
-from scripts import load_script
+from scripts import ROOT, load_script
 
 
 refresh = load_script("refresh", folder="docs")
@@ -71,3 +71,10 @@ def test_the_list_runs_nothing(page, tmp_path, capsys):
     assert run(page, "--list") == 0
     assert capsys.readouterr().out.startswith('echo "| one |"\n')
     assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_every_mark_of_the_docs_is_found(page):
+    text, found = page.read_text(encoding="utf-8"), list(refresh.blocks(page))
+    assert text.count("<!-- refresh -->") == len(found)
+    assert text.count("<!-- printed -->") == sum(block["printed"] is not None for block in found)
