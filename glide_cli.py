@@ -30,7 +30,7 @@ SCHEDULERS = {
     "pndm": "diffusers.PNDMScheduler",
 }
 # What --fast stands for, where the options do not say otherwise; docs/schedulers_and_guidance.md has the measurements.
-FAST = {"steps": 10, "scheduler": SCHEDULERS["dpm-solver++"], "super_res_steps": 5}
+FAST = {"steps": 10, "scheduler": SCHEDULERS["dpm-solver++"], "super_res_steps": "6,2,1,1"}
 RESPACING = re.compile(r"[1-9]\d*(,[1-9]\d*)*|ddim[1-9]\d*|fast27")
 
 EXAMPLES = """\
@@ -182,7 +182,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_sampling_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Steps and schedulers of both stages."""
     add = parser.add_argument
-    fast = "few steps in both stages: dpm-solver++ with 10, and 5 of the upsampler"
+    fast = "ten steps in each stage, dpm-solver++ in the first"
     add("--fast", action=_Fast, nargs=0, default=argparse.SUPPRESS, help=f"{fast} (options below may change each)")
     add("--steps", type=steps, metavar="STEPS", help="steps of the base model (default: 100)")
     add("--super-res-steps", type=steps, metavar="STEPS", help="of the upsampler (default: fast27)")
