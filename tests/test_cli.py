@@ -189,7 +189,7 @@ def test_fast_fills_in_what_is_not_said(glide, model, tmp_path, monkeypatch, opt
     code, _, err = glide(PROMPT, "-o", tmp_path / "a.png", "--model", model, "--device", "cpu", *options)
     assert code == 0, err
     assert seen["scheduler"] == scheduler
-    assert (seen["num_inference_steps"], seen["super_res_num_inference_steps"]) == (steps, 5)
+    assert (seen["num_inference_steps"], seen["super_res_timesteps"]) == (steps, "6,2,1,1")
 
 
 def test_quiet(glide, model, tmp_path):
@@ -273,7 +273,7 @@ def test_fast_enlarging_takes_fast_s_steps_of_the_upsampler(glide, model, files,
     options = ("--image", files[0], "--enlarge", "--fast", "-o", tmp_path / "out.png", "--model", model, "--seed", 1)
     code, _, err = glide(PROMPT, *options)
     assert code == 0, err
-    assert "| 5/5 [" in err
+    assert "| 10/10 [" in err
 
 
 @pytest.mark.parametrize(
