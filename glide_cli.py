@@ -18,19 +18,26 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 
-SCHEDULERS = {
-    "ddpm": "glide_pipelines.GLIDEDDPMScheduler",
-    "ddim": "glide_pipelines.GLIDEDDIMScheduler",
-    "dpm-solver++": "diffusers.DPMSolverMultistepScheduler",
-    "unipc": "diffusers.UniPCMultistepScheduler",
-    "deis": "diffusers.DEISMultistepScheduler",
-    "euler": "diffusers.EulerDiscreteScheduler",
-    "euler-ancestral": "diffusers.EulerAncestralDiscreteScheduler",
-    "heun": "diffusers.HeunDiscreteScheduler",
-    "pndm": "diffusers.PNDMScheduler",
+# A class, and what it is to be set to beside the noise schedule of the model.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddpm": ("glide_pipelines.GLIDEDDPMScheduler", {}),
+    "ddim": ("glide_pipelines.GLIDEDDIMScheduler", {}),
+    "dpm-solver++": ("diffusers.DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "sde-dpm-solver++": ("diffusers.DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("diffusers.UniPCMultistepScheduler", {}),
+    "deis": ("diffusers.DEISMultistepScheduler", {"algorithm_type": "deis"}),
+    "euler": ("diffusers.EulerDiscreteScheduler", {}),
+    "euler-ancestral": ("diffusers.EulerAncestralDiscreteScheduler", {}),
+    "heun": ("diffusers.HeunDiscreteScheduler", {}),
+    "pndm": ("diffusers.PNDMScheduler", {}),
 }
 # What --fast stands for, where the options do not say otherwise; docs/schedulers_and_guidance.md has the measurements.
-FAST = {"steps": 10, "scheduler": SCHEDULERS["dpm-solver++"], "super_res_steps": "6,2,1,1"}
+FAST = {
+    "steps": 10,
+    "scheduler": "sde-dpm-solver++",
+    "super_res_steps": 10,
+    "super_res_scheduler": "sde-dpm-solver++",
+}
 RESPACING = re.compile(r"[1-9]\d*(,[1-9]\d*)*|ddim[1-9]\d*|fast27")
 
 EXAMPLES = """\
@@ -112,7 +119,12 @@ def _check_task(args: argparse.Namespace) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises an `argparse.ArgumentError` for `main` to print as one line, where argparse would print the usage too."""
+    """Raises an `argparse.ArgumentError`, which `exit_code` prints as one line, where argparse would print the usage
+    too. The description keeps its lines, and no option can be abbreviated."""
+
+    def __init__(self, **options: Any) -> None:
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(**{"formatter_class": raw, "allow_abbrev": False} | options)
 
     def error(self, message: str) -> NoReturn:
         raise argparse.ArgumentError(None, message)
@@ -182,7 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_sampling_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Steps and schedulers of both stages."""
     add = parser.add_argument
-    fast = "ten steps in each stage, dpm-solver++ in the first"
+    fast = "ten steps of sde-dpm-solver++ in each stage"
     add("--fast", action=_Fast, nargs=0, default=argparse.SUPPRESS, help=f"{fast} (options below may change each)")
     add("--steps", type=steps, metavar="STEPS", help="steps of the base model (default: 100)")
     add("--super-res-steps", type=steps, metavar="STEPS", help="of the upsampler (default: fast27)")
@@ -253,7 +265,7 @@ steps = checked(
     lambda value: RESPACING.fullmatch(str(value)) is not None,
     "a number of steps or a spacing such as fast27, ddim50 or 10,10,3,2,2",
 )
-scheduler = checked(SCHEDULERS.get, bool, f"one of {', '.join(SCHEDULERS)}")
+scheduler = checked(str, SCHEDULERS.__contains__, f"one of {', '.join(SCHEDULERS)}")
 
 
 def input_file(text: str) -> Path:

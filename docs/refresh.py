@@ -6,13 +6,15 @@
 A block of commands is run, in the repository's root, if the line above it is `<!-- refresh -->`. What it prints goes
 between the lines `<!-- printed -->` and `<!-- end -->` below the block, if these follow at once. It is also kept in
 runs/docs, and a block whose output is there is not run again: a stopped refresh goes on, and several may share the
-work, each with its pages. After a change of a checkpoint start with `--again`.
+work, each with its pages. After a change of a checkpoint `--again` forgets first what is kept of these pages: give it
+once, and not when going on.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -31,13 +33,11 @@ BLOCK = re.compile(
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = glide_cli.Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = glide_cli.Parser(description=__doc__)
     add = parser.add_argument
     add("pages", type=glide_cli.input_file, nargs="*", metavar="PAGE", help="Markdown; by default all of docs")
     add("--list", action="store_true", help="print the commands, and run none")
-    add("--again", action="store_true", help="run also what runs/docs holds already")
+    add("--again", action="store_true", help="forget first what is kept of these pages")
     add("--kept", type=Path, default=ROOT / "runs/docs", metavar="FOLDER", help="default: runs/docs")
     args = parser.parse_args(argv)
     args.pages = args.pages or sorted((ROOT / "docs").glob("*.md"))
@@ -49,16 +49,24 @@ def blocks(page: Path) -> Iterator[re.Match[str]]:
     return BLOCK.finditer(page.read_text(encoding="utf-8"))
 
 
-def output(commands: str, kept: Path, again: bool) -> str:
+def kept_output(commands: str, kept: Path) -> Path:
+    """Where the output of these commands is kept."""
+    return kept / f"{hashlib.sha256(commands.encode()).hexdigest()[:16]}.md"
+
+
+def output(commands: str, kept: Path) -> str:
     """What commands print, or printed the last time.
 
     Raises:
         ValueError: if one of them fails.
     """
-    path = kept / f"{hashlib.sha256(commands.encode()).hexdigest()[:16]}.md"
-    if again or not path.exists():
+    path = kept_output(commands, kept)
+    if not path.exists():
         print(commands, file=sys.stderr)
-        done = subprocess.run(["bash", "-e", "-c", commands], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        # `python` and `glide` are those of the environment that runs this.
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        shell = ["bash", "-e", "-o", "pipefail", "-c", commands]
+        done = subprocess.run(shell, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise ValueError(f"exit code {done.returncode} of\n{commands}")
         kept.mkdir(parents=True, exist_ok=True)
@@ -66,10 +74,10 @@ def output(commands: str, kept: Path, again: bool) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def refresh(page: Path, kept: Path, again: bool) -> None:
+def refresh(page: Path, kept: Path) -> None:
     """Run the commands of a page and write it after each; it may be edited while they run."""
     for commands in [block["commands"] for block in blocks(page)]:
-        printed = output(commands, kept, again).strip()
+        printed = output(commands, kept).strip()
 
         def put(block: re.Match[str], commands: str = commands, printed: str = printed) -> str:
             if block["commands"] != commands or block["printed"] is None:
@@ -85,11 +93,14 @@ def main(argv: list[str] | None = None) -> int:
 
     def run() -> None:
         args = parse_args(argv)
+        if args.list:
+            print(*(block["commands"] for page in args.pages for block in blocks(page)), sep="", end="")
+            return
+        if args.again:
+            for block in (block for page in args.pages for block in blocks(page)):
+                kept_output(block["commands"], args.kept).unlink(missing_ok=True)
         for page in args.pages:
-            if args.list:
-                print(*(block["commands"] for block in blocks(page)), sep="", end="")
-            else:
-                refresh(page, args.kept, args.again)
+            refresh(page, args.kept)
 
     return glide_cli.exit_code("refresh.py", run, (ValueError,))
 

@@ -222,9 +222,7 @@ def load_studios(args: argparse.Namespace) -> tuple[Studio, Studio]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = glide_cli.Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = glide_cli.Parser(description=__doc__)
     glide_cli.add_model_options(parser)
     shipped = "the one that ships; with --model that one, which then repaints in the implicit mode"
     parser.add_argument("--inpaint-model", metavar="MODEL", help=f"for the tab that edits (default: {shipped})")

@@ -33,6 +33,7 @@ from glide_pipelines import (
 )
 from glide_pipelines.cli import find_device, load_pipeline
 from glide_pipelines.evaluation.report import write_json
+from glide_pipelines.markdown import markdown_table
 
 
 RELEASED_BASE = {"block_out_channels": (192, 384, 576, 768), "attention_levels": (1, 2, 3), "layers_per_block": 3}
@@ -47,9 +48,7 @@ RELEASED_SUPER_RES = {
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The options; see `--help`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = glide_cli.Parser(description=__doc__)
     add = parser.add_argument
     add("--model", help="a pipeline to time: a folder or a Hub id (default: released sizes, random weights)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
@@ -300,14 +299,14 @@ def format_table(result: dict) -> str:
         f"matrix product: {rate / 1e12:.3g} TFLOP/s; peak memory: {result['peak_memory_bytes'] / 1e9:.2f} GB"
         + (f"; compiling: {result['compile_seconds']:.0f} s" if result["compile_seconds"] else ""),
         "",
-        "| part | seconds | TFLOP | TFLOP/s | of the matrix product |",
-        "|---|---|---|---|---|",
     ]
+    rows = []
     for label, row in result["rows"].items():
         reached = row["flops"] / row["seconds"]
-        figures = f"{row['seconds']:.3g} | {row['flops'] / 1e12:.3g} | {reached / 1e12:.3g} | {reached / rate:.0%}"
-        lines.append(f"| {label} | {figures} |")
-    return "\n".join(lines)
+        figures = (row["seconds"], row["flops"] / 1e12, reached / 1e12)
+        rows.append([label, *(f"{figure:.3g}" for figure in figures), f"{reached / rate:.0%}"])
+    titles = ["part", "seconds", "TFLOP", "TFLOP/s", "of the matrix product"]
+    return "\n".join([*lines, markdown_table(titles, rows)])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ asked for, and how many show what the prompt says.
 
 from __future__ import annotations
 
-import argparse
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,10 @@ from diffusers import SchedulerMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import nn
 
-from glide_cli import finite, picture_file, positive_int, seed
+import glide_cli
 from glide_pipelines import GLIDEPipeline, shapes_checkpoint
 from glide_pipelines.cli import make_grid, save_whole
+from glide_pipelines.markdown import markdown_table
 from glide_pipelines.pipelines.image_inputs import to_tensor
 from glide_pipelines.pipelines.sampling import CondFn
 from glide_pipelines.shapes import BACKGROUNDS, ShapesWorld, detect, judge, render
@@ -90,24 +91,33 @@ def towards(classifier: NoisyClassifier, background: str, scale: float) -> CondF
     return cond_fn
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def guide(argv: list[str] | None) -> None:
+    """Train the classifier, draw with its gradient, count."""
+    parser = glide_cli.Parser(description=__doc__)
     add = parser.add_argument
-    add("--output", type=picture_file, required=True, help="picture file; one row for each scale")
+    add("--output", type=glide_cli.picture_file, required=True, help="picture file; one row for each scale")
     add("--background", choices=list(BACKGROUNDS), default="black", help="what to guide to (default: %(default)s)")
     add(
-        "--scales", type=finite, nargs="+", default=[0.0, 1.0, 3.0, 10.0], help="of the gradient (default: %(default)s)"
+        "--scales",
+        type=glide_cli.finite,
+        nargs="+",
+        default=[0.0, 1.0, 3.0, 10.0],
+        help="of the gradient (default: %(default)s)",
     )
-    add("--num-images", type=positive_int, default=12, help="pictures for each scale (default: %(default)s)")
-    add("--steps", type=positive_int, default=50, help="of sampling (default: %(default)s)")
-    add("--train-steps", type=positive_int, default=1000, help="of the classifier (default: %(default)s)")
-    add("--seed", type=seed, default=0, help="of training and noise (default: %(default)s)")
+    add(
+        "--num-images",
+        type=glide_cli.positive_int,
+        default=12,
+        help="pictures for each scale (default: %(default)s)",
+    )
+    add("--steps", type=glide_cli.positive_int, default=50, help="of sampling (default: %(default)s)")
+    add("--train-steps", type=glide_cli.positive_int, default=1000, help="of the classifier (default: %(default)s)")
+    add("--seed", type=glide_cli.seed, default=0, help="of training and noise (default: %(default)s)")
     args = parser.parse_args(argv)
 
     pipe = GLIDEPipeline.from_pretrained(shapes_checkpoint(), super_res_unet=None)
     classifier = train_classifier(pipe.scheduler, pipe.unet.config.sample_size, args.train_steps, args.seed)
-    rows = []
-    print(f"| scale | of {args.num_images} pictures: {args.background} background | {PROMPT} |\n|---|---|---|")
+    rows, counts = [], []
     for scale in args.scales:
         pictures = pipe(
             PROMPT,
@@ -118,10 +128,16 @@ def main(argv: list[str] | None = None) -> None:
         ).images
         found = sum(detect(picture).background == args.background for picture in pictures)
         right = sum(judge(picture, PROMPT).correct for picture in pictures)
-        print(f"| {scale:g} | {found} | {right} |")
+        counts.append([f"{scale:g}", found, right])
         rows += pictures
+    print(markdown_table(["scale", f"{args.background} background, of {args.num_images}", PROMPT], counts))
     save_whole(make_grid(rows, args.num_images), args.output)
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code, as `glide_cli.exit_code` does."""
+    return glide_cli.exit_code("classifier_guidance.py", lambda: guide(argv), (ValueError, OSError))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,8 +4,8 @@ limited to an interval.
     python examples/compare_samplers.py --output runs/samplers
     accelerate launch examples/compare_samplers.py --output runs/samplers --guidance-interval 0.2 0.8
 
-By default of the base model that ships, with the guidance that it recommends. A stopped run goes on with the pictures
-that OUTPUT holds already. See docs/schedulers_and_guidance.md.
+By default it measures the base model that ships, with the guidance that it recommends. A stopped run goes on with the
+pictures that OUTPUT holds already. See docs/schedulers_and_guidance.md.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ STEPS = [5, 8, 10, 15, 20, 25, 50, 100]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = glide_cli.Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = glide_cli.Parser(description=__doc__)
     add = parser.add_argument_group("what to measure").add_argument
     add("--output", type=Path, required=True, metavar="FOLDER", help="pictures, table, JSON and plot")
     names = f"of {', '.join(glide_cli.SCHEDULERS)} (default: {' '.join(SAMPLERS)})"
@@ -72,7 +70,7 @@ def load_pipelines(args: argparse.Namespace) -> dict[str, GLIDEPipeline]:
     pipe = load_pipeline(argparse.Namespace(**vars(args), **own, no_upsample=not args.upsample, quiet=True))
     pipes = {}
     for sampler in args.samplers:
-        scheduler = other_scheduler(pipe.scheduler, glide_cli.SCHEDULERS[sampler])
+        scheduler = other_scheduler(pipe.scheduler, sampler)
         pipes[sampler] = GLIDEPipeline.from_pipe(pipe, scheduler=scheduler)
         pipes[sampler].set_progress_bar_config(disable=True)
     return pipes

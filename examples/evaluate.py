@@ -47,9 +47,7 @@ GLIDE_OPTIONS = ("base_only", "scheduler", "super_res_scheduler", "super_res_ste
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = glide_cli.Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = glide_cli.Parser(description=__doc__)
     add = parser.add_argument_group("what to measure").add_argument
     add("--output", type=Path, required=True, metavar="FOLDER", help="pictures, table, JSON and plots")
     scales = {"type": glide_cli.finite, "nargs": "*", "metavar": "X"}

@@ -27,7 +27,7 @@ from glide_pipelines import (
     GLIDESuperResolutionPipeline,
     shapes_checkpoint,
 )
-from glide_pipelines.cli import load_pipeline, steps_arguments
+from glide_pipelines.cli import find_device, load_pipeline, steps_arguments
 from glide_pipelines.evaluation.features import load_noised_clip
 from glide_pipelines.evaluation.report import differences, fingerprint, package_versions, sampling_settings, write_json
 from glide_pipelines.pipelines.pipeline_utils import GLIDEPipelineBase
@@ -46,13 +46,11 @@ TASK_OPTIONS = {  # what belongs to one task, and its default there
     "strength": {"img2img": [0.2, 0.4, 0.6, 0.8, 1.0]},
     "timesteps": {"clip": [0, 250, 500, 750, 999]},
 }
-DRAWING_OPTIONS = ("base_only", "steps", "super_res_steps", "scheduler", "super_res_scheduler")
+DRAWING_OPTIONS = ("fast", "resume", "base_only", "steps", "super_res_steps", "scheduler", "super_res_scheduler")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = glide_cli.Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = glide_cli.Parser(description=__doc__)
     add = parser.add_argument
     add("--output", type=glide_cli.output_file, required=True, help="JSON of the settings and figures")
     add("--resume", action="store_true", help="keep what OUTPUT already holds of the same settings")
@@ -78,7 +76,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{option.replace('_', '-')} is for --task {' or '.join(defaults)}")
     if args.task == "clip":
         for option in DRAWING_OPTIONS:
-            if getattr(args, option):
+            if getattr(args, option, False):
                 parser.error(f"--{option.replace('_', '-')} is not for --task clip, which draws nothing")
     elif args.task != "text-to-image" and args.guidance_scale is not None and len(args.guidance_scale) > 1:
         parser.error(f"--guidance-scale: --task {args.task} takes one, got {len(args.guidance_scale)}")
@@ -183,7 +181,7 @@ def evaluate_clip(args: argparse.Namespace) -> str:
     """Measure a noised CLIP, under the noise of the base model that ships."""
     model = str(args.model or shapes_checkpoint("noised-clip"))
     clip_model, clip_tokenizer = load_noised_clip(model)
-    clip_model = clip_model.to(args.device or "cpu", getattr(torch, args.dtype))
+    clip_model = clip_model.to(find_device(args.device), getattr(torch, args.dtype))
     scheduler = GLIDEDDPMScheduler.from_pretrained(shapes_checkpoint(), subfolder="scheduler")
     common = {"num_captions": args.num_captions, "seed": args.seed, "batch_size": args.batch_size}
     rates = caption_retrieval(clip_model, clip_tokenizer, scheduler, args.timesteps, **common)

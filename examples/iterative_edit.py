@@ -8,7 +8,7 @@ is the same in all of them.
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from make_grid import add_captions
 from PIL import Image, ImageDraw
 
-from glide_cli import picture_file
+import glide_cli
 from glide_pipelines import GLIDEInpaintPipeline, shapes_checkpoint
 from glide_pipelines.cli import make_grid, save_whole
 
@@ -59,11 +59,12 @@ def make_strip(pictures: Sequence[Image.Image], masks: Sequence[Image.Image]) ->
     return make_grid(add_captions(framed, ["an empty picture", *(prompt for prompt, _ in STORY)]), len(framed))
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=picture_file, required=True, help="picture file")
+def edit(argv: list[str] | None) -> None:
+    """Tell the story, and count what no mask touched."""
+    parser = glide_cli.Parser(description=__doc__)
+    parser.add_argument("--output", type=glide_cli.picture_file, required=True, help="picture file")
     parser.add_argument("--model", help="folder or Hub id of a pipeline (default: the checkpoint that ships)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    parser.add_argument("--seed", type=glide_cli.seed, default=0, help="of the noise (default: %(default)s)")
     args = parser.parse_args(argv)
 
     pipe = GLIDEInpaintPipeline.from_pretrained(args.model or shapes_checkpoint("inpaint"))
@@ -77,5 +78,10 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{(same & untouched).sum()} are as in the first picture")
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code, as `glide_cli.exit_code` does."""
+    return glide_cli.exit_code("iterative_edit.py", lambda: edit(argv), (ValueError, OSError))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

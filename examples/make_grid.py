@@ -7,14 +7,14 @@ The captions are the first ones of the world that are short enough to be read un
 
 from __future__ import annotations
 
-import argparse
 import itertools
+import sys
 from collections.abc import Sequence
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from glide_cli import picture_file
+import glide_cli
 from glide_pipelines import GLIDEPipeline, shapes_checkpoint
 from glide_pipelines.cli import make_grid, save_whole
 from glide_pipelines.shapes import ShapesWorld
@@ -56,11 +56,12 @@ def add_captions(pictures: Sequence[Image.Image], captions: Sequence[str]) -> li
     return captioned
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=picture_file, required=True, help="picture file")
+def draw(argv: list[str] | None) -> None:
+    """Draw the grid."""
+    parser = glide_cli.Parser(description=__doc__)
+    parser.add_argument("--output", type=glide_cli.picture_file, required=True, help="picture file")
     parser.add_argument("--model", help="folder or Hub id of a pipeline (default: the checkpoint that ships)")
-    parser.add_argument("--seed", type=int, default=0, help="of captions and noise (default: %(default)s)")
+    parser.add_argument("--seed", type=glide_cli.seed, default=0, help="of captions and noise (default: %(default)s)")
     args = parser.parse_args(argv)
 
     world = ShapesWorld(args.seed, held_out=True)
@@ -72,5 +73,10 @@ def main(argv: list[str] | None = None) -> None:
     save_whole(make_grid(add_captions(pictures, captions), COLUMNS), args.output)
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code, as `glide_cli.exit_code` does."""
+    return glide_cli.exit_code("make_grid.py", lambda: draw(argv), (ValueError, OSError))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

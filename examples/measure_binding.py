@@ -9,7 +9,6 @@ turned round, and with none. For a bag of words the first three are the same. Se
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import torch
 import glide_cli
 from glide_pipelines import GLIDEPipeline, shapes_checkpoint
 from glide_pipelines.cli import silence_libraries
+from glide_pipelines.markdown import markdown_table
 from glide_pipelines.pixels import pictures_to_tensor
 from glide_pipelines.shapes import RELATIONS, Caption, Mention, Object, Scene, ShapesWorld, render
 from glide_pipelines.shapes.scene import is_related
@@ -80,8 +80,9 @@ def measure(pipe: GLIDEPipeline, num_scenes: int, seed: int, batch_size: int = 6
     return errors
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def print_errors(argv: list[str] | None) -> None:
+    """Measure, and print the table."""
+    parser = glide_cli.Parser(description=__doc__)
     parser.add_argument("--model", default=shapes_checkpoint(), help="folder or Hub id (default: the one that ships)")
     parser.add_argument("--num-scenes", type=glide_cli.positive_int, default=256, help="default: %(default)s")
     parser.add_argument("--seed", type=glide_cli.seed, default=0, help="of scenes and noise (default: %(default)s)")
@@ -89,9 +90,13 @@ def main(argv: list[str] | None = None) -> None:
     silence_libraries()
     errors = measure(GLIDEPipeline.from_pretrained(args.model), args.num_scenes, args.seed)
     names = list(next(iter(errors.values())))
-    print(f"| timestep | {' | '.join(names)} |", "|---|" + "---|" * len(names), sep="\n")
-    for t, row in errors.items():
-        print(f"| {t} | {' | '.join(f'{row[name]:.4f}' for name in names)} |")
+    rows = ([t, *(f"{row[name]:.4f}" for name in names)] for t, row in errors.items())
+    print(markdown_table(["timestep", *names], rows))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code, as `glide_cli.exit_code` does."""
+    return glide_cli.exit_code("measure_binding.py", lambda: print_errors(argv), (ValueError, OSError))
 
 
 if __name__ == "__main__":

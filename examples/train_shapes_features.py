@@ -24,9 +24,7 @@ NUM_TEST_SCENES = 2000
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = glide_cli.Parser(description=__doc__)
     add = parser.add_argument
     add("--output", type=Path, required=True, help="folder of the classifier, in half precision")
     add("--steps", type=glide_cli.positive_int, default=6000, help="default: %(default)s")
@@ -35,8 +33,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+def train(args: argparse.Namespace) -> None:
+    """Train, save, and print how good it is."""
     with tqdm(total=args.steps, mininterval=5) as bar:
 
         def report(step: int, loss: float) -> None:
@@ -51,6 +49,11 @@ def main(argv: list[str] | None = None) -> None:
     print(f"Right of {NUM_TEST_SCENES} scenes that were not trained on, per cent:")
     for name, share in accuracy(nn.Module.float(model), scenes).items():
         print(f"{name:12} {100 * share:.1f}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code, as `glide_cli.exit_code` does."""
+    return glide_cli.exit_code("train_shapes_features.py", lambda: train(parse_args(argv)), (ValueError, OSError))
 
 
 if __name__ == "__main__":

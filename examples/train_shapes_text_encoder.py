@@ -22,9 +22,7 @@ from glide_pipelines.training.reading import train_reading
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = glide_cli.Parser(description=__doc__)
     add = parser.add_argument
     add("--output_dir", type=Path, required=True, help="folder of the text encoder and its tokenizer")
     add("--model_config", type=Path, default=MODEL_CONFIGS / "shapes_base.json", help="JSON with its sizes")

@@ -8,8 +8,8 @@ it is.
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def noised_clip(results: dict[str, Any]) -> dict[str, str]:
         "}\n"
         "pipe = CLIPGuidedPipeline.from_pipe(GLIDEPipeline.from_pretrained(shapes_checkpoint()), **clip)\n"
         'pipe("a red circle above a blue square", clip_guidance_scale=3.0).images[0].save("guided.png")\n```',
-        "What it was trained on": f"{DATA} Timesteps are uniform over the base model's linear schedule. {COMMAND}",
+        "What it was trained on": f"{DATA} They are noised by the base model's linear schedule. {COMMAND}",
         "What it can do": "Which caption it finds nearest to a noised picture, on held-out scenes. A full caption says "
         "shape, colour and size of every object and the background; the others leave things unsaid, so that several "
         f"may be true of a picture.\n\n{retrieval_table(results['timesteps'])}",
@@ -108,8 +108,9 @@ def _settings(results: dict[str, Any]) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def write(argv: list[str] | None) -> None:
+    """Write the cards whose figures are given."""
+    parser = glide_cli.Parser(description=__doc__)
     for name in CARDS:
         parser.add_argument(f"--{name}", type=glide_cli.input_file, metavar="JSON", help="its figures")
     parser.add_argument("--output", type=Path, help="folder of the checkpoints (default: the package's own)")
@@ -125,5 +126,10 @@ def main(argv: list[str] | None = None) -> None:
         card.save(folder / "README.md")
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code, as `glide_cli.exit_code` does."""
+    return glide_cli.exit_code("write_model_cards.py", lambda: write(argv), (ValueError, OSError))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,6 +21,8 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from safetensors import SafetensorError
 
+import glide_cli
+
 from . import (
     GLIDEImg2ImgPipeline,
     GLIDEInpaintPipeline,
@@ -124,9 +126,10 @@ def load_pipeline(args: argparse.Namespace) -> GLIDEPipeline:
 
 
 def other_scheduler(current: SchedulerMixin, name: str) -> SchedulerMixin:
-    """A scheduler of another class, one of `glide_cli.SCHEDULERS`, with the noise schedule of the current one."""
-    library, class_name = name.split(".")
-    return getattr(importlib.import_module(library), class_name).from_config(current.config)
+    """Another scheduler, one of `glide_cli.SCHEDULERS`, with the noise schedule of the current one."""
+    path, settings = glide_cli.SCHEDULERS[name]
+    library, class_name = path.split(".")
+    return getattr(importlib.import_module(library), class_name).from_config(current.config, **settings)
 
 
 def make_grid(images: Sequence[Image.Image], columns: int) -> Image.Image:

@@ -17,6 +17,7 @@ from PIL import Image
 from scripts import load_script
 from tiny import tiny_pipeline
 
+import glide_cli
 from glide_pipelines import GLIDEPipeline, shapes_checkpoint
 from glide_pipelines.shapes import knows
 
@@ -310,7 +311,7 @@ def test_fast(script, model):
     assert args.steps == 10
     for studio in script.load_studios(args):
         assert type(studio.pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
-        assert studio.upsampling == {"super_res_num_inference_steps": 5}
+        assert studio.upsampling == {"super_res_num_inference_steps": glide_cli.FAST["super_res_steps"]}
 
 
 @pytest.mark.parametrize(

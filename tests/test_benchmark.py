@@ -100,22 +100,17 @@ def test_the_random_pipeline_has_the_released_sizes(benchmark):
 
 
 @pytest.mark.parametrize(
-    "options", [["--repeats", "0"], ["--steps", "-1"], ["--dtype", "int8"], ["--device", "cuda", "--cpu-time"]]
-)
-def test_bad_options(benchmark, options, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        benchmark.parse_args(options)
-    assert options[0] in capsys.readouterr().err or "--cpu-time" in options
-
-
-@pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--model", "nosuch"], "--model nosuch: no such folder"),
         (["--device", "toaster"], "--device toaster: "),
+        (["--repeats", "0"], "argument --repeats: "),
+        (["--steps", "-1"], "argument --steps: "),
+        (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        (["--device", "cuda", "--cpu-time"], "--cpu-time needs --device cpu"),
     ],
 )
-def test_a_model_or_device_that_is_not_there(benchmark, options, words, tmp_path, monkeypatch, capsys):
+def test_bad_options(benchmark, options, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert benchmark.main(["--device", "cpu", *options]) == 2
     out, err = capsys.readouterr()

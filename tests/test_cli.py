@@ -170,26 +170,39 @@ def test_the_options_reach_the_pipeline(glide, model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "steps", "scheduler"),
+    ("options", "steps", "schedulers"),
     [
-        (["--fast"], 10, "DPMSolverMultistepScheduler"),
-        (["--fast", "--steps", "4"], 4, "DPMSolverMultistepScheduler"),
-        (["--steps", "4", "--scheduler", "ddim", "--fast"], 4, "GLIDEDDIMScheduler"),
+        (["--fast"], 10, ("DPMSolverMultistepScheduler", "DPMSolverMultistepScheduler")),
+        (["--fast", "--steps", "4"], 4, ("DPMSolverMultistepScheduler", "DPMSolverMultistepScheduler")),
+        (["--steps", "4", "--scheduler", "ddim", "--fast"], 4, ("GLIDEDDIMScheduler", "DPMSolverMultistepScheduler")),
+        (["--fast", "--super-res-scheduler", "unipc"], 10, ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")),
     ],
 )
-def test_fast_fills_in_what_is_not_said(glide, model, tmp_path, monkeypatch, options, steps, scheduler):
+def test_fast_fills_in_what_is_not_said(glide, model, tmp_path, monkeypatch, options, steps, schedulers):
     seen = {}
     draw_really = GLIDEPipeline.__call__
 
     def record(self, prompt, **call):
-        seen.update(call, scheduler=type(self.scheduler).__name__)
+        seen.update(call, schedulers=(self.scheduler, self.super_res_scheduler))
         return draw_really(self, prompt, **call)
 
     monkeypatch.setattr(GLIDEPipeline, "__call__", record)
     code, _, err = glide(PROMPT, "-o", tmp_path / "a.png", "--model", model, "--device", "cpu", *options)
     assert code == 0, err
-    assert seen["scheduler"] == scheduler
-    assert (seen["num_inference_steps"], seen["super_res_timesteps"]) == (steps, "6,2,1,1")
+    assert tuple(type(scheduler).__name__ for scheduler in seen["schedulers"]) == schedulers
+    assert (seen["num_inference_steps"], seen["super_res_num_inference_steps"]) == (steps, 10)
+    for scheduler in seen["schedulers"]:
+        if isinstance(scheduler, diffusers.DPMSolverMultistepScheduler):
+            assert scheduler.config.algorithm_type == "sde-dpmsolver++"
+
+
+def test_a_scheduler_that_takes_the_place_of_another_is_the_one_that_was_named(model):
+    """What one leaves in the config does not decide what another is."""
+    current = GLIDEPipeline.from_pretrained(model).scheduler
+    expected = {"sde-dpm-solver++": "sde-dpmsolver++", "deis": "deis", "dpm-solver++": "dpmsolver++"}
+    for name, algorithm in [*expected.items(), *expected.items()]:
+        current = cli.other_scheduler(current, name)
+        assert current.config.algorithm_type == algorithm
 
 
 def test_quiet(glide, model, tmp_path):

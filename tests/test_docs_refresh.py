@@ -1,5 +1,8 @@
 """docs/refresh.py: tables of the docs hold what the commands above them print."""
 
+import sys
+from pathlib import Path
+
 import pytest
 from scripts import ROOT, load_script
 
@@ -56,6 +59,26 @@ def test_a_command_is_run_once_and_again_when_asked(page, tmp_path):
     for options in ((), (), ("--again",)):
         assert run(page, *options) == 0
     assert (tmp_path / "log").read_text() == "run\nrun\n"
+
+
+def test_a_stopped_refresh_goes_on_with_new_output_alone(page, tmp_path):
+    last = f"echo picture > {tmp_path / 'picture'}"
+    assert run(page) == 0
+    page.write_text(page.read_text().replace(last, f"{last}\ntest ! -e {tmp_path / 'stop'}"))
+    assert run(page) == 0
+    (tmp_path / "stop").touch()
+    assert run(page, "--again") == 2
+    (tmp_path / "stop").unlink()
+    (tmp_path / "picture").unlink()
+    assert run(page) == 0
+    assert (tmp_path / "picture").exists()
+    assert (tmp_path / "log").read_text() == "run\nrun\n"
+
+
+def test_the_commands_run_in_this_environment(page, tmp_path):
+    page.write_text(page.read_text().replace('echo "| one |"', "command -v python"))
+    assert run(page) == 0
+    assert f"{Path(sys.executable).parent}/python" in page.read_text()
 
 
 def test_a_command_that_fails_leaves_the_page_as_it_was(page, tmp_path, capfd):

@@ -9,6 +9,8 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..markdown import markdown_table
+
 
 _LIBRARY_TAGS = ("glide", "glide-pipelines", "diffusers", "arxiv:2112.10741")
 
@@ -100,19 +102,21 @@ def glide_filtered_card(
 
 
 def _component_table(pipe: DiffusionPipeline) -> str:
-    rows = ["| component | parameters | |", "|---|---|---|"]
+    rows = []
     for prefix, task in (("", "draws"), ("super_res_", "enlarges to")):
         text_encoder, unet = getattr(pipe, f"{prefix}text_encoder"), getattr(pipe, f"{prefix}unet")
         if unet is not None:
             context, size = text_encoder.config.max_position_embeddings, unet.config.sample_size
-            rows.append(f"| `{prefix}text_encoder` | {text_encoder.num_parameters():,} | reads {context} tokens |")
-            rows.append(f"| `{prefix}unet` | {unet.num_parameters():,} | {task} {size} x {size} pixels |")
+            rows += [
+                [f"`{prefix}text_encoder`", f"{text_encoder.num_parameters():,}", f"reads {context} tokens"],
+                [f"`{prefix}unet`", f"{unet.num_parameters():,}", f"{task} {size} x {size} pixels"],
+            ]
     if (clip := getattr(pipe, "clip_model", None)) is not None:
         text, vision = clip.config.text_config, clip.config.vision_config
         size = f"{vision.image_size} x {vision.image_size}"
         reads = f"reads noised pictures of {size} pixels and captions of {text.max_position_embeddings} tokens"
-        rows.append(f"| `clip_model` | {clip.num_parameters():,} | {reads} |")
-    return "\n".join(rows)
+        rows.append(["`clip_model`", f"{clip.num_parameters():,}", reads])
+    return markdown_table(["component", "parameters", ""], rows)
 
 
 _SUMMARY = """\
@@ -139,6 +143,7 @@ Prompts are cut after {context} tokens. Without further arguments the pipeline s
 _USE_INPAINTING = """\
 ```python
 {imports}from diffusers.utils import load_image
+from ..markdown import markdown_table
 from glide_pipelines import {pipeline}
 
 pipe = {pipeline}.from_pretrained("{location}"{options})

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 
 from ..files import whole_file
+from ..markdown import markdown_table
 from ..pipelines.pipeline_utils import DEFAULT_SUPER_RES_TIMESTEPS, DEFAULT_TIMESTEPS, GLIDEPipelineBase
 from ..shapes.evaluation import judged_table
 from ..version import __version__
@@ -60,12 +61,18 @@ def sampling_settings(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict
         "batch_size": args.batch_size,
         "size": pipe.default_size[0] if is_glide else None,
         "steps": args.steps or (DEFAULT_TIMESTEPS if is_glide else None),
-        "scheduler": type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None,
+        "scheduler": _scheduler_name(pipe.scheduler) if hasattr(pipe, "scheduler") else None,
         "super_res_steps": (args.super_res_steps or DEFAULT_SUPER_RES_TIMESTEPS) if upsampled else None,
-        "super_res_scheduler": type(pipe.super_res_scheduler).__name__ if upsampled else None,
+        "super_res_scheduler": _scheduler_name(pipe.super_res_scheduler) if upsampled else None,
         "device": pipe.device.type,
         "dtype": args.dtype,
     }
+
+
+def _scheduler_name(scheduler: SchedulerMixin) -> str:
+    """Its class, and whether it is the stochastic one of a class that has both."""
+    algorithm = scheduler.config.get("algorithm_type", "")
+    return f"{type(scheduler).__name__}{f' ({algorithm})' if algorithm.startswith('sde-') else ''}"
 
 
 def fingerprint(pipe: DiffusionPipeline) -> str:
@@ -166,11 +173,11 @@ def table(rows: list[dict[str, Any]]) -> str:
             out.
     """
     columns = {name: column for name, column in COLUMNS.items() if any(name in row for row in rows)}
-    lines = [f"| pictures | {' | '.join(title for title, _ in columns.values())} |", "|---|" + "---|" * len(columns)]
-    for row in rows:
-        cells = [form.format(row[name]) if name in row else "" for name, (_, form) in columns.items()]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    cells = (
+        [row["name"], *(form.format(row[name]) if name in row else "" for name, (_, form) in columns.items())]
+        for row in rows
+    )
+    return markdown_table(["pictures", *(title for title, _ in columns.values())], cells)
 
 
 def steps_table(rows: list[dict[str, Any]]) -> str:
@@ -181,14 +188,11 @@ def steps_table(rows: list[dict[str, Any]]) -> str:
         rows (`list[dict]`): The sweep of [`run_sweep`] over [`Sampling`], of the shapes world.
     """
     steps = sorted({row["steps"] for row in rows})
-    lines = [
-        f"| whole caption right, per cent, in steps | {' | '.join(map(str, steps))} |",
-        "|---|" + "---|" * len(steps),
-    ]
+    cells = []
     for name, curve in _curves_by_steps(rows).items():
         found = {row["steps"]: f"{row['whole_caption']:.1f}" for row in curve}
-        lines.append(f"| {name} | {' | '.join(found.get(number, '') for number in steps)} |")
-    return "\n".join(lines)
+        cells.append([name, *(found.get(number, "") for number in steps)])
+    return markdown_table(["whole caption right, per cent, by number of steps", *map(str, steps)], cells)
 
 
 def plot_guidance(rows: list[dict[str, Any]], folder: Path) -> list[Path]:

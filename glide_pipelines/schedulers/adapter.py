@@ -110,7 +110,8 @@ class SchedulerAdapter:
             self.scheduler.set_begin_index(self._first)
         # Read once: asking a tensor on an accelerator for its values inside the loop would wait for it.
         self._timestep_values = self.scheduler.timesteps.tolist()
-        self._process = self._interpolated_process()
+        if not self.is_glide:
+            self._process = self._interpolated_process()
         return self.scheduler.timesteps[self._first :]
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ from itertools import permutations
 import numpy as np
 from PIL import Image, ImageFilter
 
+from ..markdown import markdown_table
 from .captions import Caption, Mention
 from .dataset import ShapesWorld
 from .judge import judge
@@ -143,10 +144,8 @@ def calibrate(
 
 def calibration_table(results: dict[str, dict[str, tuple[float, int]]]) -> str:
     """The results of `calibrate` as a Markdown table: right answers in per cent, and the number of cases."""
-    rows = [f"{kind}: {name}" for kind in ("true", "false") for name in ("whole", *ALTERATIONS)]
-    lines = ["| caption: answer | cases | " + " | ".join(results) + " |", "|---|" + "---|" * (len(results) + 1)]
-    for row in rows:
-        cells = [columns[row] for columns in results.values() if row in columns]
-        if cells:
-            lines.append(f"| {row} | {cells[0][1]} | " + " | ".join(f"{100 * share:.2f}" for share, _ in cells) + " |")
-    return "\n".join(lines)
+    rows = []
+    for name in (f"{kind}: {name}" for kind in ("true", "false") for name in ("whole", *ALTERATIONS)):
+        if cells := [columns[name] for columns in results.values() if name in columns]:
+            rows.append([name, cells[0][1], *(f"{100 * share:.2f}" for share, _ in cells)])
+    return markdown_table(["caption: answer", "cases", *results], rows)

@@ -113,8 +113,8 @@ def describe(scene: Scene, rng: np.random.Generator) -> Caption:
 
 def describe_fully(scene: Scene) -> Caption:
     """
-    The caption that leaves nothing unsaid but where things are: shape, colour and size of every object, and the
-    background. It is true of scenes with the same objects, and of no other.
+    The caption that leaves nothing unsaid but where things are: shape, colour and size of every object, in the order of
+    the alphabet, and the background. It is true of scenes with the same objects, and of no other; they have the same.
 
     Args:
         scene (`Scene`): What to describe.
@@ -122,7 +122,9 @@ def describe_fully(scene: Scene) -> Caption:
     Returns:
         `Caption`
     """
-    return Caption(tuple(Mention(item.shape, item.colour, item.size) for item in scene.objects), None, scene.background)
+    objects = sorted((item.colour, item.shape, item.size) for item in scene.objects)
+    mentions = tuple(Mention(shape, colour, size) for colour, shape, size in objects)
+    return Caption(mentions, None, scene.background)
 
 
 def parse(text: str) -> Caption | None:

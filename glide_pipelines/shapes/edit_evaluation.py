@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from ..markdown import markdown_table
 from .edits import Edit, EditVerdict, judge_edit
 from .evaluation import generators, in_batches, mean_and_error, per_cent, rate
 from .render import render
@@ -89,12 +90,12 @@ def edit_table(columns: dict[str, dict[str, dict]]) -> str:
     Args:
         columns (`dict`): A column's title to what [`edit_figures`] gave; one or more.
     """
-    lines = [f"| right, per cent | cases | {' | '.join(columns)} |", "|---|" + "---|" * (len(columns) + 1)]
     first = next(iter(columns.values()))
-    for row, true in first["right"].items():
-        cells = [per_cent(figures["right"][row]) for figures in columns.values()]
-        lines.append(f"| {row} | {true['cases']} | {' | '.join(cells)} |")
+    rows = [
+        [row, true["cases"], *(per_cent(figures["right"][row]) for figures in columns.values())]
+        for row, true in first["right"].items()
+    ]
     means = [f"{figures['difference']['mean']:.4f}" for figures in columns.values()]
     cases = first["right"]["whole caption"]["cases"]
-    lines.append(f"| mean difference outside the mask, of 1 | {cases} | {' | '.join(means)} |")
-    return "\n".join(lines)
+    rows.append(["mean difference outside the mask, of 1", cases, *means])
+    return markdown_table(["right, per cent", "cases", *columns], rows)

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..markdown import markdown_table
 from .captions import Caption
 from .dataset import Example
 from .detect import MIN_SIZE
@@ -273,36 +274,27 @@ def guidance_table(results: dict[str, Any]) -> str:
             columns[f"{title}, before the upsampler"] = figures["base"]
         columns[title] = figures
 
-    def section(kind: str, title: str, rows: dict[str, str], cell: Callable[[dict], str]) -> list[str]:
-        lines = [f"| {title} | cases | {' | '.join(columns)} |", "|---|" + "---|" * (len(columns) + 1)]
-        for name, label in rows.items():
+    def section(kind: str, title: str, labels: dict[str, str], cell: Callable[[dict], str]) -> str:
+        rows = []
+        for name, label in labels.items():
             found = [figures[kind].get(name) for figures in columns.values()]
             if found[0]:
-                cells = [cell(figure) if figure else "" for figure in found]
-                lines.append(f"| {label} | {found[0]['cases']} | {' | '.join(cells)} |")
-        return lines
+                rows.append([label, found[0]["cases"], *(cell(figure) if figure else "" for figure in found)])
+        return markdown_table([title, "cases", *columns], rows)
 
-    lines = section(
-        "accuracy",
-        "right, per cent",
-        {name: name for name in (*ATTRIBUTES, *WHOLE)},
-        per_cent,
-    )
-    lines += [""]
-    lines += section(
-        "diversity",
-        "spread of the unsaid, bits",
-        {name: f"{name} (at most {math.log2(count):.2f})" for name, count in UNSAID.items()},
-        lambda spread: f"{spread['bits']:.2f}",
-    )
+    accuracy = {name: name for name in (*ATTRIBUTES, *WHOLE)}
+    diversity = {name: f"{name} (at most {math.log2(count):.2f})" for name, count in UNSAID.items()}
+    sections = [
+        section("accuracy", "right, per cent", accuracy, per_cent),
+        section("diversity", "spread of the unsaid, bits", diversity, lambda spread: f"{spread['bits']:.2f}"),
+    ]
     if upsampler := results.get("upsampler"):
-        lines += [
-            "",
+        sections.append(
             f"The upsampler alone, from the true small picture: mean absolute difference to the true large one "
             f"{upsampler['mean_absolute_difference']:.4f} (standard error {upsampler['standard_error']:.4f}, "
-            f"{upsampler['pictures']} pictures).",
-        ]
-    return "\n".join(lines)
+            f"{upsampler['pictures']} pictures)."
+        )
+    return "\n\n".join(sections)
 
 
 def judged_table(rows: Mapping[str, dict[str, dict[str, dict[str, float]]]]) -> str:
@@ -313,13 +305,13 @@ def judged_table(rows: Mapping[str, dict[str, dict[str, dict[str, float]]]]) -> 
         rows (`Mapping`): A setting's name to its figures, as [`Tally.figures`] gives them; one or more.
     """
 
-    def section(kind: str, title: str, names: Sequence[str], cell: Callable[[dict], str]) -> list[str]:
-        lines = [f"| {title} | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-        for setting, figures in rows.items():
-            cells = [cell(figures[kind][name]) if name in figures[kind] else "" for name in names]
-            lines.append(f"| {setting} | {' | '.join(cells)} |")
-        return lines
+    def section(kind: str, title: str, names: Sequence[str], cell: Callable[[dict], str]) -> str:
+        cells = (
+            [setting, *(cell(figures[kind][name]) if name in figures[kind] else "" for name in names)]
+            for setting, figures in rows.items()
+        )
+        return markdown_table([title, *names], cells)
 
-    lines = section("accuracy", "right, per cent", (*ATTRIBUTES, *WHOLE), lambda rate: f"{100 * rate['share']:.1f}")
+    accuracy = section("accuracy", "right, per cent", (*ATTRIBUTES, *WHOLE), lambda rate: f"{100 * rate['share']:.1f}")
     spread = section("diversity", "spread of the unsaid, bits", tuple(UNSAID), lambda spread: f"{spread['bits']:.2f}")
-    return "\n".join([*lines, "", *spread])
+    return f"{accuracy}\n\n{spread}"

@@ -8,6 +8,7 @@ import torch
 from diffusers import SchedulerMixin
 from transformers import PreTrainedTokenizerBase
 
+from ..markdown import markdown_table
 from ..models import NoisedCLIPModel, tokenize_prompts
 from ..pixels import pictures_to_tensor
 from .captions import Caption, describe_fully
@@ -88,14 +89,11 @@ def caption_retrieval(
 
 def retrieval_table(rates: Mapping[int | str, dict[str, dict[str, float]]]) -> str:
     """
-    What [`caption_retrieval`] gave as Markdown, in per cent with 95 % intervals.
+    What [`caption_retrieval`] gave as Markdown: how often which caption is picked, in per cent with 95 % intervals.
 
     Args:
         rates (`Mapping`): A timestep to its rate; one or more.
     """
-    cases = next(iter(rates.values()))[OWN]["cases"]
     columns = (FULL, OWN, TRUE)
-    lines = [f"| timestep | per cent of {cases} pictures: it picks {' | '.join(columns)} |", "|---|" + "---|" * 3]
-    for t, found in rates.items():
-        lines.append(f"| {t} | {' | '.join(per_cent(found[column]) for column in columns)} |")
-    return "\n".join(lines)
+    rows = ([t, *(per_cent(found[column]) for column in columns)] for t, found in rates.items())
+    return markdown_table(["timestep", *(f"{column}, per cent" for column in columns)], rows)

@@ -1,7 +1,7 @@
 """Scenes of the shapes world: one to three coloured shapes on a plain background, and how they are drawn at random."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,7 @@ RELATIONS: tuple[str, ...] = ("above", "below", "left of", "right of")
 BORDER = 0.03  # free space between an object and the border
 GAP = 0.065  # free space between two objects: 2 pixels of 32, so that a background pixel always lies between them
 HELD_OUT_SHARE = 10  # one combination in this many is kept from training
-_NUM_OBJECTS_SHARES = (0.4, 0.4, 0.2)
+NUM_OBJECTS_SHARES = (0.4, 0.4, 0.2)  # of scenes of one, two and three objects
 _CENTRED_SHARE = 0.12  # of the scenes with one object, which would otherwise hardly ever be in the centre
 
 
@@ -114,6 +114,12 @@ class Scene:
         return is_held_out(self.combination)
 
 
+def check_shares(argument: str, shares: Sequence[float]) -> None:
+    """Raises a `ValueError` that names the argument, unless it holds three shares that make up the whole."""
+    if len(shares) != 3 or min(shares) < 0 or not np.isclose(sum(shares), 1):
+        raise ValueError(f"`{argument}` must be three shares whose sum is 1, got {tuple(shares)}.")
+
+
 def check_choice(name: str, value: object, allowed: Collection[object]) -> None:
     """Raises a `ValueError` that names the argument unless `value` is one of `allowed`."""
     if value not in allowed:
@@ -164,7 +170,12 @@ def is_related(relation: str, first: tuple[float, float], second: tuple[float, f
     return along >= distance and along > ratio * across
 
 
-def sample_scene(rng: np.random.Generator, held_out: bool | None = False, num_objects: int | None = None) -> Scene:
+def sample_scene(
+    rng: np.random.Generator,
+    held_out: bool | None = False,
+    num_objects: int | None = None,
+    num_objects_shares: Sequence[float] = NUM_OBJECTS_SHARES,
+) -> Scene:
     """
     Draws a scene: objects of different (colour, shape) pairs that do not touch one another or the border. Of three
     objects at most one is large, since more would leave no choice of where to put them.
@@ -173,7 +184,8 @@ def sample_scene(rng: np.random.Generator, held_out: bool | None = False, num_ob
         rng (`np.random.Generator`): Where the randomness comes from.
         held_out (`bool`, *optional*): `False` draws combinations for training, `True` those kept from training,
             `None` any.
-        num_objects (`int`, *optional*): 1, 2 or 3; by default drawn with shares of 40, 40 and 20 %.
+        num_objects (`int`, *optional*): 1, 2 or 3; by default drawn.
+        num_objects_shares (`Sequence[float]`, defaults to (0.4, 0.4, 0.2)): How often one, two and three are drawn.
 
     Returns:
         `Scene`
@@ -183,7 +195,8 @@ def sample_scene(rng: np.random.Generator, held_out: bool | None = False, num_ob
     """
     check_choice("held_out", held_out, (False, True, None))
     check_choice("num_objects", num_objects, (None, 1, 2, 3))
-    count = num_objects if num_objects is not None else int(rng.choice(3, p=_NUM_OBJECTS_SHARES)) + 1
+    check_shares("num_objects_shares", num_objects_shares)
+    count = num_objects if num_objects is not None else int(rng.choice(3, p=num_objects_shares)) + 1
     colours, backgrounds = tuple(COLOURS), tuple(BACKGROUNDS)
     while True:
         background = backgrounds[rng.integers(len(backgrounds))]

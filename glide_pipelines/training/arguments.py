@@ -33,6 +33,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--dataset_name", help='"shapes" (the default), or a dataset on the Hub')
     add("--train_data_dir", help="folder of pictures with a metadata.jsonl")
+    add(
+        "--num_objects_shares",
+        type=float,
+        nargs=3,
+        metavar="SHARE",
+        help="of the shapes world: how many scenes have one, two and three objects (default: 0.4 0.4 0.2)",
+    )
     add("--image_column", default="image", help="column of the pictures (default: %(default)s)")
     add("--caption_column", default="text", help="column of the captions (default: %(default)s)")
     add("--resolution", type=int, help="width and height of the pictures; by default the model's")
@@ -109,6 +116,8 @@ def check_arguments(args: argparse.Namespace) -> argparse.Namespace:
         raise ValueError("`push_to_hub` and `hub_model_id` go together.")
     if getattr(args, "proportion_full_captions", 0.0) and args.dataset_name != "shapes":
         raise ValueError("`proportion_full_captions` is for the shapes world.")
+    if args.num_objects_shares is not None and args.dataset_name != "shapes":
+        raise ValueError("`num_objects_shares` is for the shapes world.")
     if getattr(args, "stage", None) == "base":
         for name in ("crop_size", "low_resolution", "low_res_blur", "low_res_noise", "low_res_consistency"):
             if getattr(args, name):
@@ -142,7 +151,8 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
 def make_source(args: argparse.Namespace, resolution: int) -> Source:
     """The pictures and captions that the arguments of [`add_data_arguments`] describe, at a size in pixels."""
     if args.dataset_name == "shapes":
-        return ShapesSource(resolution, args.seed, getattr(args, "proportion_full_captions", 0.0))
+        full_captions = getattr(args, "proportion_full_captions", 0.0)
+        return ShapesSource(resolution, args.seed, full_captions, args.num_objects_shares)
     return DatasetSource(
         args.dataset_name,
         args.train_data_dir,

@@ -56,10 +56,10 @@ def check_none_later(output_dir: str | Path, step: int) -> None:
     """
     later = [path.name for path in list_checkpoints(output_dir) if _step(path) > step]
     if later:
-        got = f"one of step {step}" if step else "none"
+        going_on = f" later than step {step}" if step else ""
         raise ValueError(
-            f"`resume_from_checkpoint` must be the last one in `output_dir` ('latest'), got {got} beside "
-            f"{', '.join(later)}; else move these away, or take another `output_dir`."
+            f"`output_dir` {output_dir} holds {', '.join(later)}{going_on}: go on with `--resume_from_checkpoint "
+            "latest`, move these away, or take another folder."
         )
 
 

@@ -17,6 +17,7 @@ from ..models import tokenize_prompts
 from ..pipelines.image_inputs import load_images
 from ..pixels import pictures_to_tensor, round_pixels
 from ..shapes import ShapesWorld, describe_fully, render
+from ..shapes.scene import NUM_OBJECTS_SHARES
 from .timesteps import TimestepWeighting
 
 
@@ -33,16 +34,24 @@ class ShapesSource:
         resolution (`int`): Width and height of the pictures.
         seed (`int`): Which sequence of scenes.
         proportion_full_captions (`float`, defaults to 0): So many captions leave nothing unsaid ([`describe_fully`]).
+        num_objects_shares (`Sequence[float]`, *optional*): Of scenes of one, two and three objects, as in
+            [`ShapesWorld`]; by default the world's own.
 
     Raises:
-        ValueError: if `proportion_full_captions` is out of its range.
+        ValueError: if `proportion_full_captions` or `num_objects_shares` is out of its range.
     """
 
-    def __init__(self, resolution: int, seed: int, proportion_full_captions: float = 0.0) -> None:
+    def __init__(
+        self,
+        resolution: int,
+        seed: int,
+        proportion_full_captions: float = 0.0,
+        num_objects_shares: Sequence[float] | None = None,
+    ) -> None:
         if not 0 <= proportion_full_captions <= 1:
             raise ValueError(f"`proportion_full_captions` must lie between 0 and 1, got {proportion_full_captions}.")
         self.resolution = resolution
-        self.world = ShapesWorld(seed)
+        self.world = ShapesWorld(seed, num_objects_shares=num_objects_shares or NUM_OBJECTS_SHARES)
         self.proportion_full_captions = proportion_full_captions
 
     def __call__(self, index: int, rng: np.random.Generator) -> tuple[Image.Image, str]:

@@ -145,6 +145,20 @@ def test_a_run_of_pndm_repeats_its_second_timestep(strength, expected):
     assert adapter.scheduler.timesteps.tolist() == expected
 
 
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DDIMScheduler"])
+def test_a_cut_run_knows_its_noise_levels(name):
+    """The estimate of a model that knows the picture is the picture, at each step of what is left of the run."""
+    picture, seen = randn(6).clamp(-1, 1), []
+    scheduler = getattr(diffusers, name).from_config(GLIDEDDPMScheduler().config)
+    adapter = SchedulerAdapter(scheduler, num_inference_steps=10, strength=0.5)
+    timesteps = adapter.start()
+    assert len(adapter) == 5
+    for i in range(len(adapter)):
+        sample = scheduler.add_noise(picture, randn(7), timesteps[i : i + 1])
+        adapter.step(i, randn(7), None, sample, sample, denoised_fn=lambda x_start: seen.append(x_start) or x_start)
+        torch.testing.assert_close(seen[-1], picture, atol=1e-4, rtol=0)
+
+
 def test_a_cut_run_of_pndm_knows_its_noise_levels():
     """A model that knows the picture is asked at the noise level that the sample has."""
     scheduler, picture = pndm(timestep_spacing="leading"), randn(6).clamp(-1, 1)

@@ -168,4 +168,5 @@ def test_the_full_caption_is_true_of_scenes_with_the_same_objects_only():
         return scene.background, sorted((item.shape, item.colour, item.size) for item in scene.objects)
 
     for caption, own in zip(captions, scenes, strict=True):
+        assert describe_fully(Scene(own.objects[::-1], own.background)) == caption
         assert all(is_true(caption, scene) == (content(scene) == content(own)) for scene in scenes)

@@ -74,6 +74,15 @@ def test_number_of_objects_can_be_chosen():
         assert {len(sample_scene(rng, num_objects=count).objects) for _ in range(20)} == {count}
 
 
+def test_how_many_scenes_have_one_two_and_three_objects():
+    def counted(**shares):
+        numbers = [len(ShapesWorld(0, **shares).scene(index).objects) for index in range(1000)]
+        return [numbers.count(number) / 1000 for number in (1, 2, 3)]
+
+    assert counted() == pytest.approx([0.4, 0.4, 0.2], abs=0.05)
+    assert counted(num_objects_shares=(0.1, 0.0, 0.9)) == pytest.approx([0.1, 0.0, 0.9], abs=0.05)
+
+
 def test_the_sequence_is_the_same_in_another_process_and_order():
     indices = [7, 3, 123_456_789_012]
     code = (
@@ -129,7 +138,9 @@ def test_sizes_that_do_not_divide_the_canvas(scenes, size):
         (lambda: Scene(()), "`objects`"),
         (lambda: Scene((Object("circle", "red", "small", 0.5, 0.5),), "red"), "`background`"),
         (lambda: sample_scene(np.random.default_rng(), num_objects=4), "`num_objects`"),
+        (lambda: sample_scene(np.random.default_rng(), num_objects_shares=(0.5, 0.5)), "`num_objects_shares`"),
         (lambda: sample_scene(np.random.default_rng(), held_out="yes"), "`held_out`"),
+        (lambda: ShapesWorld(num_objects_shares=(2, -1, 0)), "`num_objects_shares`"),
         (lambda: ShapesWorld(seed=-1), "`seed`"),
         (lambda: ShapesWorld().scene(-1), "`index`"),
         (lambda: render(ShapesWorld().scene(0), 4), "`size`"),

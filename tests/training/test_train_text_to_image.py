@@ -218,6 +218,11 @@ def test_a_tracker_is_told_what_the_log_holds(arguments, monkeypatch):
         (["--train_data_dir", "nothing"], "`train_data_dir` must be a folder, got 'nothing'"),
         (["--dataset_name", "shapes", "--train_data_dir", "x"], "only one of `dataset_name` and `train_data_dir`"),
         (["--resume_from_checkpoint", "checkpoint-7"], "`resume_from_checkpoint` must be 'latest' or a checkpoint"),
+        (
+            ["--num_objects_shares", "1", "1", "1"],
+            "`num_objects_shares` must be three shares whose sum is 1, got (1.0,",
+        ),
+        (["--num_objects_shares", "1", "0", "0", "--train_data_dir", "x"], "`num_objects_shares` is for the shapes"),
         (["--crop_size", "16"], "`crop_size` is for the stage super_res"),
         (["--proportion_empty_prompts", "2"], "`proportion_empty_prompts` must lie between 0 and 1"),
     ],

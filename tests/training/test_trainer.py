@@ -120,10 +120,10 @@ def test_a_run_may_be_resumed_with_another_accumulation(tmp_path):
 def test_a_run_goes_on_from_its_last_checkpoint_only(tmp_path):
     run(make_config(tmp_path, max_train_steps=3, checkpointing_steps=1))
     before = (tmp_path / "log.jsonl").read_text()
-    message = r"`resume_from_checkpoint` must be the last .* {} beside .*checkpoint-2, checkpoint-3; else move"
-    with pytest.raises(ValueError, match=message.format("step 1")):
+    message = "`output_dir` .* holds {}: go on with `--resume_from_checkpoint latest`, move these away"
+    with pytest.raises(ValueError, match=message.format("checkpoint-2, checkpoint-3 later than step 1")):
         run(make_config(tmp_path, resume_from_checkpoint="checkpoint-1"))
-    with pytest.raises(ValueError, match=message.format("none")):
+    with pytest.raises(ValueError, match=message.format("checkpoint-1, checkpoint-2, checkpoint-3")):
         run(make_config(tmp_path))
     assert (tmp_path / "log.jsonl").read_text() == before
     # Nothing is trained where the checkpoint is only to be exported, and nothing is in the way in another folder.
