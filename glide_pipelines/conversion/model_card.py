@@ -143,7 +143,6 @@ Prompts are cut after {context} tokens. Without further arguments the pipeline s
 _USE_INPAINTING = """\
 ```python
 {imports}from diffusers.utils import load_image
-from ..markdown import markdown_table
 from glide_pipelines import {pipeline}
 
 pipe = {pipeline}.from_pretrained("{location}"{options})

@@ -121,6 +121,16 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
         )
         self.register_modules(clip_model=clip_model, clip_tokenizer=clip_tokenizer)
 
+    def enable_group_offload(self, *args: Any, exclude_modules: str | list[str] | None = None, **kwargs: Any) -> None:
+        """As in diffusers; CLIP stays on the device here too: its gradient needs its weights after the forward pass.
+
+        Args:
+            args, kwargs: As in `DiffusionPipeline.enable_group_offload`.
+            exclude_modules (`str` or `list[str]`, *optional*): Further components that stay on the device.
+        """
+        excluded = [exclude_modules] if isinstance(exclude_modules, str) else exclude_modules or []
+        super().enable_group_offload(*args, exclude_modules=[*excluded, *self._exclude_from_cpu_offload], **kwargs)
+
     @property
     def default_guidance_scale(self) -> float:
         """1, no classifier-free guidance, whatever the checkpoint recommends: here CLIP guides."""

@@ -184,7 +184,7 @@ class GLIDEPipeline(GLIDEPipelineBase):
 
         # 3. Draw the small picture.
         shape = (call.num_images, 3, height // self.scale_factor, width // self.scale_factor)
-        latents = self.prepare_latents(shape, generator, latents, self.scheduler.init_noise_sigma)
+        latents = self.prepare_latents(shape, generator, latents, call.base.init_noise_sigma)
         image = self._draw_base(call, latents, cross_attention_kwargs=cross_attention_kwargs)
 
         # 4. Enlarge it.

@@ -138,7 +138,7 @@ class GLIDEImg2ImgPipeline(GLIDEPipelineBase):
         # 3. Noise the small sketch as far as the first step that is run, and go on from there.
         sketches = pad_to([s.resize(size[::-1], Image.Resampling.BICUBIC) for s in sketches], inside)
         noise = self.prepare_latents((call.num_images, 3, *base_size), generator, latents)
-        first = call.base.timestep(0).expand(call.num_images)
+        first = call.base.start(self._execution_device)[:1].expand(call.num_images)
         latents = self.scheduler.add_noise(to_tensor(sketches, base_size).to(noise), noise, first)
         drawn = self._draw_base(call, latents, cross_attention_kwargs=cross_attention_kwargs)
 

@@ -198,9 +198,7 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
             }
 
         # 3. Paint the small picture.
-        latents = self.prepare_latents(
-            (call.num_images, 3, *base_size), generator, latents, self.scheduler.init_noise_sigma
-        )
+        latents = self.prepare_latents((call.num_images, 3, *base_size), generator, latents, call.base.init_noise_sigma)
         painted = self._draw_base(
             call,
             latents,

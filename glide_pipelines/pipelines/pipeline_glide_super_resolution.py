@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from numbers import Integral
 from typing import Any
@@ -73,6 +74,23 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
         )
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> GLIDESuperResolutionPipeline:
+        if getattr(pipeline, "unet", None) is not None and getattr(pipeline, "super_res_unet", None) is not None:
+            kwargs.setdefault("enlargement", pipeline.scale_factor)
+        return super().from_pipe(pipeline, **kwargs)
+
+    def load_lora_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Not here: LoRA weights of a pipeline are the base model's.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "LoRA weights of a pipeline are those of its base model, and there is none. Those of an upsampler go into "
+            "it with `pipe.super_res_unet.load_lora_adapter(...)`."
+        )
+
     @property
     def scale_factor(self) -> int:
         """How many times larger than the given picture the returned one is."""
@@ -81,7 +99,7 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
     @property
     def size_multiple(self) -> int:
         """Inside, height and width of the large picture are padded to multiples of this number of pixels."""
-        return self.super_res_unet.size_multiple * self.scale_factor
+        return math.lcm(self.super_res_unet.size_multiple, self.scale_factor)
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -110,7 +128,8 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
             image (PIL, `np.ndarray`, `torch.Tensor` or a list of them): The small picture, of any size, see
                 `load_images`; one for all prompts, or one for each.
             tile_size (`int`, *optional*): Larger results are drawn in overlapping tiles of so many pixels, which bounds
-                the memory of the network; by default the size that it was trained on.
+                the memory of the network; by default the size that it was trained on. A multiple of the network's size
+                multiple, `super_res_unet.size_multiple`.
             tile_overlap (`int`, *optional*): Pixels that neighbouring tiles share at least; a quarter of a tile by
                 default. Tiles are at least the network's size multiple apart.
             super_res_num_inference_steps, super_res_timesteps, num_images_per_prompt, upsample_temperature, generator,
@@ -166,9 +185,9 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
     ) -> GLIDEUNet2DConditionModel | TiledUNet:
         """The network itself where the picture fits one tile, else the network in tiles."""
         tile_size = max(self.default_size) if tile_size is None else tile_size
-        check_multiple("tile_size", tile_size, self.size_multiple)
-        tile_overlap = tile_size // 4 if tile_overlap is None else tile_overlap
         step = self.super_res_unet.size_multiple
+        check_multiple("tile_size", tile_size, step)
+        tile_overlap = tile_size // 4 if tile_overlap is None else tile_overlap
         most = tile_size - step
         if isinstance(tile_overlap, bool) or not isinstance(tile_overlap, Integral) or not 0 <= tile_overlap <= most:
             raise ValueError(

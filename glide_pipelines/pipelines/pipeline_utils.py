@@ -289,6 +289,16 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
             check_embeds("negative_prompt_embeds", negative_prompt_embeds, width, batch_size)
         elif self.unet is not None and guided:
             self._check_negative_prompt_can_be_encoded()
+        if self.unet is not None and guided:
+            context = self.tokenizer.model_max_length if self.tokenizer is not None else None
+            own, negative = (
+                context if given is None else given.shape[1] for given in (prompt_embeds, negative_prompt_embeds)
+            )
+            if own != negative:
+                raise ValueError(
+                    "`prompt_embeds` and `negative_prompt_embeds` must have the same number of tokens (an encoded "
+                    f"prompt has {context}), got {own} and {negative}."
+                )
         if self.super_res_unet is not None:
             if super_res_prompt_embeds is not None:
                 width = self.super_res_unet.config.cross_attention_dim
@@ -377,6 +387,8 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
             )
             self._num_timesteps += count(self.unet, base)
         if self.super_res_unet is not None:
+            if self.super_res_scheduler is None:
+                raise ValueError("`super_res_unet` needs `super_res_scheduler`, and there is none.")
             super_res = SchedulerAdapter(
                 self.super_res_scheduler,
                 super_res_num_inference_steps,

@@ -128,7 +128,7 @@ class SamplingMixin:
         low_res = round_pixels(low_res)
         if self.config.low_res_consistency:
             denoised_fn = _consistent_with(low_res, denoised_fn)
-        scale = call.upsample_temperature * call.super_res.scheduler.init_noise_sigma
+        scale = call.upsample_temperature * call.super_res.init_noise_sigma
         latents = self.prepare_latents((low_res.shape[0], 3, *size), call.generator, latents, scale)
         with self._run_stage("super_res"):
             return self._denoise(

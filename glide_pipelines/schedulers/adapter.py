@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from diffusers import PNDMScheduler, SchedulerMixin
+from diffusers import DDPMParallelScheduler, DDPMScheduler, PNDMScheduler, SchedulerMixin
 
 from .gaussian_diffusion import GaussianDiffusion
 from .respacing import check_num_inference_steps, check_timesteps, space_timesteps
@@ -74,13 +74,21 @@ class SchedulerAdapter:
                 f"`scheduler` must step noise predictions over discrete training timesteps; {name} with "
                 f"prediction_type={prediction_type!r} does not."
             )
+        needed = [
+            parameter.name
+            for parameter in inspect.signature(self.scheduler.step).parameters.values()
+            if parameter.default is parameter.empty and parameter.name not in ("model_output", "timestep", "sample")
+        ]
+        if needed or not hasattr(self.scheduler, "order"):
+            lacks = f"its `step` needs {', '.join(needed)}" if needed else "it is made for one pipeline of its own"
+            raise ValueError(f"`scheduler` must step by noise prediction, timestep and sample; {name}: {lacks}.")
 
     @functools.cached_property
     def takes_variance(self) -> bool:
         """Whether the scheduler wants the variance channels beside the noise prediction."""
-        # A config keeps `variance_type` also for schedulers that have none: the signature decides.
-        has_variance_type = "variance_type" in inspect.signature(type(self.scheduler).__init__).parameters
-        return self.is_glide or (has_variance_type and self.scheduler.config.variance_type == "learned_range")
+        # A config keeps `variance_type` also for schedulers that have none, and others only cut the channels off.
+        uses_it = isinstance(self.scheduler, DDPMScheduler | DDPMParallelScheduler)
+        return self.is_glide or (uses_it and self.scheduler.config.variance_type == "learned_range")
 
     def start(self, device: torch.device | str | None = None) -> torch.Tensor:
         """Begin the run: set the scheduler's timesteps and forget any run before.
@@ -110,6 +118,8 @@ class SchedulerAdapter:
             self.scheduler.set_begin_index(self._first)
         # Read once: asking a tensor on an accelerator for its values inside the loop would wait for it.
         self._timestep_values = self.scheduler.timesteps.tolist()
+        # Kept, since the run of another stage may set the same scheduler to other steps before this one's turn comes.
+        self.init_noise_sigma = self.scheduler.init_noise_sigma
         if not self.is_glide:
             self._process = self._interpolated_process()
         return self.scheduler.timesteps[self._first :]
@@ -243,10 +253,13 @@ class SchedulerAdapter:
         return noise_pred if cond_grad is None else self._process.shift_noise(noise_pred, cond_grad, step)
 
     def _interpolated_process(self) -> GaussianDiffusion:
-        """The process over the run's timesteps; between training timesteps (Karras spacing) the noise level is
-        interpolated."""
-        alphas_cumprod = self.scheduler.alphas_cumprod.cpu().double().numpy()
-        training_sigmas = ((1 - alphas_cumprod) / alphas_cumprod) ** 0.5
+        """The process over the run's timesteps. Between training timesteps (Karras spacing) the noise level is
+        interpolated, or known, where a scheduler rounds its timesteps and steps by its own noise levels."""
         ascending = self._timestep_values[::-1]
-        sigmas = np.interp(ascending, np.arange(len(training_sigmas)), training_sigmas)
+        if hasattr(self.scheduler, "sigmas") and not self.scheduler.timesteps.is_floating_point():
+            sigmas = self.scheduler.sigmas[: len(ascending)].cpu().double().flip(0).numpy()
+        else:
+            alphas_cumprod = self.scheduler.alphas_cumprod.cpu().double().numpy()
+            training_sigmas = ((1 - alphas_cumprod) / alphas_cumprod) ** 0.5
+            sigmas = np.interp(ascending, np.arange(len(training_sigmas)), training_sigmas)
         return GaussianDiffusion(torch.tensor(ascending), torch.from_numpy(1 / (sigmas**2 + 1)))

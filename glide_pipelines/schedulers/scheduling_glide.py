@@ -77,6 +77,11 @@ class GLIDEScheduler(DDPMScheduler):
         self.register_to_config(_use_default_values=[])
         if trained_betas is not None:
             self.betas = torch.as_tensor(trained_betas, dtype=torch.float64)
+            if len(self.betas) != num_train_timesteps:
+                raise ValueError(
+                    f"`trained_betas` must hold one for each of `num_train_timesteps` {num_train_timesteps}, "
+                    f"got {len(self.betas)}."
+                )
         else:
             self.betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
         self.train_process = GaussianDiffusion.from_betas(self.betas)

@@ -37,6 +37,8 @@ def pipe():
         ({"prompt": None, "prompt_embeds": "a"}, TypeError, "`prompt_embeds` must be a torch.Tensor"),
         ({"prompt": None, "prompt_embeds": EMBEDS[..., :5]}, ValueError, r"`prompt_embeds` .* got \[1, 12, 5\]"),
         ({"prompt": None, "prompt_embeds": EMBEDS}, ValueError, "needs `super_res_prompt_embeds`"),
+        ({"prompt": None, "prompt_embeds": EMBEDS[:, :5]}, ValueError, "same number of tokens .* has 12.*got 5 and 12"),
+        ({"negative_prompt_embeds": EMBEDS[:, :5]}, ValueError, "same number of tokens .* got 12 and 5"),
         ({"negative_prompt_embeds": EMBEDS.expand(2, -1, -1)}, ValueError, "`negative_prompt_embeds` .* batch of 1"),
         ({"super_res_prompt_embeds": EMBEDS.expand(2, -1, -1)}, ValueError, "`super_res_prompt_embeds` .* batch of 1"),
         ({"super_res_prompt_embeds": EMBEDS[..., :5]}, ValueError, "`super_res_prompt_embeds`"),
@@ -107,6 +109,13 @@ def test_a_pipeline_without_text_encoders_needs_embeddings():
         pipe.encode_prompt(prompt_embeds=EMBEDS)
     unguided = pipe.encode_prompt(prompt_embeds=EMBEDS, do_classifier_free_guidance=False)
     assert torch.equal(unguided[0], EMBEDS) and unguided[1] is None
+
+
+def test_an_upsampler_without_its_scheduler_is_named():
+    pipe = tiny_pipeline()
+    pipe.super_res_scheduler = None
+    with pytest.raises(ValueError, match="`super_res_unet` needs `super_res_scheduler`"):
+        pipe("a red circle")
 
 
 def test_a_pipeline_without_a_tokenizer_needs_embeddings():

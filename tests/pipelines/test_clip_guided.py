@@ -253,6 +253,18 @@ def test_clip_stays_on_the_device_under_offloading():
     np.testing.assert_allclose(draw(pipe), expected, atol=1e-5)
 
 
+def test_clip_stays_on_the_device_under_group_offloading():
+    pipe = tiny_clip_pipeline(upsampler=False)
+    expected = draw(pipe)
+    pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level", exclude_modules="text_encoder")
+
+    def is_hooked(network):
+        return any(hasattr(module, "_diffusers_hook") for module in network.modules())
+
+    assert is_hooked(pipe.unet) and not is_hooked(pipe.text_encoder) and not is_hooked(pipe.clip_model)
+    np.testing.assert_allclose(draw(pipe), expected, atol=1e-5)
+
+
 def test_a_caption_too_long_for_clip_is_warned_of(pipe, caplog):
     draw(pipe, clip_prompt="a red circle " * CONTEXT)
     assert "The CLIP prompt has" in caplog.text

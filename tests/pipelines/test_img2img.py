@@ -73,6 +73,19 @@ def test_strength_with_stock_schedulers(img2img, name):
     assert np.abs(result - np.asarray(image) / 255).mean() < 0.25
 
 
+@pytest.mark.parametrize("name", ["GLIDEDDPMScheduler", "EulerDiscreteScheduler"])
+def test_one_scheduler_may_serve_both_stages(img2img, name):
+    """Each stage sets it to its own steps before it reads any of them."""
+    cls = getattr(diffusers, name, type(img2img.scheduler))
+    one, other = (cls.from_config(img2img.scheduler.config) for _ in range(2))
+    call = {"strength": 0.5, "num_inference_steps": 8, "super_res_num_inference_steps": 2}
+    pictures = [
+        sketch(quiet(GLIDEImg2ImgPipeline.from_pipe(img2img, scheduler=one, super_res_scheduler=second)), **call)
+        for second in (one, other)
+    ]
+    np.testing.assert_array_equal(*pictures)
+
+
 def test_strength_with_pndm(img2img, capsys):
     """Whose second call repeats the second timestep, also of a run that is cut."""
     scheduler = diffusers.PNDMScheduler.from_config(img2img.scheduler.config)

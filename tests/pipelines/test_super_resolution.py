@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from editing import picture, quiet, refused
 from PIL import Image
-from tiny import tiny_call, tiny_pipeline
+from tiny import tiny_call, tiny_components, tiny_pipeline, tiny_unet
 
 from glide_pipelines import (
     GLIDEPipeline,
@@ -40,6 +40,29 @@ def enlarge(pipe, image, **changes):
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 7), (30, 9)])
 def test_four_times_as_large(enlarger, height, width):
     assert enlarge(enlarger, picture(height, width)).shape == (1, 4 * height, 4 * width, 3)
+
+
+def test_as_large_as_the_upsampler_of_the_pipeline_was_trained_to_make_it():
+    parts = tiny_components() | {"super_res_unet": tiny_unet(in_channels=6, sample_size=16)}
+    pipe = quiet(GLIDESuperResolutionPipeline.from_pipe(GLIDEPipeline(**parts)))
+    assert enlarge(pipe, picture(8, 8)).shape == (1, 16, 16, 3)
+
+
+def test_no_more_is_drawn_than_is_needed(enlarger):
+    """The large picture is padded to what the network and the enlargement divide, and no further."""
+    seen = []
+    hook = enlarger.super_res_unet.register_forward_pre_hook(lambda m, args: seen.append(args[0].shape[-2:]))
+    try:
+        enlarge(enlarger, picture(5, 7), tile_size=22)
+        enlarge(enlarger, picture(8, 8), tile_size=18)
+    finally:
+        hook.remove()
+    assert set(seen[:2]) == {(20, 22)} and set(seen[4:]) == {(18, 18)}
+
+
+def test_lora_weights_are_the_base_model_s(enlarger):
+    with pytest.raises(ValueError, match=r"super_res_unet\.load_lora_adapter"):
+        enlarger.load_lora_weights({})
 
 
 def test_it_is_the_second_stage_of_text_to_image(enlarger):
@@ -146,7 +169,7 @@ def test_bad_input_to_enlarging(enlarger):
             r"`image` holds pictures of different sizes \(8 x 8, 8 x 9\); enlarge one size at a time\.",
         ),
         ({"super_res_latents": torch.zeros(1, 3, 8, 8)}, r"`super_res_latents` must have the shape \[1, 3, 32, 32\]"),
-        ({"tile_size": 30}, "`tile_size` must be a multiple of 8"),
+        ({"tile_size": 31}, "`tile_size` must be a multiple of 2"),
         ({"tile_overlap": 31}, "`tile_overlap` must be an integer from 0 to 30, which is `tile_size` less 2, got 31"),
         ({"prompt": None}, "Pass `prompt` or `super_res_prompt_embeds`"),
         ({"super_res_timesteps": "x"}, "super_res_timesteps='x'"),

@@ -159,6 +159,38 @@ def test_a_cut_run_knows_its_noise_levels(name):
         torch.testing.assert_close(seen[-1], picture, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("spacing", ["use_karras_sigmas", "use_exponential_sigmas"])
+def test_noise_levels_between_the_training_ones_are_the_scheduler_s_own(name, spacing):
+    """On the cosine schedule several of them round to one timestep; known pixels and clip are at the true one."""
+    config = GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2").config
+    scheduler = getattr(diffusers, name).from_config(config, **{spacing: True})
+    adapter = SchedulerAdapter(scheduler, num_inference_steps=20)
+    adapter.start()
+    for i in range(4):
+        adapter.step(i, NOISE_PRED, None, X_T, X_T, denoised_fn=put_back)
+        x_start = scheduler.model_outputs[-1]
+        # In float32, at noise 20,000 times as strong as the picture.
+        torch.testing.assert_close(x_start[..., :4], KNOWN[..., :4].clamp(-1, 1), atol=0.02, rtol=0)
+        assert x_start.abs().max() < 1.02
+
+
+def test_variance_channels_that_a_scheduler_only_cuts_off_are_not_given_to_it():
+    assert first_step(diffusers.SASolverScheduler.from_config(GLIDEDDPMScheduler().config)).shape == X_T.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("UnCLIPScheduler", "it is made for one pipeline of its own"),
+        ("RePaintScheduler", "its `step` needs original_image, mask"),
+    ],
+)
+def test_schedulers_that_need_more_are_refused(name, message):
+    with pytest.raises(ValueError, match=f"`scheduler` must step by .*; {name}: {message}"):
+        SchedulerAdapter(getattr(diffusers, name)(num_train_timesteps=1000), num_inference_steps=4)
+
+
 def test_a_cut_run_of_pndm_knows_its_noise_levels():
     """A model that knows the picture is asked at the noise level that the sample has."""
     scheduler, picture = pndm(timestep_spacing="leading"), randn(6).clamp(-1, 1)

@@ -282,6 +282,8 @@ def test_save_and_load(cls, tmp_path):
 def test_trained_betas(cls):
     built = cls(trained_betas=[0.1, 0.2, 0.3], num_train_timesteps=3)
     assert built.betas.tolist() == [0.1, 0.2, 0.3]
+    with pytest.raises(ValueError, match="`trained_betas` must hold one for each of `num_train_timesteps` 1000, got 2"):
+        cls(trained_betas=[0.1, 0.3])
 
 
 def test_add_noise_is_the_forward_process():
