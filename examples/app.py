@@ -3,7 +3,7 @@
     python examples/app.py
 
 serves a page to this computer until Ctrl-C; `--host 0.0.0.0` serves it to the whole network, say to a classroom. It
-tells nobody that it is used, and draws one order after the other.
+sends no usage statistics, and draws one request at a time.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 takes scenes of two objects, one above, below, left or right of the other, noises their pictures, and compares how
 well the base model predicts them with the true caption, with one whose colours are swapped, with one whose relation is
-turned round, and with none. For a bag of words the first three are the same. See docs/training.md.
+turned round, and with none. For a bag of words the first three are the same. See docs/shapes_training.md.
 """
 
 from __future__ import annotations
