@@ -169,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group(
         "how to draw it",
         f"""STEPS is a number, or one of GLIDE's spacings: fast27, ddim50, 10,10,3,2,2.
-  NAME is one of {", ".join(SCHEDULERS)}.""",
+  NAME: {", ".join(SCHEDULERS)}.""",
     )
     add_sampling_options(how)
     how.add_argument(

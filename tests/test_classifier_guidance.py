@@ -42,6 +42,6 @@ def test_the_script(example, tmp_path, capsys):
     options = ["--scales", "0", "5", "--num-images", "2", "--steps", "2", "--train-steps", "2", "--background", "white"]
     example.main(["--output", str(picture), *options])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "| scale | of 2 pictures: white background | a red circle |"
+    assert lines[0] == "| scale | white background, of 2 | a red circle |"
     assert [line.split()[1] for line in lines[2:]] == ["0", "5"]
     assert Image.open(picture).width > Image.open(picture).height / 2

@@ -61,7 +61,7 @@ def sampling_settings(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict
         "batch_size": args.batch_size,
         "size": pipe.default_size[0] if is_glide else None,
         "steps": args.steps or (DEFAULT_TIMESTEPS if is_glide else None),
-        "scheduler": _scheduler_name(pipe.scheduler) if hasattr(pipe, "scheduler") else None,
+        "scheduler": _scheduler_name(getattr(pipe, "scheduler", None)),
         "super_res_steps": (args.super_res_steps or DEFAULT_SUPER_RES_TIMESTEPS) if upsampled else None,
         "super_res_scheduler": _scheduler_name(pipe.super_res_scheduler) if upsampled else None,
         "device": pipe.device.type,
@@ -69,8 +69,10 @@ def sampling_settings(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict
     }
 
 
-def _scheduler_name(scheduler: SchedulerMixin) -> str:
+def _scheduler_name(scheduler: SchedulerMixin | None) -> str | None:
     """Its class, and whether it is the stochastic one of a class that has both."""
+    if scheduler is None:
+        return None
     algorithm = scheduler.config.get("algorithm_type", "")
     return f"{type(scheduler).__name__}{f' ({algorithm})' if algorithm.startswith('sde-') else ''}"
 

@@ -114,7 +114,7 @@ def test_the_plot_and_the_table_have_a_curve_for_each_sampler_and_interval(monke
         ]
     ]
     assert steps_table(rows).splitlines() == [
-        "| whole caption right, per cent, in steps | 5 | 20 |",
+        "| whole caption right, per cent, by number of steps | 5 | 20 |",
         "|---|---|---|",
         "| ddim | 50.0 | 70.0 |",
         "| unipc | 60.0 |  |",

@@ -461,7 +461,8 @@ def test_a_clip_is_measured_at_each_timestep(run, tmp_path):
     rates = json.loads(output.read_text())["timesteps"]
     assert list(rates) == ["0", "700"] and all(rate[OWN]["cases"] == 8 for rate in rates.values())
     lines = out.splitlines()
-    assert "of 8 pictures" in lines[0] and [line.split("|")[1].strip() for line in lines[2:]] == ["0", "700"]
+    assert "its own full caption, per cent" in lines[0]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["0", "700"]
 
 
 @pytest.mark.parametrize("option", [("--steps", "5"), ("--base-only",), ("--guidance-scale", "3")])
