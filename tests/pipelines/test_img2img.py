@@ -8,9 +8,7 @@ from editing import PICTURE, picture, quiet, refused
 from PIL import Image
 from tiny import tiny_call, tiny_pipeline
 
-from glide_pipelines import (
-    GLIDEImg2ImgPipeline,
-)
+from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEPipeline
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +72,16 @@ def test_strength_with_stock_schedulers(img2img, name):
 
 
 @pytest.mark.parametrize("name", ["GLIDEDDPMScheduler", "EulerDiscreteScheduler"])
-def test_one_scheduler_may_serve_both_stages(img2img, name):
-    """Each stage sets it to its own steps before it reads any of them."""
+@pytest.mark.parametrize(
+    ("task", "call"), [(GLIDEImg2ImgPipeline, {"image": PICTURE, "strength": 0.5}), (GLIDEPipeline, {})]
+)
+def test_one_scheduler_may_serve_both_stages(img2img, name, task, call):
+    """Each stage sets it to its own steps, on which with this spacing the strength of the first noise depends too."""
     cls = getattr(diffusers, name, type(img2img.scheduler))
-    one, other = (cls.from_config(img2img.scheduler.config) for _ in range(2))
-    call = {"strength": 0.5, "num_inference_steps": 8, "super_res_num_inference_steps": 2}
+    one, other = (cls.from_config(img2img.scheduler.config, timestep_spacing="leading") for _ in range(2))
+    steps = {"num_inference_steps": 8, "super_res_num_inference_steps": 2}
     pictures = [
-        sketch(quiet(GLIDEImg2ImgPipeline.from_pipe(img2img, scheduler=one, super_res_scheduler=second)), **call)
+        quiet(task.from_pipe(img2img, scheduler=one, super_res_scheduler=second))(**tiny_call(**call, **steps)).images
         for second in (one, other)
     ]
     np.testing.assert_array_equal(*pictures)

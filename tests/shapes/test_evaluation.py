@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from scripts import load_script
@@ -411,6 +412,10 @@ def test_what_cannot_be_resumed_is_an_error(run, drawer, tmp_path):
     code, _, err = run(*options, "--num-captions", 4, "--resume")
     assert code == 2 and "weights" in err
     drawer.components = {}
+    # One class has the solver of the ODE and that of the SDE.
+    drawer.scheduler = DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")
+    code, _, err = run(*options, "--num-captions", 4, "--resume")
+    assert code == 2 and "'DPMSolverMultistepScheduler (sde-dpmsolver++)'" in err
     assert output.read_text() == before
     for content in ("no json", "[]", "{}"):
         output.write_text(content)
@@ -465,7 +470,9 @@ def test_a_clip_is_measured_at_each_timestep(run, tmp_path):
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["0", "700"]
 
 
-@pytest.mark.parametrize("option", [("--steps", "5"), ("--base-only",), ("--guidance-scale", "3")])
+@pytest.mark.parametrize(
+    "option", [("--steps", "5"), ("--base-only",), ("--guidance-scale", "3"), ("--fast",), ("--resume",)]
+)
 def test_a_clip_takes_no_options_of_drawing(run, tmp_path, option):
     code, _, err = run("--task", "clip", "--output", tmp_path / "clip.json", *option)
     assert code == 2 and option[0] in err
