@@ -81,7 +81,7 @@ def noised_clip(results: dict[str, Any]) -> dict[str, str]:
         "}\n"
         "pipe = CLIPGuidedPipeline.from_pipe(GLIDEPipeline.from_pretrained(shapes_checkpoint()), **clip)\n"
         'pipe("a red circle above a blue square", clip_guidance_scale=3.0).images[0].save("guided.png")\n```',
-        "What it was trained on": f"{DATA} They were noised by the base model's linear schedule. {COMMAND}",
+        "What it was trained on": f"{DATA} The pictures are noised by the base model's linear schedule. {COMMAND}",
         "What it can do": "Which caption it finds nearest to a noised picture, on held-out scenes. A full caption says "
         "shape, colour and size of every object and the background; the others leave things unsaid, so that several "
         f"may be true of a picture.\n\n{retrieval_table(results['timesteps'])}",

@@ -296,8 +296,8 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
             )
             if own != negative:
                 raise ValueError(
-                    "`prompt_embeds` and `negative_prompt_embeds` must have the same number of tokens (an encoded "
-                    f"prompt has {context}), got {own} and {negative}."
+                    "`prompt_embeds` and `negative_prompt_embeds` must have the same number of tokens, and an encoded "
+                    f"prompt has {context}: got {own} and {negative}."
                 )
         if self.super_res_unet is not None:
             if super_res_prompt_embeds is not None:
