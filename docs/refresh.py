@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import glide_cli
-from glide_pipelines.evaluation.report import write_whole
+from glide_pipelines.files import write_whole
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -32,7 +32,7 @@ from glide_pipelines import (
     GLIDEUNet2DConditionModel,
 )
 from glide_pipelines.cli import find_device, load_pipeline
-from glide_pipelines.evaluation.report import write_json
+from glide_pipelines.files import write_json
 from glide_pipelines.markdown import markdown_table
 
 

@@ -29,7 +29,8 @@ from glide_pipelines import (
 )
 from glide_pipelines.cli import find_device, load_pipeline, steps_arguments
 from glide_pipelines.evaluation.features import load_noised_clip
-from glide_pipelines.evaluation.report import differences, fingerprint, package_versions, sampling_settings, write_json
+from glide_pipelines.evaluation.report import differences, fingerprint, package_versions, sampling_settings
+from glide_pipelines.files import write_json
 from glide_pipelines.pipelines.pipeline_utils import GLIDEPipelineBase
 from glide_pipelines.shapes import ShapesWorld
 from glide_pipelines.shapes.edit_evaluation import edit_table, judge_edits, judge_true_edits

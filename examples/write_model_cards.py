@@ -83,8 +83,9 @@ def noised_clip(results: dict[str, Any]) -> dict[str, str]:
         'pipe("a red circle above a blue square", clip_guidance_scale=3.0).images[0].save("guided.png")\n```',
         "What it was trained on": f"{DATA} The pictures are noised by the base model's linear schedule. {COMMAND}",
         "What it can do": "Which caption it finds nearest to a noised picture, on held-out scenes. A full caption says "
-        "shape, colour and size of every object and the background; the others leave things unsaid, so that several "
-        f"may be true of a picture.\n\n{retrieval_table(results['timesteps'])}",
+        "shape, colour and size of every object and the background; the ideal observer picks among these by Bayes' "
+        "rule, knowing how the world draws: no network is right more often. The other captions leave things unsaid, so "
+        f"that several may be true of a picture.\n\n{retrieval_table(results['timesteps'])}",
         "What it cannot do": "Captions in other words than the world's own, and pictures of anything else.",
     }
 

@@ -98,7 +98,7 @@ def _open_picture(path: Path) -> Image.Image:
     return picture
 
 
-def load_pipeline(args: argparse.Namespace) -> GLIDEPipeline:
+def load_pipeline(args: argparse.Namespace) -> GLIDEPipelineBase:
     """The pipeline that the options ask for, on its device.
 
     Raises:
@@ -113,8 +113,9 @@ def load_pipeline(args: argparse.Namespace) -> GLIDEPipeline:
     if not os.path.isdir(model) and (model.count("/") != 1 or model.startswith((".", "~", "/"))):
         raise argparse.ArgumentError(None, f"--model {model}: no such folder")
     left_out = ("super_res_unet", "super_res_text_encoder", "super_res_scheduler") if args.no_upsample else ()
+    pipeline_class = GLIDESuperResolutionPipeline if getattr(args, "enlarge", False) else GLIDEPipeline
     try:
-        pipe = GLIDEPipeline.from_pretrained(model, dtype=getattr(torch, args.dtype), **dict.fromkeys(left_out))
+        pipe = pipeline_class.from_pretrained(model, dtype=getattr(torch, args.dtype), **dict.fromkeys(left_out))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise argparse.ArgumentError(None, f"--model {model}: {error}") from error
     for component, name in (("scheduler", args.scheduler), ("super_res_scheduler", args.super_res_scheduler)):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -24,3 +26,14 @@ def whole_file(path: Path) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_whole(text: str, path: Path) -> None:
+    """Write a text: the file is whole, or as it was before."""
+    with whole_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(data: dict[str, Any], path: Path) -> None:
+    """Write JSON, whole or not at all."""
+    write_whole(json.dumps(data, indent=2) + "\n", path)

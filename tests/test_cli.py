@@ -22,7 +22,13 @@ from tiny import tiny_inpaint_pipeline, tiny_pipeline
 
 import glide_cli
 import glide_pipelines
-from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline, GLIDEPipeline, cli
+from glide_pipelines import (
+    GLIDEImg2ImgPipeline,
+    GLIDEInpaintPipeline,
+    GLIDEPipeline,
+    GLIDESuperResolutionPipeline,
+    cli,
+)
 
 
 PROMPT = "a red circle"
@@ -280,6 +286,14 @@ def test_enlarge(glide, model, files, tmp_path):
     options = ("--image", files[0], "--enlarge", "-o", output, "--model", model, "--super-res-steps", 2, "-q")
     assert glide(PROMPT, *options) == (0, "", "")
     assert Image.open(output).size == (128, 128)
+
+
+def test_an_upsampler_saved_alone_enlarges(glide, model, files, tmp_path):
+    GLIDESuperResolutionPipeline.from_pretrained(model).save_pretrained(tmp_path / "upsampler")
+    options = ("--image", files[0], "--enlarge", "--model", tmp_path / "upsampler", "--super-res-steps", 2)
+    code, _, err = glide(PROMPT, *options, "-o", tmp_path / "out.png")
+    assert code == 0, err
+    assert Image.open(tmp_path / "out.png").size == (128, 128)
 
 
 def test_fast_enlarging_takes_fast_s_steps_of_the_upsampler(glide, model, files, tmp_path):

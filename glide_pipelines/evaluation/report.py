@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from diffusers import DiffusionPipeline, SchedulerMixin
 
-from ..files import whole_file
+from ..files import whole_file, write_json, write_whole
 from ..markdown import markdown_table
 from ..pipelines.pipeline_utils import DEFAULT_SUPER_RES_TIMESTEPS, DEFAULT_TIMESTEPS, GLIDEPipelineBase
 from ..shapes.evaluation import judged_table
@@ -154,17 +154,6 @@ def write_report(
     write_whole(text + "\n", folder / "results.md")
     plot(results["sweep"], folder)
     return text
-
-
-def write_whole(text: str, path: Path) -> None:
-    """Write a text: the file is whole, or as it was before."""
-    with whole_file(path) as aside:
-        aside.write_text(text, encoding="utf-8")
-
-
-def write_json(data: dict[str, Any], path: Path) -> None:
-    """Write JSON, whole or not at all."""
-    write_whole(json.dumps(data, indent=2) + "\n", path)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -18,9 +19,12 @@ from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
 from .image_inputs import common_size, load_images, pad_to, to_tensor
 from .input_checks import check_latents, check_multiple
 from .pipeline_output import GLIDEPipelineOutput
-from .pipeline_utils import GLIDEPipelineBase
+from .pipeline_utils import GLIDEPipelineBase, enlargement
 from .tiling import TiledUNet
 
+
+# Of `from_pretrained`: which files are meant, and how they are come by.
+HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -73,6 +77,25 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
             enlargement=enlargement, prompt_domain=prompt_domain, low_res_consistency=low_res_consistency
         )
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+        """Open what this class saved, or the upsampler of a text-to-image or inpainting pair, whose base stays closed.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or a Hub id.
+            kwargs: As `DiffusionPipeline.from_pretrained` takes them. `enlargement` is by default what was saved; of a
+                pair, how many times larger than the base's picture the upsampler's is.
+        """
+        if "enlargement" not in kwargs:
+            hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+            if "unet" in cls.load_config(pretrained_model_name_or_path, **hub):
+                large, small = (
+                    GLIDEUNet2DConditionModel.load_config(pretrained_model_name_or_path, subfolder=name, **hub)
+                    for name in ("super_res_unet", "unet")
+                )
+                kwargs["enlargement"] = enlargement(large["sample_size"], small["sample_size"])
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> GLIDESuperResolutionPipeline:

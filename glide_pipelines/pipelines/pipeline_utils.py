@@ -149,7 +149,7 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         """How many times larger than the base picture the returned one is; 1 without an upsampler."""
         if self.super_res_unet is None:
             return 1
-        return _pair(self.super_res_unet.config.sample_size)[0] // _pair(self.unet.config.sample_size)[0]
+        return enlargement(self.super_res_unet.config.sample_size, self.unet.config.sample_size)
 
     @property
     def size_multiple(self) -> int:
@@ -517,6 +517,11 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         if dtype is not None:
             composed.to(dtype=dtype)
         return composed
+
+
+def enlargement(large: int | tuple[int, int], small: int | tuple[int, int]) -> int:
+    """How many times larger than the base's pictures those of the upsampler are, by the `sample_size` of both."""
+    return _pair(large)[0] // _pair(small)[0]
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -14,12 +14,14 @@ from ..pixels import pictures_to_tensor
 from .captions import Caption, describe_fully
 from .dataset import ShapesWorld
 from .evaluation import per_cent, rate
+from .ideal_observer import log_likelihoods
 from .judge import judge
 from .render import render
 
 
-# What is asked of a picked caption. `FULL` is picked among full captions, the others among captions as they come.
-FULL, OWN, TRUE = "its own full caption", "its own caption", "a true caption"
+# What is asked of a picked caption. `FULL` is picked among full captions, the others among captions as they come;
+# `IDEAL` is `FULL` by Bayes' rule in place of the model.
+FULL, IDEAL, OWN, TRUE = "its own full caption", "by an ideal observer", "its own caption", "a true caption"
 _JUDGED_SIZE = 64  # of the clean picture that the judge looks at
 
 
@@ -37,7 +39,8 @@ def caption_retrieval(
     Noises held-out pictures to a timestep and lets the model pick each one's caption out of all of them, first among
     full captions ([`describe_fully`]), then among captions as the world draws them. These leave things unsaid: several
     may be true of a picture, and nobody can always tell which of them is its own. Captions that say the same are one's
-    own for each other's pictures.
+    own for each other's pictures. What no model can see in so much noise an ideal observer does not see either
+    ([`log_likelihoods`]): its figure is the bound of the first.
 
     Args:
         clip_model ([`NoisedCLIPModel`]): What is measured.
@@ -49,8 +52,8 @@ def caption_retrieval(
         batch_size (`int`, defaults to 64): Pictures at a time.
 
     Returns:
-        `dict`: a timestep to `FULL` and `OWN`, how often the picked caption is the picture's own, and `TRUE`, how often
-            it is true of the picture, as [`rate`] gives it.
+        `dict`: a timestep to `FULL`, `IDEAL` and `OWN`, how often the picked caption is the picture's own, and `TRUE`,
+            how often it is true of the picture, as [`rate`] gives it.
     """
     world = ShapesWorld(seed, held_out=True)
     examples = [world.example(index) for index in range(num_captions)]
@@ -66,22 +69,27 @@ def caption_retrieval(
         return torch.nn.functional.normalize(features, dim=-1)
 
     text, full_text = embed(captions), embed(full_captions)
+
+    def found(scores: torch.Tensor, captions: Sequence[Caption]) -> dict[str, float]:
+        picked = [captions[pick] for pick in scores.argmax(dim=1).tolist()]
+        return rate([caption == own for caption, own in zip(picked, captions, strict=True)])
+
     shown = [render(example.scene, _JUDGED_SIZE) for example in examples]
     rates = {}
     for t in timesteps:
-        features = []
-        for start in range(0, num_captions, batch_size):
-            part = slice(start, start + batch_size)
-            at = torch.full((len(x_start[part]),), t)
-            x_t = scheduler.add_noise(x_start[part], noise[part], at)
-            features.append(clip_model.get_image_features(x_t.to(clip_model.device), at.to(clip_model.device)).float())
+        at = torch.full((num_captions,), t)
+        x_t = scheduler.add_noise(x_start, noise, at)
+        parts = zip(x_t.split(batch_size), at.split(batch_size), strict=True)
+        device = clip_model.device
+        features = [clip_model.get_image_features(part.to(device), its.to(device)).float() for part, its in parts]
         # Their lengths do not matter for which caption is nearest, once the texts have unit length.
         image = torch.cat(features)
         picked = [captions[pick] for pick in (image @ text.T).argmax(dim=1).tolist()]
-        picked_full = [full_captions[pick] for pick in (image @ full_text.T).argmax(dim=1).tolist()]
+        likelihoods = log_likelihoods(x_t, float(scheduler.alphas_cumprod[t]), [example.scene for example in examples])
         rates[int(t)] = {
-            FULL: rate([caption == own for caption, own in zip(picked_full, full_captions, strict=True)]),
-            OWN: rate([caption == own for caption, own in zip(picked, captions, strict=True)]),
+            FULL: found(image @ full_text.T, full_captions),
+            IDEAL: found(likelihoods, full_captions),
+            OWN: found(image @ text.T, captions),
             TRUE: rate([judge(*pair).correct for pair in zip(shown, picked, strict=True)]),
         }
     return rates
@@ -94,6 +102,6 @@ def retrieval_table(rates: Mapping[int | str, dict[str, dict[str, float]]]) -> s
     Args:
         rates (`Mapping`): A timestep to its rate; one or more.
     """
-    columns = (FULL, OWN, TRUE)
+    columns = (FULL, IDEAL, OWN, TRUE)
     rows = ([t, *(per_cent(found[column]) for column in columns)] for t, found in rates.items())
     return markdown_table(["timestep", *(f"{column}, per cent" for column in columns)], rows)

@@ -42,10 +42,21 @@ def test_four_times_as_large(enlarger, height, width):
     assert enlarge(enlarger, picture(height, width)).shape == (1, 4 * height, 4 * width, 3)
 
 
-def test_as_large_as_the_upsampler_of_the_pipeline_was_trained_to_make_it():
+def test_as_large_as_the_upsampler_of_the_pipeline_was_trained_to_make_it(tmp_path):
     parts = tiny_components() | {"super_res_unet": tiny_unet(in_channels=6, sample_size=16)}
-    pipe = quiet(GLIDESuperResolutionPipeline.from_pipe(GLIDEPipeline(**parts)))
-    assert enlarge(pipe, picture(8, 8)).shape == (1, 16, 16, 3)
+    pair = GLIDEPipeline(**parts)
+    pair.save_pretrained(tmp_path / "pair")
+    shared = GLIDESuperResolutionPipeline.from_pipe(pair)
+    shared.save_pretrained(tmp_path / "alone")
+    opened = [GLIDESuperResolutionPipeline.from_pretrained(tmp_path / name) for name in ("pair", "alone")]
+    for pipe in (shared, *opened):
+        assert enlarge(quiet(pipe), picture(8, 8)).shape == (1, 16, 16, 3)
+
+
+def test_the_base_of_a_pair_stays_closed(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assert "unet" not in GLIDESuperResolutionPipeline.from_pretrained(tmp_path).components
 
 
 def test_no_more_is_drawn_than_is_needed(enlarger):

@@ -5,7 +5,7 @@ from tiny import tiny_tokenizer
 
 from glide_pipelines import GLIDEDDPMScheduler, NoisedCLIPConfig, NoisedCLIPModel
 from glide_pipelines.shapes import Example, ShapesWorld, describe, render
-from glide_pipelines.shapes.retrieval import FULL, OWN, TRUE, caption_retrieval
+from glide_pipelines.shapes.retrieval import FULL, IDEAL, OWN, TRUE, caption_retrieval
 
 
 SIZE, COUNT = 16, 40
@@ -40,6 +40,7 @@ def test_a_model_that_knows_is_right_on_clean_pictures_and_lost_in_noise():
     rates = measure()
     assert rates[0][OWN]["share"] == rates[0][TRUE]["share"] == rates[0][FULL]["share"] == 1
     assert rates[0][OWN]["cases"] == rates[0][FULL]["cases"] == COUNT
+    assert rates[0][IDEAL]["share"] == 1 and rates[999][IDEAL]["share"] < 0.5
     assert rates[999][FULL]["share"] < 0.5 and rates[999][OWN]["share"] <= rates[999][TRUE]["share"] < 0.5
 
 
