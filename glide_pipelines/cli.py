@@ -110,6 +110,8 @@ def load_pipeline(args: argparse.Namespace) -> GLIDEPipelineBase:
     else:
         model = str(shapes_checkpoint("text-to-image" if getattr(args, "mask", None) is None else "inpaint"))
     # "owner/name" may be on the Hub; anything else can only be a folder.
+    if os.path.isfile(model):
+        raise argparse.ArgumentError(None, f"--model {model}: a file; give its folder")
     if not os.path.isdir(model) and (model.count("/") != 1 or model.startswith((".", "~", "/"))):
         raise argparse.ArgumentError(None, f"--model {model}: no such folder")
     left_out = ("super_res_unet", "super_res_text_encoder", "super_res_scheduler") if args.no_upsample else ()

@@ -296,6 +296,14 @@ def test_an_upsampler_saved_alone_enlarges(glide, model, files, tmp_path):
     assert Image.open(tmp_path / "out.png").size == (128, 128)
 
 
+def test_enlarging_without_an_upsampler_is_refused(glide, files, tmp_path):
+    tiny_pipeline(upsampler=False).save_pretrained(tmp_path / "base")
+    for model, words in (("base", "needed to enlarge"), ("base/model_index.json", "a file; give its folder")):
+        options = ("--image", files[0], "--enlarge", "--model", tmp_path / model, "-o", tmp_path / "out.png")
+        code, _, err = glide(PROMPT, *options)
+        assert code == 2 and words in err and err.count("glide: error:") == 1
+
+
 def test_fast_enlarging_takes_fast_s_steps_of_the_upsampler(glide, model, files, tmp_path):
     options = ("--image", files[0], "--enlarge", "--fast", "-o", tmp_path / "out.png", "--model", model, "--seed", 1)
     code, _, err = glide(PROMPT, *options)

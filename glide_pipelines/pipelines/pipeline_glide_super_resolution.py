@@ -23,8 +23,8 @@ from .pipeline_utils import GLIDEPipelineBase, enlargement
 from .tiling import TiledUNet
 
 
-# Of `from_pretrained`: which files are meant, and how they are come by.
-HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
+# Options of `from_pretrained` that say which files to read, and where to get them.
+_HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -80,21 +80,38 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """Open what this class saved, or the upsampler of a text-to-image or inpainting pair, whose base stays closed.
+        """Open what this class saved, or the upsampler of a pair, whose base is then not loaded (from the Hub it is
+        downloaded all the same).
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or a Hub id.
             kwargs: As `DiffusionPipeline.from_pretrained` takes them. `enlargement` is by default what was saved; of a
-                pair, how many times larger than the base's picture the upsampler's is.
+                pair, how many times larger than the base's pictures the upsampler's are.
+
+        Returns:
+            A pipeline of this class.
+
+        Raises:
+            OSError, ValueError: as `DiffusionPipeline.from_pretrained` raises them.
         """
-        if "enlargement" not in kwargs:
-            hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-            if "unet" in cls.load_config(pretrained_model_name_or_path, **hub):
-                large, small = (
-                    GLIDEUNet2DConditionModel.load_config(pretrained_model_name_or_path, subfolder=name, **hub)
-                    for name in ("super_res_unet", "unet")
+        if "enlargement" not in kwargs and not os.path.isfile(pretrained_model_name_or_path):
+            hub_options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+            saved = cls.load_config(pretrained_model_name_or_path, **hub_options)
+
+            def sample_size(name: str) -> int | list[int] | None:
+                """Of the UNet that is given, or else saved; None if there is none."""
+                if name in kwargs:
+                    return None if kwargs[name] is None else kwargs[name].config.sample_size
+                if saved.get(name, (None,))[0] is None:
+                    return None
+                config = GLIDEUNet2DConditionModel.load_config(
+                    pretrained_model_name_or_path, subfolder=name, **hub_options
                 )
-                kwargs["enlargement"] = enlargement(large["sample_size"], small["sample_size"])
+                return config.get("sample_size")
+
+            sizes = [sample_size("super_res_unet"), sample_size("unet")]
+            if None not in sizes:
+                kwargs["enlargement"] = enlargement(*sizes)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import diffusers
+import diffusers.configuration_utils
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from glide_pipelines import (
     GLIDEImg2ImgPipeline,
     GLIDEInpaintPipeline,
     GLIDEPipeline,
+    GLIDESuperResolutionPipeline,
     GLIDETextEncoder,
     GLIDEUNet2DConditionModel,
 )
@@ -156,18 +158,32 @@ def model_info(snapshot, commit):
     return answer
 
 
-@pytest.mark.parametrize("opener", [GLIDEPipeline, DiffusionPipeline])
-def test_loading_from_the_hub(hub, expected, opener, monkeypatch):
-    """The download path, which refuses components of classes that diffusers cannot find by name."""
+@pytest.fixture
+def fetched(hub, monkeypatch):
+    """The names of the files that are asked of the Hub, one by one, with their revisions."""
     fetched = []
 
-    def hf_hub_download(repo_id, filename, *, cache_dir, **_):
-        fetched.append(filename)
-        return str(next(hub.glob(f"*/snapshots/*/{filename}")))
+    def hf_hub_download(repo_id, filename, *, cache_dir, revision=None, subfolder=None, **_):
+        path = filename if subfolder is None else f"{subfolder}/{filename}"
+        fetched.append((path, revision))
+        return str(next(hub.glob(f"*/snapshots/*/{path}")))
 
-    monkeypatch.setattr(diffusers.pipelines.pipeline_utils, "hf_hub_download", hf_hub_download)
+    for module in (diffusers.pipelines.pipeline_utils, diffusers.configuration_utils):
+        monkeypatch.setattr(module, "hf_hub_download", hf_hub_download)
+    return fetched
+
+
+def test_the_upsampler_of_a_pair_on_the_hub(hub, fetched):
+    loaded = GLIDESuperResolutionPipeline.from_pretrained(REPO, cache_dir=hub, revision="main")
+    assert loaded.scale_factor == 4 and "unet" not in loaded.components
+    assert {("unet/config.json", "main"), ("super_res_unet/config.json", "main")} < set(fetched)
+
+
+@pytest.mark.parametrize("opener", [GLIDEPipeline, DiffusionPipeline])
+def test_loading_from_the_hub(hub, fetched, expected, opener):
+    """The download path, which refuses components of classes that diffusers cannot find by name."""
     loaded = opener.from_pretrained(REPO, cache_dir=hub)
-    assert fetched == ["model_index.json"]
+    assert [name for name, _ in fetched] == ["model_index.json"]
     assert type(loaded) is GLIDEPipeline
     np.testing.assert_allclose(draw(loaded), expected, atol=5e-4)
 

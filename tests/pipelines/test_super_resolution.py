@@ -53,6 +53,18 @@ def test_as_large_as_the_upsampler_of_the_pipeline_was_trained_to_make_it(tmp_pa
         assert enlarge(quiet(pipe), picture(8, 8)).shape == (1, 16, 16, 3)
 
 
+def test_the_enlargement_is_that_of_the_upsampler_that_is_given(tmp_path):
+    tiny_pipeline(upsampler=False).save_pretrained(tmp_path / "base")
+    tiny_pipeline().save_pretrained(tmp_path / "pair")
+    names = ("super_res_unet", "super_res_text_encoder", "super_res_scheduler")
+    parts = {name: part for name, part in tiny_pipeline().components.items() if name in names}
+    parts["super_res_unet"] = tiny_unet(in_channels=6, sample_size=16)  # twice the base's 8
+    for folder in ("base", "pair"):
+        opened = GLIDESuperResolutionPipeline.from_pretrained(tmp_path / folder, **parts)
+        assert opened.scale_factor == 2
+    assert GLIDESuperResolutionPipeline.from_pretrained(tmp_path / "pair", enlargement=3).scale_factor == 3
+
+
 def test_the_base_of_a_pair_stays_closed(tmp_path):
     tiny_pipeline().save_pretrained(tmp_path)
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()

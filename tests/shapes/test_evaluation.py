@@ -466,7 +466,7 @@ def test_a_clip_is_measured_at_each_timestep(run, tmp_path):
     rates = json.loads(output.read_text())["timesteps"]
     assert list(rates) == ["0", "700"] and all(rate[OWN]["cases"] == 8 for rate in rates.values())
     lines = out.splitlines()
-    assert "its own full caption, per cent" in lines[0]
+    assert "its own full caption, per cent" in lines[0] and "by an ideal observer, per cent" in lines[0]
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["0", "700"]
 
 

@@ -67,3 +67,14 @@ def test_a_true_caption_of_another_picture_is_true_and_not_its_own(monkeypatch):
     monkeypatch.setattr("glide_pipelines.shapes.retrieval.ShapesWorld", Twice)
     rates = measure(Twice, timesteps=[0])[0]
     assert rates[TRUE]["share"] == 1 and 0.4 < rates[OWN]["share"] < 0.8
+
+
+def test_the_ideal_observer_knows_how_often_each_caption_is_there(monkeypatch):
+    """In pure noise the commonest caption is the best guess."""
+
+    class Often(ShapesWorld):
+        def example(self, index):
+            return super().example(max(index - COUNT // 2, 0))
+
+    monkeypatch.setattr("glide_pipelines.shapes.retrieval.ShapesWorld", Often)
+    assert measure(Often, timesteps=[999])[999][IDEAL]["right"] == COUNT // 2 + 1
