@@ -55,8 +55,8 @@ def caption_retrieval(
         timesteps (`Sequence[int]`): Where to measure.
         num_captions (`int`, defaults to 256): Captions to choose from, and pictures.
         seed (`int`, defaults to 0): Of scenes, captions and noise; the noise is the same at every timestep.
-        batch_size (`int`, defaults to 64): Pictures at a time. 256 pictures take about ten seconds at each timestep,
-            nearly all of it the ideal observer's.
+        batch_size (`int`, defaults to 64): Pictures at a time. 256 pictures take ten to twenty seconds at each
+            timestep, nearly all of it the ideal observer's.
 
     Returns:
         `dict`: a timestep to `FULL`, `IDEAL` and `OWN`, how often the picked caption is the picture's own, and `TRUE`,
