@@ -33,7 +33,7 @@ from glide_pipelines.evaluation import (
 from glide_pipelines.evaluation.report import package_versions, sampling_settings
 
 
-SAMPLERS = ["dpm-solver++", "unipc", "ddim", "ddpm"]
+SAMPLERS = ["dpm-solver++", "sde-dpm-solver++", "unipc", "ddim", "ddpm"]
 STEPS = [5, 8, 10, 15, 20, 25, 50, 100]
 
 

@@ -75,7 +75,7 @@ def test_each_sampler_draws_at_each_number_of_steps_with_and_without_the_interva
 
 def test_the_model_is_in_memory_once(model):
     pipes = script.load_pipelines(script.parse_args(["--output", "x", "--model", model, "--device", "cpu"]))
-    assert list(pipes) == ["dpm-solver++", "unipc", "ddim", "ddpm"]
+    assert list(pipes) == ["dpm-solver++", "sde-dpm-solver++", "unipc", "ddim", "ddpm"]
     assert len({id(pipe.unet) for pipe in pipes.values()}) == 1
     assert len({type(pipe.scheduler) for pipe in pipes.values()}) == 4
 
