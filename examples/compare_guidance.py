@@ -4,7 +4,7 @@
 
 draws 512 captions of the shapes world unguided, with classifier-free guidance, with CLIP guidance and with both, each
 over its scales, and plots how often a whole caption is right against the recall, beside the plots of figure 6. It is
-examples/evaluate.py with these choices made; further options of that script may be added, and replace them.
+examples/evaluate.py with other defaults.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ import sys
 import evaluate
 
 
+CHOICES = {
+    "base_only": True,  # CLIP guides the base stage
+    "guidance_scale": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0],
+    "clip_guidance_scale": [0.5, 1.0, 2.0, 4.0, 8.0, 16.0],
+    "clip_beside": 2.0,
+    "clip": "shapes",
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code of evaluate.py."""
-    choices = ["--base-only"]  # CLIP guides the base stage
-    choices += ["--guidance-scale", "1", "1.5", "2", "3", "4", "6", "8"]
-    choices += ["--clip-guidance-scale", "0.5", "1", "2", "4", "8", "16", "--clip-beside", "2"]
-    choices += ["--clip", "shapes"]
-    return evaluate.main([*choices, *(sys.argv[1:] if argv is None else argv)])
+    return evaluate.main(argv, "compare_guidance.py", __doc__, **CHOICES)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from glide_pipelines.cli import load_pipeline, other_scheduler, silence_librarie
 from glide_pipelines.evaluation import (
     Sampling,
     ShapesPictures,
+    join_processes,
     load_feature_network,
     plot_steps,
     run_sweep,
@@ -78,7 +79,7 @@ def load_pipelines(args: argparse.Namespace) -> dict[str, GLIDEPipeline]:
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Draw what is not there yet, and measure all of it."""
-    state = PartialState(cpu=args.device == "cpu")
+    state = join_processes(args.device)
     args.device = args.device or str(state.device)
     pipes = load_pipelines(args)
     first = next(iter(pipes.values()))

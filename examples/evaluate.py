@@ -31,6 +31,7 @@ from glide_pipelines.evaluation import (
     DatasetPictures,
     Guidance,
     ShapesPictures,
+    join_processes,
     load_clip,
     load_feature_network,
     load_noised_clip,
@@ -42,25 +43,34 @@ from glide_pipelines.evaluation import (
 from glide_pipelines.evaluation.report import package_versions, sampling_settings
 
 
+SCALES = ("guidance_scale", "clip_guidance_scale")
 # Options that only GLIDE's pipelines understand.
 GLIDE_OPTIONS = ("base_only", "scheduler", "super_res_scheduler", "super_res_steps", "clip_guidance_scale")
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = glide_cli.Parser(description=__doc__)
+def parse_args(argv: list[str] | None, description: str | None, **choices: Any) -> argparse.Namespace:
+    """The options. `choices` are the defaults of a script that makes other ones than this."""
+    defaults = {"guidance_scale": [1.0, 2.0, 3.0], "clip_guidance_scale": []} | choices
+    shown = {name: " ".join(f"{scale:g}" for scale in defaults[name]) or "none" for name in SCALES}
+    parser = glide_cli.Parser(description=description)
     add = parser.add_argument_group("what to measure").add_argument
     add("--output", type=Path, required=True, metavar="FOLDER", help="pictures, table, JSON and plots")
     scales = {"type": glide_cli.finite, "nargs": "*", "metavar": "X"}
-    add("--guidance-scale", **scales, default=[1.0, 2.0, 3.0], help="of classifier-free guidance (default: 1 2 3)")
-    add("--clip-guidance-scale", **scales, default=[], help="of guidance by a CLIP (default: none)")
+    add("--guidance-scale", **scales, help=f"of classifier-free guidance (default: {shown['guidance_scale']})")
+    add("--clip-guidance-scale", **scales, help=f"of guidance by a CLIP (default: {shown['clip_guidance_scale']})")
     add(
         "--clip-beside",
         type=glide_cli.finite,
         metavar="X",
-        help="sweep CLIP's scales once more beside classifier-free guidance of this scale",
+        help="sweep CLIP's scales once more beside classifier-free guidance of this scale (default: %(default)s)",
     )
     add("--clip-model", metavar="NAME", help="the CLIP that guides (default: shapes, the one that ships)")
-    add("--base-only", action="store_true", help="measure the base model's small pictures")
+    add(
+        "--base-only",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="measure the base model's small pictures (default: %(default)s)",
+    )
     add("--seed", type=glide_cli.seed, default=0, metavar="N", help="of noise and scenes (default: %(default)s)")
     add("--batch-size", type=glide_cli.positive_int, default=32, metavar="N", help="pictures at a time (default: 32)")
     add = parser.add_argument_group("against which captioned pictures (default: the shapes world)").add_argument
@@ -77,7 +87,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="network of the features: shapes, inception, or a vision model of transformers (default: inception, and "
         "shapes for the shapes world)",
     )
-    add("--clip", metavar="NAME", help="CLIP of the CLIP score: shapes, or a CLIP (default: no CLIP score)")
+    add("--clip", metavar="NAME", help="CLIP of the CLIP score: shapes, or a CLIP (default: %(default)s)")
     add(
         "--neighbours",
         type=glide_cli.positive_int,
@@ -87,6 +97,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     glide_cli.add_sampling_options(parser.add_argument_group("how to draw"))
     glide_cli.add_model_options(parser.add_argument_group("which model, and where it runs"))
+    parser.set_defaults(**defaults)
     args = parser.parse_args(argv)
     if args.num_captions <= args.neighbours:
         parser.error(f"--num-captions must be more than the {args.neighbours} --neighbours, got {args.num_captions}")
@@ -178,7 +189,7 @@ def describe_settings(args: argparse.Namespace, pipe: DiffusionPipeline, count: 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Draw what is not there yet, and measure all of it."""
-    state = PartialState(cpu=args.device == "cpu")
+    state = join_processes(args.device)
     args.device = args.device or str(state.device)
     with state.main_process_first():  # what is downloaded is downloaded once
         pictures = load_pictures(args)
@@ -201,17 +212,23 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     return {"settings": settings, "measured_by": measured_by, "versions": package_versions(), **results}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code, as `glide_cli.exit_code` does."""
+def main(
+    argv: list[str] | None = None, program: str = "evaluate.py", description: str | None = __doc__, **choices: Any
+) -> int:
+    """Evaluate as the options say, for this program or for another that has made some `choices`: other defaults.
+
+    Returns:
+        `int`: The exit code, as `glide_cli.exit_code` does.
+    """
 
     def run() -> None:
-        args = parse_args(argv)
+        args = parse_args(argv, description, **choices)
         silence_libraries()
         results = evaluate(args)
         if PartialState().is_main_process:
             print(write_report(results, args.output, plot_guidance))
 
-    return glide_cli.exit_code("evaluate.py", run, (ValueError, ImportError))
+    return glide_cli.exit_code(program, run, (ValueError, ImportError))
 
 
 if __name__ == "__main__":

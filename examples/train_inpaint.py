@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 
+import glide_cli
 from glide_pipelines import GLIDEDDPMScheduler, GLIDEInpaintPipeline, shapes_checkpoint
 from glide_pipelines.training import widen_for_inpainting
 from glide_pipelines.training.arguments import (
@@ -16,14 +17,13 @@ from glide_pipelines.training.arguments import (
     add_run_arguments,
     add_stage_arguments,
     check_arguments,
-    make_parser,
     run_script,
 )
 from glide_pipelines.training.stages import Components, load_stage, train_stage
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__)
+    parser = glide_cli.Parser(description=__doc__)
     parser.add_argument(
         "--pretrained_model_name_or_path",
         default=str(shapes_checkpoint()),

@@ -15,6 +15,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+import glide_cli
 from glide_pipelines import GLIDEDDPMScheduler, NoisedCLIPConfig, NoisedCLIPModel, shapes_checkpoint
 from glide_pipelines.training import TextToImageDataset, TimestepWeighting, train
 from glide_pipelines.training.arguments import (
@@ -25,7 +26,6 @@ from glide_pipelines.training.arguments import (
     check_arguments,
     finish,
     make_accelerator,
-    make_parser,
     make_source,
     run_script,
     training_config,
@@ -38,7 +38,7 @@ MODEL_CONFIG = Path(__file__).parent / "model_configs" / "shapes_noised_clip.jso
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__)
+    parser = glide_cli.Parser(description=__doc__)
     add = parser.add_argument_group("model").add_argument
     add("--pretrained_model_name_or_path", help="noised CLIP to go on from: a folder or a Hub id")
     add("--model_config", default=str(MODEL_CONFIG), help="JSON with the sizes of a new model (default: %(default)s)")

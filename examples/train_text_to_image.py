@@ -16,6 +16,7 @@ import torch
 from diffusers.utils import make_image_grid
 from transformers import GPT2Tokenizer
 
+import glide_cli
 from glide_pipelines import (
     GLIDEDDIMScheduler,
     GLIDEDDPMScheduler,
@@ -30,7 +31,6 @@ from glide_pipelines.training.arguments import (
     add_run_arguments,
     add_stage_arguments,
     check_arguments,
-    make_parser,
     run_script,
 )
 from glide_pipelines.training.stages import Components, load_stage, pipeline_parts, train_stage
@@ -42,7 +42,7 @@ SCHEDULERS = {"base": GLIDEDDPMScheduler, "super_res": GLIDEDDIMScheduler}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__)
+    parser = glide_cli.Parser(description=__doc__)
     add = parser.add_argument_group("model").add_argument
     add("--pretrained_model_name_or_path", help="pipeline to go on from: a folder or a Hub id")
     add("--model_config", help="JSON with the sizes of a new model; by default that of the shapes checkpoint")

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from diffusers import DiffusionPipeline
 from diffusers.guiders import ClassifierFreeGuidance
 from PIL import Image
@@ -131,6 +131,19 @@ class Sampling:
             return {**call, "guidance_scale": self.guidance_scale}
         start, stop = self.interval
         return {**call, "guider": ClassifierFreeGuidance(self.guidance_scale, start=start, stop=stop)}
+
+
+def join_processes(device: str | None = None) -> PartialState:
+    """Join the processes that share the sweep. `ACCELERATE_USE_CPU` counts, as it does for an `Accelerator`:
+    `PartialState` by itself does not look at it, and each process would draw everything.
+
+    Args:
+        device (`str`, *optional*): Where this process computes, if that is not accelerate's choice.
+
+    Returns:
+        `PartialState`: With the `device` that is this process's.
+    """
+    return PartialState(cpu=device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def draw_pictures(

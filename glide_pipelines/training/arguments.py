@@ -12,20 +12,14 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import HfApi
 
+import glide_cli
+
 from .data import DatasetSource, ShapesSource, Source
 from .learning_rate import LearningRate
 from .trainer import TrainingConfig
 
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """A parser that shows `description` as it is written, and takes no abbreviations: a resumed run should not change
-    its meaning when an option is added."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,23 +44,43 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     """Which of the two diffusion models is trained, on what noise, and where it goes."""
     add = parser.add_argument_group("stage").add_argument
-    add("--stage", choices=("base", "super_res"), default="base", help="which of the two models to train")
+    add(
+        "--stage",
+        choices=("base", "super_res"),
+        default="base",
+        help="which of the two models (default: %(default)s)",
+    )
     add("--pipeline_dir", help="the pipeline that the trained stage becomes part of; by default OUTPUT_DIR/pipeline")
     add("--crop_size", type=int, help="super_res: train on crops of this size")
     add("--low_resolution", type=int, help="super_res: size of the small picture; by default a quarter")
-    add("--low_res_blur", type=float, default=0.0, help="super_res: largest blur radius of the small picture")
-    add("--low_res_noise", type=float, default=0.0, help="super_res: largest noise deviation in the small picture")
+    add(
+        "--low_res_blur",
+        type=float,
+        default=0.0,
+        help="super_res: largest blur of the small picture (default: %(default)s)",
+    )
+    add(
+        "--low_res_noise",
+        type=float,
+        default=0.0,
+        help="super_res: largest noise in the small picture (default: %(default)s)",
+    )
     add("--low_res_consistency", action="store_true", help="super_res: sampling keeps the small picture's colours")
     add("--freeze_text_encoder", action="store_true", help="train the UNet only")
     add("--proportion_empty_prompts", type=float, default=0.2, help="captions left out (default: %(default)s)")
-    add("--noise_offset", type=float, default=0.0, help="deviation of a constant added to each channel's noise")
+    add(
+        "--noise_offset",
+        type=float,
+        default=0.0,
+        help="deviation of a constant on each channel's noise (default: %(default)s)",
+    )
     add_noisy_share(add)
     add("--snr_weight_range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="weight by clamp(1/SNR, LOW, HIGH)")
 
 
 def add_noisy_share(add: Callable[..., Any]) -> None:
     """Which timesteps are trained on more than others."""
-    text = "timesteps drawn from the noisier half beside the uniform ones; below 0 from the cleaner half"
+    text = "timesteps drawn from the noisier half alone, or, below 0, from the cleaner (default: %(default)s)"
     add("--noisy_share", type=float, default=0.0, help=text)
 
 
@@ -77,20 +91,20 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--save_dtype", choices=DTYPES, default="fp32", help="of the trained model (default: %(default)s)")
     add("--push_to_hub", action="store_true", help="upload the trained model")
     add("--hub_model_id", help="repository to upload to, such as name/model")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="default: %(default)s")
     add("--max_train_steps", type=int, required=True, help="steps in all, those before a resumption included")
     add("--train_batch_size", type=int, default=16, help="per process (default: %(default)s)")
-    add("--gradient_accumulation_steps", type=int, default=1)
+    add("--gradient_accumulation_steps", type=int, default=1, help="batches per step (default: %(default)s)")
     add("--gradient_checkpointing", action="store_true", help="recompute in the backward pass, to save memory")
-    add("--learning_rate", type=float, default=1e-4)
+    add("--learning_rate", type=float, default=1e-4, help="default: %(default)s")
     add("--lr_scheduler", default="constant", help="constant, linear or cosine decay (default: %(default)s)")
-    add("--lr_warmup_steps", type=int, default=0)
+    add("--lr_warmup_steps", type=int, default=0, help="default: %(default)s")
     add("--lr_decay_steps", type=int, help="length of the decay at the end; by default all after the warm-up")
-    add("--adam_beta1", type=float, default=0.9)
-    add("--adam_beta2", type=float, default=0.999)
-    add("--adam_weight_decay", type=float, default=0.01)
-    add("--adam_epsilon", type=float, default=1e-8)
-    add("--max_grad_norm", type=float, default=1.0)
+    add("--adam_beta1", type=float, default=0.9, help="default: %(default)s")
+    add("--adam_beta2", type=float, default=0.999, help="default: %(default)s")
+    add("--adam_weight_decay", type=float, default=0.01, help="default: %(default)s")
+    add("--adam_epsilon", type=float, default=1e-8, help="default: %(default)s")
+    add("--max_grad_norm", type=float, default=1.0, help="clip the gradient to it (default: %(default)s)")
     add("--ema_decay", type=float, default=0.9999, help="0 keeps no average (default: %(default)s)")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="by default what accelerate is configured for")
     add("--checkpointing_steps", type=int, help="a checkpoint every so many steps")
@@ -98,8 +112,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoints_total_limit", type=int, help="keep so many checkpoints")
     add("--resume_from_checkpoint", help='"latest", or a checkpoint')
     add("--report_to", help="tensorboard, wandb or another of accelerate's trackers, beside OUTPUT_DIR/log.jsonl")
-    add("--logging_steps", type=int, default=50)
-    add("--dataloader_num_workers", type=int, default=0)
+    add("--logging_steps", type=int, default=50, help="a line of the log every so many steps (default: %(default)s)")
+    add("--dataloader_num_workers", type=int, default=0, help="processes that load pictures (default: %(default)s)")
 
 
 def check_arguments(args: argparse.Namespace) -> argparse.Namespace:
@@ -189,8 +203,4 @@ def finish(args: argparse.Namespace, accelerator: Accelerator, done: int, save: 
 
 def run_script(main: Callable[[], None]) -> None:
     """Call a script's `main`; an error of the user's is one line on stderr and exit code 2, without a traceback."""
-    try:
-        main()
-    except (ValueError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(glide_cli.exit_code(Path(sys.argv[0]).name, main, (ValueError, ImportError, OSError)))

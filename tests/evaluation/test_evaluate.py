@@ -302,6 +302,7 @@ def model(tmp_path_factory) -> str:
 @pytest.fixture
 def run(capsys):
     def call(*arguments):
+        capsys.readouterr()  # what saving the models printed
         code = script.main([str(argument) for argument in arguments])
         out, err = capsys.readouterr()
         return code, out, err
@@ -477,11 +478,15 @@ def test_the_comparison_needs_no_clip_to_explain_itself(monkeypatch, capsys, mod
 
     with pytest.raises(SystemExit) as exit_:
         compare_guidance.main(["--help"])
-    assert exit_.value.code == 0 and "--clip-beside" in capsys.readouterr().out
+    help_text = " ".join(capsys.readouterr().out.split())
+    assert exit_.value.code == 0 and "The paper's comparison of its two guidances" in help_text
+    for default in ("1 1.5 2 3 4 6 8", "0.5 1 2 4 8 16", "2.0", "shapes", "True"):
+        assert f"(default: {default})" in help_text
     options = ("--output", str(tmp_path / "out"), "--model", model, "--device", "cpu")
     assert compare_guidance.main(list(options)) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "`clip_model` must be a noised CLIP with its tokenizer, got 'shapes'" in err
+    assert err.count("\n") == 1 and err.startswith("compare_guidance.py: error:")
+    assert "`clip_model` must be a noised CLIP with its tokenizer, got 'shapes'" in err
 
 
 def test_an_output_that_is_a_file_is_named(run, model, tmp_path):
@@ -521,7 +526,8 @@ def test_it_measures_against_a_folder_of_pictures(run, model, tmp_path):
 
 
 def test_two_processes_give_the_numbers_of_one(run, model, tmp_path):
-    options = ("--model", model, *QUICK, "--guidance-scale", "1", "3")
+    quick = QUICK[: QUICK.index("--device")]  # the device of the processes is the variable's
+    options = ("--model", model, *quick, "--guidance-scale", "1", "3")
     with socket.socket() as free:  # another run of the tests may be under way on this machine
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -530,6 +536,7 @@ def test_two_processes_give_the_numbers_of_one(run, model, tmp_path):
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
+    assert "0/2 [" in result.stderr and "0/3 [" not in result.stderr  # two of the three batches are the first's
     assert run("--output", tmp_path / "one", *options)[0] == 0
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert two["settings"] == one["settings"]
