@@ -8,7 +8,6 @@ See docs/training.md.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from accelerate.utils import set_seed
@@ -27,6 +26,7 @@ from glide_pipelines.training.arguments import (
     finish,
     make_accelerator,
     make_source,
+    model_sizes,
     run_script,
     training_config,
 )
@@ -64,16 +64,13 @@ def build_model(args: argparse.Namespace) -> tuple[NoisedCLIPModel, PreTrainedTo
         model = NoisedCLIPModel.from_pretrained(args.pretrained_model_name_or_path)
         tokenizer = AutoTokenizer.from_pretrained(args.pretrained_model_name_or_path)
     else:
-        path = Path(args.model_config)
-        if not path.is_file():
-            raise ValueError(f"`model_config` must be a JSON file, got {args.model_config!r}.")
         if args.tokenizer_name is not None:
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
         else:
             tokenizer = AutoTokenizer.from_pretrained(args.guided_model, subfolder="tokenizer")
-        sizes = json.loads(path.read_text())
-        sizes["text_config"]["vocab_size"] = len(tokenizer)
-        model = NoisedCLIPModel(NoisedCLIPConfig(**sizes))
+        with model_sizes(args.model_config) as sizes:
+            sizes["text_config"]["vocab_size"] = len(tokenizer)
+            model = NoisedCLIPModel(NoisedCLIPConfig(**sizes))
     tokenizer.model_max_length = model.config.text_config.max_position_embeddings
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # GPT-2's own has none
     return model, tokenizer

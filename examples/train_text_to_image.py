@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import make_image_grid
@@ -31,6 +31,7 @@ from glide_pipelines.training.arguments import (
     add_run_arguments,
     add_stage_arguments,
     check_arguments,
+    model_sizes,
     run_script,
 )
 from glide_pipelines.training.stages import Components, load_stage, pipeline_parts, train_stage
@@ -93,10 +94,11 @@ def build_components(args: argparse.Namespace) -> Components:
 
 
 def _new_components(args: argparse.Namespace) -> Components:
-    path = Path(args.model_config or MODEL_CONFIGS / f"shapes_{args.stage}.json")
-    if not path.is_file():
-        raise ValueError(f"`model_config` must be a JSON file, got {str(path)!r}.")
-    sizes = json.loads(path.read_text())
+    with model_sizes(args.model_config or MODEL_CONFIGS / f"shapes_{args.stage}.json") as sizes:
+        return _build_components(args, sizes)
+
+
+def _build_components(args: argparse.Namespace, sizes: dict[str, dict[str, Any]]) -> Components:
     context = sizes["text_encoder"]["max_position_embeddings"]
     if args.tokenizer_name is None:
         tokenizer = new_tokenizer(Path(args.output_dir) / "tokenizer", context)
@@ -124,7 +126,9 @@ def draw_validation_pictures(args: argparse.Namespace, components: Components, s
     """A row of pictures, the same noise each time."""
     parts = pipeline_parts(components, args.stage) | components["others"]
     consistency = args.low_res_consistency or components["low_res_consistency"]
-    pipe = GLIDEPipeline(**parts, low_res_consistency=consistency)
+    scale = components.get("default_guidance_scale")
+    pipe = GLIDEPipeline(**parts, low_res_consistency=consistency, default_guidance_scale=scale)
+    pipe.to(components["unet"].device)  # the stage that is not trained is still where it was loaded
     pipe.set_progress_bar_config(disable=True)
     images = pipe(args.validation_prompts, generator=torch.Generator().manual_seed(args.seed)).images
     path = Path(args.output_dir) / "validation" / f"step-{step:06}.png"

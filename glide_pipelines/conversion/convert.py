@@ -18,6 +18,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel, NoisedCLIPModel
 from ..pipelines import CLIPGuidedPipeline, GLIDEInpaintPipeline, GLIDEPipeline
+from ..pipelines.pipeline_utils import enlargement
 from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from .clip import RELEASED_LOGIT_SCALE, build_clip, clip_correspondences, clip_to_glide, tower_config
 from .detection import Networks, build_networks, check_tensors
@@ -221,6 +222,10 @@ def _check_pair(stages: list[_Stage]) -> None:
                 raise ConversionError(
                     f"its text encoder has {here} {what}, that of `checkpoint_path` {there}; they share a tokenizer"
                 )
+        try:
+            enlargement(*(stage.networks.unet.config.sample_size for stage in (upsampler, base)))
+        except ValueError as error:
+            raise ConversionError(f"`super_res_image_size` and `image_size` do not go together: {error}") from error
 
 
 def _open_clip(text: str | Path | None, image: str | Path | None, attention_head_dim: int) -> _CLIP:

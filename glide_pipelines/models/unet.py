@@ -113,7 +113,8 @@ class GLIDEUNet2DConditionModel(UNet2DConditionModel):
             [`GLIDEUNet2DConditionModel`]: itself.
         """
         if self.config.block_out_channels[0] >= CHANNELS_LAST_WIDTH:
-            self.to(memory_format=torch.channels_last)
+            # Not the model's own `to`, which refuses one that accelerate has spread over devices.
+            torch.nn.Module.to(self, memory_format=torch.channels_last)
         return self
 
     @property

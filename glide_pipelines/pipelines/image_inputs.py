@@ -162,7 +162,15 @@ def _to_pil(name: str, image: Any, signed: bool = False) -> Image.Image:
         image = np.asarray(image) if image.mode == "F" else _to_sixteen_bit(name, image)
     if isinstance(image, torch.Tensor):
         if image.is_floating_point():
-            image = (image.float() + 1) / 2 if signed else image.float()
+            image = image.float()
+            if signed:
+                low, high = image.min().item(), image.max().item()
+                if low < -1 or high > 1:
+                    raise ValueError(
+                        f"`{name}` must lie in [0, 1] or, as negative values say, in [-1, 1], got values from "
+                        f"{low:.3g} to {high:.3g}."
+                    )
+                image = (image + 1) / 2
         image = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy()
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]

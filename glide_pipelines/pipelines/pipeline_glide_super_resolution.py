@@ -132,6 +132,11 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
         )
 
     @property
+    def default_guidance_scale(self) -> float:
+        """1: the upsampler runs without guidance."""
+        return 1.0
+
+    @property
     def scale_factor(self) -> int:
         """How many times larger than the given picture the returned one is."""
         return self.config.enlargement

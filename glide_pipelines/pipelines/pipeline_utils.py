@@ -203,8 +203,11 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
             `super_res_prompt_embeds` (None without an upsampler), each of shape `[B * N, L, C]`.
 
         Raises:
-            ValueError: if guidance needs the negative prompt, and there is nothing to encode it with.
+            ValueError: if there is no prompt in either form, or guidance needs the negative one, and there is nothing
+                to encode it with.
         """
+        if prompt is None and prompt_embeds is None and super_res_prompt_embeds is None:
+            raise ValueError("Pass `prompt`, `prompt_embeds` or `super_res_prompt_embeds`: there is nothing to encode.")
         device = device or self._execution_device
         tokens = self.tokenize(prompt) if prompt is not None else None
         if tokens is not None:
@@ -520,8 +523,15 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
 
 
 def enlargement(large: int | tuple[int, int], small: int | tuple[int, int]) -> int:
-    """How many times larger than the base's pictures those of the upsampler are, by the `sample_size` of both."""
-    return _pair(large)[0] // _pair(small)[0]
+    """How many times larger than the base's pictures those of the upsampler are, by the `sample_size` of both.
+
+    Raises:
+        ValueError: if that is no whole number.
+    """
+    large, small = _pair(large)[0], _pair(small)[0]
+    if large < small or large % small:
+        raise ValueError(f"The upsampler's pictures must be a whole number of times the base's {small}, got {large}.")
+    return large // small
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

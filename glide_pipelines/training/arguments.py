@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--image_column", default="image", help="column of the pictures (default: %(default)s)")
     add("--caption_column", default="text", help="column of the captions (default: %(default)s)")
-    add("--resolution", type=int, help="width and height of the pictures; by default the model's")
+    add("--resolution", type=int, help="width and height of the pictures, which become the model's; by default its own")
     add("--center_crop", action="store_true", help="crop the middle; otherwise anywhere")
     add("--random_flip", action="store_true", help="mirror half of the pictures (wrong where captions say left)")
 
@@ -52,7 +55,7 @@ def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--pipeline_dir", help="the pipeline that the trained stage becomes part of; by default OUTPUT_DIR/pipeline")
     add("--crop_size", type=int, help="super_res: train on crops of this size")
-    add("--low_resolution", type=int, help="super_res: size of the small picture; by default a quarter")
+    add("--low_resolution", type=int, help="super_res: size of the small picture; by default the base's, or a quarter")
     add(
         "--low_res_blur",
         type=float,
@@ -80,7 +83,7 @@ def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_noisy_share(add: Callable[..., Any]) -> None:
     """Which timesteps are trained on more than others."""
-    text = "timesteps drawn from the noisier half alone, or, below 0, from the cleaner (default: %(default)s)"
+    text = "share of timesteps drawn from the noisier half alone; below 0, the cleaner (default: %(default)s)"
     add("--noisy_share", type=float, default=0.0, help=text)
 
 
@@ -91,29 +94,48 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--save_dtype", choices=DTYPES, default="fp32", help="of the trained model (default: %(default)s)")
     add("--push_to_hub", action="store_true", help="upload the trained model")
     add("--hub_model_id", help="repository to upload to, such as name/model")
-    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--seed", type=int, help="default: %(default)s")
     add("--max_train_steps", type=int, required=True, help="steps in all, those before a resumption included")
-    add("--train_batch_size", type=int, default=16, help="per process (default: %(default)s)")
-    add("--gradient_accumulation_steps", type=int, default=1, help="batches per step (default: %(default)s)")
+    add("--train_batch_size", type=int, help="per process (default: %(default)s)")
+    add("--gradient_accumulation_steps", type=int, help="batches per step (default: %(default)s)")
     add("--gradient_checkpointing", action="store_true", help="recompute in the backward pass, to save memory")
     add("--learning_rate", type=float, default=1e-4, help="default: %(default)s")
     add("--lr_scheduler", default="constant", help="constant, linear or cosine decay (default: %(default)s)")
     add("--lr_warmup_steps", type=int, default=0, help="default: %(default)s")
     add("--lr_decay_steps", type=int, help="length of the decay at the end; by default all after the warm-up")
-    add("--adam_beta1", type=float, default=0.9, help="default: %(default)s")
-    add("--adam_beta2", type=float, default=0.999, help="default: %(default)s")
-    add("--adam_weight_decay", type=float, default=0.01, help="default: %(default)s")
-    add("--adam_epsilon", type=float, default=1e-8, help="default: %(default)s")
-    add("--max_grad_norm", type=float, default=1.0, help="clip the gradient to it (default: %(default)s)")
-    add("--ema_decay", type=float, default=0.9999, help="0 keeps no average (default: %(default)s)")
+    add("--adam_beta1", type=float, help="default: %(default)s")
+    add("--adam_beta2", type=float, help="default: %(default)s")
+    add("--adam_weight_decay", type=float, help="default: %(default)s")
+    add("--adam_epsilon", type=float, help="default: %(default)s")
+    add("--max_grad_norm", type=float, help="clip the gradient to it (default: %(default)s)")
+    add("--ema_decay", type=float, help="0 keeps no average (default: %(default)s)")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="by default what accelerate is configured for")
     add("--checkpointing_steps", type=int, help="a checkpoint every so many steps")
     add("--checkpointing_minutes", type=float, help="a checkpoint every so many minutes")
     add("--checkpoints_total_limit", type=int, help="keep so many checkpoints")
     add("--resume_from_checkpoint", help='"latest", or a checkpoint')
     add("--report_to", help="tensorboard, wandb or another of accelerate's trackers, beside OUTPUT_DIR/log.jsonl")
-    add("--logging_steps", type=int, default=50, help="a line of the log every so many steps (default: %(default)s)")
-    add("--dataloader_num_workers", type=int, default=0, help="processes that load pictures (default: %(default)s)")
+    add("--logging_steps", type=int, help="a line of the log every so many steps (default: %(default)s)")
+    add("--dataloader_num_workers", type=int, help="processes that load pictures (default: %(default)s)")
+    # What a TrainingConfig holds has the defaults that it has there.
+    defaults = {field.name: field.default for field in fields(TrainingConfig) if field.default is not MISSING}
+    parser.set_defaults(**defaults)
+
+
+@contextmanager
+def model_sizes(path: str | Path) -> Iterator[dict[str, Any]]:
+    """What the JSON file says that `--model_config` names, to build the model from inside.
+
+    Raises:
+        ValueError: if there is no such file, or it does not describe the model that is built.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"`model_config` must be a JSON file, got {str(path)!r}.")
+    try:
+        yield json.loads(Path(path).read_text(encoding="utf-8"))
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"`model_config` {path} does not describe this kind of model: {reason}") from error
 
 
 def check_arguments(args: argparse.Namespace) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -365,4 +366,10 @@ def make_loader(
         persistent_workers=num_workers > 0,
         # Its own: a loader draws from the generator when it starts, and dropout draws from the global one.
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_leave_stopping_to_the_trainer,
     )
+
+
+def _leave_stopping_to_the_trainer(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal: a worker that it ended would take the run with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -18,7 +18,7 @@ def widen_for_inpainting(unet: GLIDEUNet2DConditionModel) -> GLIDEUNet2DConditio
         unet ([`GLIDEUNet2DConditionModel`]): A base model (3 channels) or an upsampler (6 channels).
 
     Returns:
-        [`GLIDEUNet2DConditionModel`]: Of 7 or 10 channels, in the dtype and on the device of `unet`.
+        [`GLIDEUNet2DConditionModel`]: Of 7 or 10 channels, in the dtype, mode and on the device of `unet`.
 
     Raises:
         ValueError: if the model is an inpainting one already.
@@ -31,4 +31,5 @@ def widen_for_inpainting(unet: GLIDEUNet2DConditionModel) -> GLIDEUNet2DConditio
     new = torch.zeros_like(noised[:, :1]).expand(-1, 4, -1, -1)
     weights["conv_in.weight"] = torch.cat([noised, new, low_res], dim=1)
     wide.load_state_dict(weights)
-    return wide.to(device=unet.device, dtype=unet.dtype)
+    # Not the model's own `to`, which warns of modules to be kept in float32; there are none.
+    return torch.nn.Module.to(wide, unet.device, unet.dtype).train(unet.training)

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
+from ..pipelines.pipeline_utils import enlargement
 from ..schedulers import GLIDEDDPMScheduler
 from .arguments import DTYPES, finish, make_accelerator, make_source, training_config
 from .checkpoints import written_aside
@@ -44,7 +45,7 @@ def load_stage(pipeline_class: type[DiffusionPipeline], path: str, stage: str) -
         ValueError: if the pipeline does not have the stage.
     """
     pipeline = pipeline_class.from_pretrained(path, dtype=torch.float32)
-    names = {key: [prefix + name for name in STAGE_PARTS] for key, prefix in PREFIXES.items()}
+    names = {key: _part_names(key) for key in PREFIXES}
     found = {key: [getattr(pipeline, name) for name in names[key]] for key in names}
     if None in found[stage]:
         raise ValueError(f"`pretrained_model_name_or_path` has no {stage} model: {path}")
@@ -61,18 +62,18 @@ def load_stage(pipeline_class: type[DiffusionPipeline], path: str, stage: str) -
 
 def pipeline_parts(components: Components, stage: str) -> Components:
     """The stage's parts and the tokenizer under their names in the pipeline."""
-    parts = {PREFIXES[stage] + name: components[name] for name in STAGE_PARTS}
-    return {"tokenizer": components["tokenizer"], **parts}
+    parts = [components[name] for name in STAGE_PARTS]
+    return {"tokenizer": components["tokenizer"], **dict(zip(_part_names(stage), parts, strict=True))}
 
 
 def make_dataset(args: argparse.Namespace, components: Components, inpainting: bool = False) -> TextToImageDataset:
     """The examples that the arguments of [`add_data_arguments`] and [`add_stage_arguments`] describe."""
-    resolution = args.resolution or components["unet"].config.sample_size
+    resolution = components["unet"].config.sample_size
     low_resolution = None
     if args.stage == "super_res":
         low_resolution = LowResolution(
             resolution,
-            args.low_resolution or resolution // 4,
+            args.low_resolution or _other_size(args, components) or resolution // 4,
             args.crop_size,
             args.low_res_blur,
             args.low_res_noise,
@@ -94,6 +95,29 @@ def make_dataset(args: argparse.Namespace, components: Components, inpainting: b
         args.noise_offset,
         draw_mask if inpainting else None,
     )
+
+
+def _other_size(args: argparse.Namespace, components: Components) -> int | None:
+    """The size of the pictures of the stage that the trained one joins, if there is one yet."""
+    other = OTHER[args.stage]
+    name = f"{PREFIXES[other]}unet"
+    if _is_complete(folder := _pipeline_folder(args), other):
+        return GLIDEUNet2DConditionModel.load_config(folder / name)["sample_size"]
+    unet = components["others"].get(name)
+    return None if unet is None else unet.config.sample_size
+
+
+def _check_pair(args: argparse.Namespace, components: Components) -> None:
+    """The trained stage and the other one must be able to draw together."""
+    size, other_size = components["unet"].config.sample_size, _other_size(args, components)
+    if other_size is None:
+        return
+    try:
+        enlargement(*((other_size, size) if args.stage == "base" else (size, other_size)))
+    except ValueError as error:
+        raise ValueError(f"`resolution` {size} does not suit the other stage: {error}") from error
+    if args.low_resolution not in (None, other_size):  # of the upsampler; none is given for the base
+        raise ValueError(f"`low_resolution` must be that of the base, {other_size}, got {args.low_resolution}.")
 
 
 def train_stage(
@@ -118,6 +142,9 @@ def train_stage(
     with accelerator.main_process_first():
         components = build_components(args)
         components["unet"].use_fastest_layout()
+        if args.resolution is not None:
+            components["unet"].register_to_config(sample_size=args.resolution)  # what the pipeline will draw
+        _check_pair(args, components)
         dataset = make_dataset(args, components, inpainting)
     if args.gradient_checkpointing:
         components["unet"].enable_gradient_checkpointing()
@@ -125,13 +152,15 @@ def train_stage(
     components["text_encoder"].requires_grad_(not args.freeze_text_encoder)
     model = TextConditionedUNet(components["text_encoder"], components["unet"])
     set_seed(args.seed, device_specific=True)
+    # The same process whatever the stage is sampled with, be it a scheduler of diffusers' own.
+    process = GLIDEDDPMScheduler.from_config(components["scheduler"].config)
     done = train(
         accelerator,
         config,
         model,
         dataset,
-        text_to_image_loss(components["scheduler"], dataset.weighting),
-        components["scheduler"].config.num_train_timesteps,
+        text_to_image_loss(process, dataset.weighting),
+        process.config.num_train_timesteps,
         on_checkpoint=None if validate is None else lambda step: validate(components, step),
     )
 
@@ -149,12 +178,11 @@ def save_stage(args: argparse.Namespace, pipeline_class: type[DiffusionPipeline]
     Returns:
         `Path`: The folder. What stood in it is replaced when all that is new is written.
     """
-    folder = Path(args.pipeline_dir or Path(args.output_dir) / "pipeline")
+    folder = _pipeline_folder(args)
     parts = pipeline_parts(components, args.stage)
     dtype = DTYPES[args.save_dtype]
-    names = [PREFIXES[OTHER[args.stage]] + name for name in STAGE_PARTS]
-    if all((folder / name).is_dir() for name in names):
-        parts |= {name: _load_part(folder / name, dtype) for name in names}
+    if _is_complete(folder, OTHER[args.stage]):
+        parts |= {name: _load_part(folder / name, dtype) for name in _part_names(OTHER[args.stage])}
     else:
         for name, part in components["others"].items():
             parts[name] = part if name.endswith("scheduler") else _cast(part, dtype)
@@ -173,6 +201,19 @@ def save_stage(args: argparse.Namespace, pipeline_class: type[DiffusionPipeline]
             for name, part in parts.items():
                 part.save_pretrained(partial / name)
     return folder
+
+
+def _pipeline_folder(args: argparse.Namespace) -> Path:
+    return Path(args.pipeline_dir or Path(args.output_dir) / "pipeline")
+
+
+def _part_names(stage: str) -> list[str]:
+    return [PREFIXES[stage] + name for name in STAGE_PARTS]
+
+
+def _is_complete(folder: Path, stage: str) -> bool:
+    """Whether the pipeline's folder holds the stage."""
+    return all((folder / name).is_dir() for name in _part_names(stage))
 
 
 def _load_part(folder: Path, dtype: torch.dtype) -> object:

@@ -24,47 +24,48 @@ from .data import make_loader
 from .learning_rate import LearningRate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How a run is run; the names are those of the scripts' arguments.
 
     Args:
         output_dir (`str`): Where the log and the checkpoints go.
-        seed (`int`): Of everything drawn in the run.
         max_train_steps (`int`): Steps in all, those before a resumption included.
-        train_batch_size (`int`): Examples per process and micro batch.
-        gradient_accumulation_steps (`int`): Micro batches per step.
         learning_rate ([`LearningRate`]): By step.
-        adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon (`float`): AdamW's.
-        max_grad_norm (`float`): Longer gradients are scaled down to this length.
-        ema_decay (`float`): Of the moving average of the weights, which is what is kept in the end. It ramps up over
-            the first steps; 0 keeps the weights themselves.
+        seed (`int`, defaults to 0): Of everything drawn in the run.
+        train_batch_size (`int`, defaults to 16): Examples per process and micro batch.
+        gradient_accumulation_steps (`int`, defaults to 1): Micro batches per step.
+        adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon (`float`): AdamW's; by default
+            0.9, 0.999, 0.01 and 1e-8.
+        max_grad_norm (`float`, defaults to 1.0): Longer gradients are scaled down to this length.
+        ema_decay (`float`, defaults to 0.9999): Of the moving average of the weights, which is what is kept in the
+            end. It ramps up over the first steps; 0 keeps the weights themselves.
         checkpointing_steps (`int`, *optional*): A checkpoint every so many steps.
         checkpointing_minutes (`float`, *optional*): A checkpoint whenever so many minutes have passed.
         checkpoints_total_limit (`int`, *optional*): So many are kept.
         resume_from_checkpoint (`str`, *optional*): `"latest"`, or a checkpoint.
-        logging_steps (`int`): A line of the log covers so many steps.
-        dataloader_num_workers (`int`): Processes that make examples; 0 makes them between the steps.
+        logging_steps (`int`, defaults to 50): A line of the log covers so many steps.
+        dataloader_num_workers (`int`, defaults to 0): Processes that make examples; 0 makes them between the steps.
     """
 
     output_dir: str
-    seed: int
     max_train_steps: int
-    train_batch_size: int
-    gradient_accumulation_steps: int
     learning_rate: LearningRate
-    adam_beta1: float
-    adam_beta2: float
-    adam_weight_decay: float
-    adam_epsilon: float
-    max_grad_norm: float
-    ema_decay: float
-    checkpointing_steps: int | None
-    checkpointing_minutes: float | None
-    checkpoints_total_limit: int | None
-    resume_from_checkpoint: str | None
-    logging_steps: int
-    dataloader_num_workers: int
+    seed: int = 0
+    train_batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_weight_decay: float = 0.01
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9999
+    checkpointing_steps: int | None = None
+    checkpointing_minutes: float | None = None
+    checkpoints_total_limit: int | None = None
+    resume_from_checkpoint: str | None = None
+    logging_steps: int = 50
+    dataloader_num_workers: int = 0
 
     def __post_init__(self) -> None:
         for name in ("train_batch_size", "gradient_accumulation_steps", "logging_steps"):
@@ -111,8 +112,9 @@ def train(
 ) -> int:
     """Train a model, or go on training it, and leave the moving average of its weights in it.
 
-    What a step does is a function of the seed and the step alone: a run that was stopped and resumed equals an unbroken
-    one to the bit, and several processes equal one at the same global batch up to the order of summation.
+    A run that was stopped and resumed equals an unbroken one to the bit. Without dropout, which each process draws by
+    itself, what a step does is a function of the seed and the step alone: several processes equal one at the same
+    global batch up to the order of summation.
 
     SIGTERM and SIGINT make the run save a checkpoint after the step it is in, and end.
 

@@ -238,6 +238,8 @@ def test_a_folder_without_a_tokenizer(refused, tmp_path, content):
         ({"text_num_attention_heads": -1}, "`text_num_attention_heads` must divide .*, 32, got -1"),
         ({"text_num_attention_heads": None}, "`text_num_attention_heads` must be given: .*, 32, does not"),
         ({"image_size": 15}, "`image_size` must be a positive multiple of 2 .*, got 15"),
+        ({"super_res_image_size": 24}, "`super_res_image_size` and `image_size` do not go together: .* 16, got 24"),
+        ({"super_res_image_size": 8}, "`super_res_image_size` and `image_size` do not go together: .* 16, got 8"),
         ({"super_res_image_size": 0}, "`super_res_image_size` must be a positive multiple of 2 .*, got 0"),
         ({"dtype": "int8"}, "`dtype` must be one of float32, float16, bfloat16, got 'int8'"),
         ({"variant": "a/b"}, "`variant` must be a part of a file name, such as 'fp16' .*, got 'a/b'"),

@@ -208,6 +208,19 @@ def test_save_and_load(tmp_path, variant, shards):
     assert reloaded.pop("_name_or_path") and reloaded == saved
 
 
+def test_a_wide_model_can_be_spread_over_devices(tmp_path):
+    """As `device_map="auto"` does where memory is short; wide models change their memory layout on loading."""
+    unet = tiny_unet(block_out_channels=(128, 128)).eval()
+    unet.save_pretrained(tmp_path / "unet")
+    device_map = {name: "cpu" for name, _ in unet.named_children()} | {"up_blocks": "disk"}
+    spread = GLIDEUNet2DConditionModel.from_pretrained(
+        tmp_path / "unet", device_map=device_map, offload_folder=tmp_path / "offloaded"
+    )
+    call = inputs()
+    with torch.no_grad():
+        torch.testing.assert_close(spread(**call).sample, unet(**call).sample, atol=1e-5, rtol=0)
+
+
 def test_half_precision_stays_close():
     unet, given = tiny_unet(), inputs()
     half = tiny_unet().to(torch.bfloat16)

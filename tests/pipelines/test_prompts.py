@@ -41,3 +41,8 @@ def test_a_batch_of_prompts_equals_each_alone(pipe, tokens):
     together = pipe.tokenize(texts)
     assert together.input_ids.shape == (len(texts), tokens["glide"]["context"])
     assert [ids.tolist() for ids in together.input_ids] == [pipe.tokenize(text).input_ids[0].tolist() for text in texts]
+
+
+def test_there_must_be_something_to_encode():
+    with pytest.raises(ValueError, match="Pass `prompt`, `prompt_embeds` or `super_res_prompt_embeds`"):
+        GLIDEPipeline(**tiny_components()).encode_prompt()

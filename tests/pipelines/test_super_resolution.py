@@ -199,3 +199,16 @@ def test_bad_input_to_enlarging(enlarger):
     ):
         with refused(enlarger, ValueError, message):
             enlarge(enlarger, **{"image": picture(8, 8)} | changes)
+
+
+def test_enlarging_is_not_guided(enlarger):
+    assert enlarger.default_guidance_scale == 1.0
+
+
+@pytest.mark.parametrize("size", [24, 8])
+def test_an_upsampler_of_no_whole_number_of_times_is_refused(size):
+    components = tiny_components()
+    components["unet"].register_to_config(sample_size=16)
+    components["super_res_unet"].register_to_config(sample_size=size)
+    with pytest.raises(ValueError, match=f"must be a whole number of times the base's 16, got {size}"):
+        GLIDEPipeline(**components)("a red circle")

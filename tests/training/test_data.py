@@ -1,4 +1,5 @@
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -234,3 +235,16 @@ def test_a_share_of_the_captions_leaves_nothing_unsaid():
     assert captions(0.0) == [str(world.caption(index)) for index in range(200)]
     assert captions(1.0) == full
     assert 70 < sum(map(str.__eq__, captions(0.5), full)) < 130
+
+
+class _WhoHandlesCtrlC(torch.utils.data.Dataset):
+    def __getitem__(self, index):
+        return signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_workers_leave_ctrl_c_to_the_trainer():
+    """It reaches them too, and would end those that are not forked from a process that handles it."""
+    loader = make_loader(
+        _WhoHandlesCtrlC(), first=0, steps=1, batch_size=2, accumulation=1, rank=0, world=1, num_workers=1
+    )
+    assert [ignored.tolist() for ignored in loader] == [[True, True]]

@@ -133,3 +133,9 @@ def test_resuming_equals_never_stopping(tmp_path):
     whole, parts = (GLIDEInpaintPipeline.from_pretrained(tmp_path / f"{name}-pipeline") for name in ("whole", "parts"))
     for expected, got in zip(whole.unet.parameters(), parts.unet.parameters(), strict=True):
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_widened_model_is_as_ready_to_draw_as_the_old_one(training):
+    """With dropout, which OpenAI's models have, a model in training mode draws something else each time."""
+    assert widen_for_inpainting(tiny_unet().train(training)).training is training

@@ -31,6 +31,7 @@ SIZES = {
     "projection_dim": 8,
 }
 SCRIPT = Path(script.__file__)
+BASE = SCRIPT.parent / "model_configs" / "shapes_base.json"
 
 
 @pytest.fixture
@@ -135,6 +136,10 @@ def test_the_temperature_stays_below_100(arguments, tmp_path):
     ("more", "message"),
     [
         (["--model_config", "nothing.json"], "`model_config` must be a JSON file, got 'nothing.json'"),
+        (
+            ["--model_config", str(BASE)],
+            "shapes_base.json does not describe this kind of model: it lacks 'text_config'",
+        ),
         (["--resolution", "16"], "`resolution` must be that of the model, 8, got 16"),
         (["--push_to_hub"], "`push_to_hub` and `hub_model_id` go together"),
         (["--noisy_share", "-1"], "`noisy_share` must be between -1 and 1, got -1.0"),

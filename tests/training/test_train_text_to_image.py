@@ -5,22 +5,25 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import tiny_text_encoder
+from tiny import tiny_pipeline, tiny_text_encoder
 from transformers import GPT2Tokenizer
 
 from examples import train_text_to_image as script
-from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler, GLIDEPipeline
+from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler, GLIDEPipeline, GLIDEUNet2DConditionModel
 from glide_pipelines.shapes import train_tokenizer
 from glide_pipelines.training import arguments as training_arguments
 from glide_pipelines.training import stages
 
 
 ROOT = Path(__file__).parents[2]
+NOISED_CLIP = ROOT / "examples" / "model_configs" / "shapes_noised_clip.json"
 SMALL = {
     "text_encoder": {
         "hidden_size": 16,
@@ -165,6 +168,46 @@ def test_validation_pictures_come_with_each_checkpoint_and_change_nothing(argume
     assert all(torch.equal(drawn[name], value) for name, value in plain.items())
 
 
+def test_validation_pictures_are_drawn_where_the_trained_stage_is(tmp_path, monkeypatch):
+    """accelerate moves what is trained; the other stage is still where it was loaded."""
+    pair = tiny_pipeline()
+    pair.register_to_config(default_guidance_scale=2.0)
+    pair.save_pretrained(tmp_path / "pair")
+    components = stages.load_stage(GLIDEPipeline, str(tmp_path / "pair"), "base")
+    components["unet"].to("meta"), components["text_encoder"].to("meta")
+    drawn = []
+
+    def draw(pipe, prompts, generator):
+        networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+        drawn.append(([network.device.type for network in networks], pipe.default_guidance_scale))
+        return SimpleNamespace(images=[Image.new("RGB", (8, 8)) for _ in prompts])
+
+    monkeypatch.setattr(GLIDEPipeline, "__call__", draw)
+    args = SimpleNamespace(
+        stage="base", low_res_consistency=False, validation_prompts=["a"], seed=0, output_dir=tmp_path
+    )
+    script.draw_validation_pictures(args, components, 1)
+    assert drawn == [(["meta"] * 4, 2.0)]
+
+
+def test_a_new_resolution_is_the_model_s(arguments, tmp_path):
+    script.main(arguments("base", "--resolution", "16", steps=1))
+    assert GLIDEUNet2DConditionModel.load_config(tmp_path / "pipeline" / "unet")["sample_size"] == 16
+    # The upsampler learns to enlarge what the base draws: 16 pixels, where a quarter of its own would be 8.
+    args = script.parse_args(arguments("super_res"))
+    components = script.build_components(args)
+    assert stages.make_dataset(args, components).low_resolution.low_resolution == 16
+
+
+def test_a_pipeline_with_another_scheduler_is_trained_and_keeps_it(arguments, tmp_path):
+    pipe = tiny_pipeline()
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.save_pretrained(tmp_path / "solver")
+    script.main(arguments("base", "--pretrained_model_name_or_path", str(tmp_path / "solver"), steps=1))
+    trained = GLIDEPipeline.from_pretrained(tmp_path / "pipeline")
+    assert isinstance(trained.scheduler, DPMSolverMultistepScheduler)
+
+
 def test_the_trained_pipeline_is_uploaded(arguments, tmp_path, monkeypatch, capsys):
     uploads = []
 
@@ -215,6 +258,10 @@ def test_a_tracker_is_told_what_the_log_holds(arguments, monkeypatch):
         (["--push_to_hub"], "`push_to_hub` and `hub_model_id` go together"),
         (["--lr_scheduler", "step"], "`lr_scheduler` must be one of constant, linear, cosine, got 'step'"),
         (["--model_config", "nothing.json"], "`model_config` must be a JSON file, got 'nothing.json'"),
+        (
+            ["--model_config", str(NOISED_CLIP)],
+            "shapes_noised_clip.json does not describe this kind of model: it lacks",
+        ),
         (["--train_data_dir", "nothing"], "`train_data_dir` must be a folder, got 'nothing'"),
         (["--dataset_name", "shapes", "--train_data_dir", "x"], "only one of `dataset_name` and `train_data_dir`"),
         (["--resume_from_checkpoint", "checkpoint-7"], "`resume_from_checkpoint` must be 'latest' or a checkpoint"),
@@ -241,14 +288,20 @@ def test_bad_arguments_are_named(arguments, more, message):
         (["--low_resolution", "12"], "`low_resolution` must divide the resolution, 32, got 12"),
         (["--low_res_noise", "-1"], "`low_res_noise` must be at least 0"),
         (["--pretrained_model_name_or_path", "{folder}"], "has no super_res model"),
+        (
+            ["--pretrained_model_name_or_path", "{pair}", "--low_resolution", "16"],
+            "must be that of the base, 8, got 16",
+        ),
+        (
+            ["--pretrained_model_name_or_path", "{pair}", "--resolution", "36"],
+            "`resolution` 36 does not suit the other",
+        ),
     ],
 )
 def test_bad_arguments_of_the_upsampler_are_named(arguments, tmp_path, more, message):
-    if "{folder}" in more:
-        from tiny import tiny_pipeline
-
-        tiny_pipeline(upsampler=False).save_pretrained(tmp_path / "other")
-        more = [more[0], str(tmp_path / "other")]
+    if more[1] in ("{folder}", "{pair}"):
+        tiny_pipeline(upsampler=more[1] == "{pair}").save_pretrained(tmp_path / "other")
+        more = [more[0], str(tmp_path / "other"), *more[2:]]
     with pytest.raises(ValueError) as error:
         script.main(arguments("super_res", *more))
     assert message in str(error.value)
@@ -305,7 +358,10 @@ def test_an_error_is_one_line(arguments):
     command += arguments("base", "--lr_scheduler", "step")
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr == "error: `lr_scheduler` must be one of constant, linear, cosine, got 'step'.\n"
+    assert (
+        result.stderr
+        == "train_text_to_image.py: error: `lr_scheduler` must be one of constant, linear, cosine, got 'step'.\n"
+    )
 
 
 def test_the_base_starts_from_an_encoder_that_reads(arguments, tmp_path, monkeypatch):
