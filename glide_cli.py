@@ -49,8 +49,8 @@ examples:
     glide "a green star and a red circle on a white background" -o grid.png --num-images 9 \\
         --scheduler dpm-solver++ --steps 20 --seed 7
 
-  Repaint what is white in mask.png:
-    glide "a green star" --image picture.png --mask mask.png -o edited.png
+  Repaint what is white in mask.png; the prompt says what the whole picture shows then:
+    glide "a green star and a blue square" --image picture.png --mask mask.png -o edited.png
 
   OpenAI's GLIDE, converted to a folder (see docs/released_checkpoints.md):
     glide "an oil painting of a corgi" -o corgi.png --model glide-text2im --device cuda --dtype float16
@@ -169,14 +169,14 @@ def build_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group(
         "how to draw it",
         f"""STEPS is a number, or one of GLIDE's spacings: fast27, ddim50, 10,10,3,2,2.
-  NAME: {", ".join(SCHEDULERS)}.""",
+NAME: {", ".join(SCHEDULERS)}.""",
     )
     add_sampling_options(how)
     how.add_argument(
         "--guidance-scale",
         type=finite,
         metavar="X",
-        help="how closely to follow the prompt; 1 is no guidance, and twice as fast (default: what the model "
+        help="how closely to follow the prompt; 1 is no guidance, half the work of the base (default: what the model "
         "recommends, else 3, or 5 with --mask)",
     )
     how.add_argument("--no-upsample", action="store_true", help="stop at the base model's small picture")

@@ -27,7 +27,7 @@ from glide_pipelines.shapes import BACKGROUNDS, COLOURS, SHAPES
 try:
     import gradio as gr
 except ImportError:
-    print("app.py: error: The app needs `pip install glide-pipelines[app]`.", file=sys.stderr)
+    print("app.py: error: The app needs the extra `app` (in a clone: `pip install -e '.[app]'`).", file=sys.stderr)
     sys.exit(2)
 
 KNOWN = (

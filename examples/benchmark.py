@@ -60,7 +60,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="of the UNets (default: channels_last for wide ones)",
     )
     add("--batch-size", type=glide_cli.positive_int, default=1, help="pictures at once (default: %(default)s)")
-    add("--guidance-scale", type=float, default=3.0, help="1 is no guidance, half of the work (default: %(default)s)")
+    add(
+        "--guidance-scale",
+        type=float,
+        default=3.0,
+        help="1 is no guidance, half of the base's work (default: %(default)s)",
+    )
     add(
         "--steps", type=glide_cli.positive_int, default=100, help="base steps of a whole picture (default: %(default)s)"
     )

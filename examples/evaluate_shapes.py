@@ -5,8 +5,8 @@
 With --task inpaint or --task img2img: how often an object becomes another one, and what is kept of the rest.
 With --task clip: how often a noised CLIP finds the caption of a noised picture.
 
-The captions' combinations of objects and background were never trained on. See docs/shapes.md, docs/editing.md and
-docs/clip_guidance.md.
+The captions are of scenes whose combinations of objects and background were never trained on. See docs/shapes.md,
+docs/editing.md and docs/clip_guidance.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Draw the grid of the README: captions whose combinations were never trained on, each under its picture.
+"""Draw the grid of the README: captions of scenes whose combinations were never trained on, each under its
+picture.
 
     python examples/make_grid.py --output docs/images/shapes_grid.png
 

@@ -27,7 +27,7 @@ QUICK = (2.0, 2)  # guidance, steps
 
 @pytest.fixture(scope="module")
 def gr():
-    return pytest.importorskip("gradio", reason="the app needs `pip install glide-pipelines[app]`")
+    return pytest.importorskip("gradio", reason="the app needs the extra `app` (in a clone: `pip install -e '.[app]'`)")
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +344,7 @@ def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit, match="2"):
         load_script("app")
-    assert_one_line(capsys, "The app needs `pip install glide-pipelines[app]`.")
+    assert_one_line(capsys, "The app needs the extra `app` (in a clone: `pip install -e '.[app]'`).")
 
 
 def assert_one_line(capsys, words: str) -> None:

@@ -90,7 +90,7 @@ class _Inception(nn.Module):
         except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch
             raise ImportError(
                 "`features` 'inception' needs torch-fidelity, and the torchvision that belongs to this torch: "
-                f"`pip install glide-pipelines[eval]` ({error})."
+                f"the extra `eval` (in a clone: `pip install -e '.[eval]'`) ({error})."
             ) from error
         try:
             # Without the bias of the last layer, as in every published Inception score.

@@ -29,7 +29,7 @@ def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError as error:
-        raise ImportError("The FID needs `pip install glide-pipelines[eval]`.") from error
+        raise ImportError("The FID needs the extra `eval` (in a clone: `pip install -e '.[eval]'`).") from error
 
     features_as_they_are = nn.Identity()
     features_as_they_are.num_features = real.shape[1]

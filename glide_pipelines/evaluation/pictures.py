@@ -81,7 +81,9 @@ class DatasetPictures:
         try:
             import datasets
         except ImportError as error:
-            raise ImportError("A dataset of pictures needs `pip install glide-pipelines[eval]`.") from error
+            raise ImportError(
+                "A dataset of pictures needs the extra `eval` (in a clone: `pip install -e '.[eval]'`)."
+            ) from error
         try:
             rows = load_captioned_rows(dataset_name, data_dir, image_column, caption_column, split)
         except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:

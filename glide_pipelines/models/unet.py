@@ -104,7 +104,7 @@ class GLIDEUNet2DConditionModel(UNet2DConditionModel):
         return loaded
 
     def use_fastest_layout(self) -> Self:
-        """Keep the weights of a wide model (128 channels or more) in the channels-last memory format.
+        """Keep the weights of a wide model in the channels-last memory format: of 128 channels or more at full resolution.
 
         It changes no result. Call it before an optimizer is made: that of a trained model keeps its own state in the
         layout that it found.

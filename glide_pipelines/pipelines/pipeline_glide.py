@@ -108,15 +108,15 @@ class GLIDEPipeline(GLIDEPipelineBase):
 
         Args:
             prompt (`str` or `list[str]`, *optional*): What to draw; or pass `prompt_embeds`.
-            height, width (`int`, *optional*): Size of the returned picture in pixels, multiples of 32 (8 without an
-                upsampler); by default the size the model was trained on.
+            height, width (`int`, *optional*): Size of the returned picture in pixels, multiples of
+                `size_multiple` (32 for OpenAI's pair, 8 for its base alone); by default that of the training.
             num_inference_steps, super_res_num_inference_steps (`int`, *optional*): Steps of each stage, spread as its
                 scheduler does; 100 and 27 by default.
             timesteps, super_res_timesteps (`str` or `list[int]`, *optional*): The timesteps themselves, descending,
                 or a respacing string (`"100"`, `"fast27"`, `"10,10,3,2,2"`, `"ddim50"`). They beat the numbers of
                 steps. By default `"100"` and `"fast27"`.
             guidance_scale (`float`, *optional*): Classifier-free guidance of the base stage; 1 switches it off and
-                saves half of the work. By default what the checkpoint recommends, else 3.0.
+                saves half of that stage's work. By default what the checkpoint recommends, else 3.0.
             negative_prompt (`str` or `list[str]`, *optional*): What to steer away from, in place of the empty prompt.
             num_images_per_prompt (`int`, defaults to 1): Pictures per prompt.
             eta (`float`, defaults to 0.0): Noise of DDIM steps in the base stage, 0 to 1, if it runs DDIM.

@@ -81,7 +81,7 @@ class GLIDEImg2ImgPipeline(GLIDEPipelineBase):
                 1. The more, the more noise the sketch gets, and the less of it is left.
             height, width (`int`, *optional*): Size of the returned picture in pixels; the sketch's own by default.
             latents (`torch.Tensor` of shape `[B, 3, h, w]`, *optional*): Unit noise to be added to the sketch, a
-                quarter of the size padded to multiples of 32.
+                quarter of the size padded to multiples of `size_multiple`.
             super_res_latents (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): Unit noise for the upsampler.
             num_inference_steps, timesteps, super_res_num_inference_steps, super_res_timesteps, guidance_scale,
             negative_prompt, num_images_per_prompt, eta, upsample_temperature, generator, prompt_embeds,

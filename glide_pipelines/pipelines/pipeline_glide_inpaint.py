@@ -42,7 +42,8 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
     - fine-tuned (7 and 10 channels): the models see the known picture and the mask, and the known pixels are put back
       into each estimate of the clean picture.
     - implicit (3 and 6 channels, the text-to-image models): the known region of x_t is replaced at every step by the
-      picture with the noise of that step (appendix E). It follows prompts better and fits the scene less well.
+      picture with the noise of that step (appendix E). The paper finds that it follows prompts better and fits
+      the scene less well; of the checkpoints that ship the fine-tuned one follows them better, too.
 
     Where the two UNets are of different kinds, each runs in its own mode.
 
@@ -109,7 +110,7 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
             mask_image (PIL, `np.ndarray`, `torch.Tensor` or a list of them): White (0.5 and above) is repainted; of any
                 size, see `load_masks`.
             height, width (`int`, *optional*): Size of the returned picture in pixels; the picture's own by default.
-                Inside, the picture is padded to multiples of 32.
+                Inside, the picture is padded to multiples of `size_multiple`.
             padding_mask_crop (`int`, *optional*): Work only on the part around the mask, with so many pixels of
                 surroundings at least (and no less than the size that the model was trained on, where the picture allows
                 it), and paste the result back: for a small hole in a large picture. `height` and `width` are then the

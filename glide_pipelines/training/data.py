@@ -139,7 +139,9 @@ def load_captioned_rows(
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise ImportError("A dataset of pictures needs `pip install glide-pipelines[train]`.") from error
+        raise ImportError(
+            "A dataset of pictures needs the extra `train` (in a clone: `pip install -e '.[train]'`)."
+        ) from error
 
     rows = load_dataset("imagefolder" if dataset_name is None else dataset_name, data_dir=data_dir, split=split)
     if split is None:  # all of them, by name

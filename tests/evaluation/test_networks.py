@@ -145,7 +145,7 @@ def test_what_inception_lacks_is_named(torch_fidelity, monkeypatch):
     with pytest.raises(ValueError, match="`features` 'inception': its weights cannot be loaded: <urlopen error>"):
         load_feature_network("inception")
     del torch_fidelity.FeatureExtractorInceptionV3
-    install = r"needs torch-fidelity, and the torchvision .*: `pip install glide-pipelines\[eval\]` \("
+    install = r"needs torch-fidelity, and the torchvision .*: the extra `eval` .*\("
     with pytest.raises(ImportError, match=install):
         load_feature_network("inception")
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
