@@ -104,7 +104,7 @@ class GLIDEUNet2DConditionModel(UNet2DConditionModel):
         return loaded
 
     def use_fastest_layout(self) -> Self:
-        """Keep the weights of a wide model in the channels-last memory format: of 128 channels or more at full resolution.
+        """Keep the weights of a wide model (from 128 channels at full resolution) in the channels-last memory format.
 
         It changes no result. Call it before an optimizer is made: that of a trained model keeps its own state in the
         layout that it found.
