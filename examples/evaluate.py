@@ -62,7 +62,8 @@ def parse_args(argv: list[str] | None, description: str | None, **choices: Any) 
         "--clip-beside",
         type=glide_cli.finite,
         metavar="X",
-        help="sweep CLIP's scales once more beside classifier-free guidance of this scale (default: %(default)s)",
+        help="sweep CLIP's scales once more beside classifier-free guidance of this scale"
+        f" (default: {defaults.get('clip_beside', 'none')})",
     )
     add("--clip-model", metavar="NAME", help="the CLIP that guides (default: shapes, the one that ships)")
     add(
@@ -87,7 +88,11 @@ def parse_args(argv: list[str] | None, description: str | None, **choices: Any) 
         help="network of the features: shapes, inception, or a vision model of transformers (default: inception, and "
         "shapes for the shapes world)",
     )
-    add("--clip", metavar="NAME", help="CLIP of the CLIP score: shapes, or a CLIP (default: %(default)s)")
+    add(
+        "--clip",
+        metavar="NAME",
+        help=f"CLIP of the CLIP score: shapes, or a CLIP (default: {defaults.get('clip', 'none')})",
+    )
     add(
         "--neighbours",
         type=glide_cli.positive_int,
@@ -105,7 +110,7 @@ def parse_args(argv: list[str] | None, description: str | None, **choices: Any) 
         parser.error("--data-dir and --dataset-name: give one of them")
     if not args.guidance_scale and not args.clip_guidance_scale:
         parser.error("--guidance-scale or --clip-guidance-scale needs a scale")
-    if args.clip_beside is not None and not args.clip_guidance_scale:
+    if args.clip_beside != defaults.get("clip_beside") and not args.clip_guidance_scale:
         parser.error("--clip-beside needs --clip-guidance-scale")
     return args
 

@@ -26,7 +26,7 @@ from glide_pipelines.training.arguments import (
     finish,
     make_accelerator,
     make_source,
-    model_sizes,
+    read_sizes,
     run_script,
     training_config,
 )
@@ -68,9 +68,9 @@ def build_model(args: argparse.Namespace) -> tuple[NoisedCLIPModel, PreTrainedTo
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
         else:
             tokenizer = AutoTokenizer.from_pretrained(args.guided_model, subfolder="tokenizer")
-        with model_sizes(args.model_config) as sizes:
-            sizes["text_config"]["vocab_size"] = len(tokenizer)
-            model = NoisedCLIPModel(NoisedCLIPConfig(**sizes))
+        sizes = read_sizes(args.model_config, "text_config", "vision_config")
+        sizes["text_config"]["vocab_size"] = len(tokenizer)
+        model = NoisedCLIPModel(NoisedCLIPConfig(**sizes))
     tokenizer.model_max_length = model.config.text_config.max_position_embeddings
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # GPT-2's own has none
     return model, tokenizer

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from train_text_to_image import MODEL_CONFIGS, new_text_encoder, new_tokenizer
 
 import glide_cli
-from glide_pipelines.training.arguments import model_sizes, run_script
+from glide_pipelines.training.arguments import read_sizes, run_script
 from glide_pipelines.training.reading import train_reading
 
 
@@ -35,9 +35,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     torch.manual_seed(args.seed)
-    with model_sizes(args.model_config) as sizes:
-        tokenizer = new_tokenizer(args.output_dir, sizes["text_encoder"]["max_position_embeddings"])
-        text_encoder = new_text_encoder(tokenizer, sizes["text_encoder"])
+    sizes = read_sizes(args.model_config, "text_encoder")["text_encoder"]
+    tokenizer = new_tokenizer(args.output_dir, sizes["max_position_embeddings"])
+    text_encoder = new_text_encoder(tokenizer, sizes)
     with tqdm(total=args.max_train_steps, mininterval=5) as bar:
 
         def report(step: int, loss: float, shares: dict[str, float]) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import functools
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.utils import make_image_grid
+from torch import nn
 from transformers import GPT2Tokenizer
 
 import glide_cli
@@ -31,7 +31,7 @@ from glide_pipelines.training.arguments import (
     add_run_arguments,
     add_stage_arguments,
     check_arguments,
-    model_sizes,
+    read_sizes,
     run_script,
 )
 from glide_pipelines.training.stages import Components, load_stage, pipeline_parts, train_stage
@@ -54,10 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_run_arguments(parser)
     add = parser.add_argument_group("validation").add_argument
     add("--validation_prompts", nargs="+", help="draw these with every checkpoint, into OUTPUT_DIR/validation")
-    args = check_arguments(parser.parse_args(argv))
-    if args.validation_prompts and args.stage == "super_res" and args.pretrained_model_name_or_path is None:
-        raise ValueError("`validation_prompts` needs a base model beside the upsampler: pass a pipeline that has one.")
-    return args
+    return check_arguments(parser.parse_args(argv))
 
 
 def new_tokenizer(folder: Path, model_max_length: int) -> GPT2Tokenizer:
@@ -94,11 +91,8 @@ def build_components(args: argparse.Namespace) -> Components:
 
 
 def _new_components(args: argparse.Namespace) -> Components:
-    with model_sizes(args.model_config or MODEL_CONFIGS / f"shapes_{args.stage}.json") as sizes:
-        return _build_components(args, sizes)
-
-
-def _build_components(args: argparse.Namespace, sizes: dict[str, dict[str, Any]]) -> Components:
+    path = args.model_config or MODEL_CONFIGS / f"shapes_{args.stage}.json"
+    sizes = read_sizes(path, "text_encoder", "unet", "scheduler")
     context = sizes["text_encoder"]["max_position_embeddings"]
     if args.tokenizer_name is None:
         tokenizer = new_tokenizer(Path(args.output_dir) / "tokenizer", context)
@@ -107,9 +101,12 @@ def _build_components(args: argparse.Namespace, sizes: dict[str, dict[str, Any]]
     tokenizer.model_max_length = context
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # GPT-2's own has none; GLIDE pads with the end
     text_encoder = new_text_encoder(tokenizer, sizes["text_encoder"])
-    unet_config = GLIDEUNet2DConditionModel.glide_config(
-        text_hidden_size=text_encoder.config.hidden_size, **sizes["unet"]
-    )
+    try:
+        unet_config = GLIDEUNet2DConditionModel.glide_config(
+            text_hidden_size=text_encoder.config.hidden_size, **sizes["unet"]
+        )
+    except TypeError as error:  # a size of another name
+        raise ValueError(f"`model_config` {path}: {error}") from error
     unet = GLIDEUNet2DConditionModel(**unet_config)
     unet.zero_output_layers()
     return {
@@ -119,6 +116,7 @@ def _build_components(args: argparse.Namespace, sizes: dict[str, dict[str, Any]]
         "scheduler": SCHEDULERS[args.stage](**sizes["scheduler"]),
         "others": {},
         "low_res_consistency": False,
+        "default_guidance_scale": None,
     }
 
 
@@ -126,11 +124,14 @@ def draw_validation_pictures(args: argparse.Namespace, components: Components, s
     """A row of pictures, the same noise each time."""
     parts = pipeline_parts(components, args.stage) | components["others"]
     consistency = args.low_res_consistency or components["low_res_consistency"]
-    scale = components.get("default_guidance_scale")
+    scale = components["default_guidance_scale"]
     pipe = GLIDEPipeline(**parts, low_res_consistency=consistency, default_guidance_scale=scale)
-    pipe.to(components["unet"].device)  # the stage that is not trained is still where it was loaded
     pipe.set_progress_bar_config(disable=True)
+    pipe.to(components["unet"].device)
     images = pipe(args.validation_prompts, generator=torch.Generator().manual_seed(args.seed)).images
+    for part in components["others"].values():
+        if isinstance(part, nn.Module):
+            part.cpu()  # where it was: training goes on without it
     path = Path(args.output_dir) / "validation" / f"step-{step:06}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     make_image_grid(images, rows=1, cols=len(images)).save(path)

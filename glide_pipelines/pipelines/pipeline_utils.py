@@ -206,8 +206,12 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
             ValueError: if there is no prompt in either form, or guidance needs the negative one, and there is nothing
                 to encode it with.
         """
-        if prompt is None and prompt_embeds is None and super_res_prompt_embeds is None:
-            raise ValueError("Pass `prompt`, `prompt_embeds` or `super_res_prompt_embeds`: there is nothing to encode.")
+        if (
+            prompt is None
+            and prompt_embeds is None
+            and (self.text_encoder is not None or super_res_prompt_embeds is None)
+        ):
+            raise ValueError("Pass `prompt` or `prompt_embeds`: there is nothing to encode.")
         device = device or self._execution_device
         tokens = self.tokenize(prompt) if prompt is not None else None
         if tokens is not None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -122,20 +121,22 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(**defaults)
 
 
-@contextmanager
-def model_sizes(path: str | Path) -> Iterator[dict[str, Any]]:
-    """What the JSON file says that `--model_config` names, to build the model from inside.
+def read_sizes(path: str | Path, *parts: str) -> dict[str, dict[str, Any]]:
+    """What the JSON file that `--model_config` names says of these parts of a model.
 
     Raises:
-        ValueError: if there is no such file, or it does not describe the model that is built.
+        ValueError: if there is no such file, or it says nothing of a part.
     """
     if not Path(path).is_file():
         raise ValueError(f"`model_config` must be a JSON file, got {str(path)!r}.")
     try:
-        yield json.loads(Path(path).read_text(encoding="utf-8"))
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"`model_config` {path} does not describe this kind of model: {reason}") from error
+        sizes = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"`model_config` {path} is no JSON: {error}") from error
+    for part in parts:
+        if not isinstance(sizes, dict) or not isinstance(sizes.get(part), dict):
+            raise ValueError(f"`model_config` {path} is of another kind of model: it lacks {part!r}.")
+    return sizes
 
 
 def check_arguments(args: argparse.Namespace) -> argparse.Namespace:

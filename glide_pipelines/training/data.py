@@ -373,5 +373,6 @@ def make_loader(
 
 
 def _leave_stopping_to_the_trainer(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal: a worker that it ended would take the run with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C and `timeout` reach the whole group of processes: a worker that they ended would take the run with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import diffusers
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from diffusers import DiffusionPipeline
 from torch import nn
@@ -97,27 +98,52 @@ def make_dataset(args: argparse.Namespace, components: Components, inpainting: b
     )
 
 
-def _other_size(args: argparse.Namespace, components: Components) -> int | None:
-    """The size of the pictures of the stage that the trained one joins, if there is one yet."""
-    other = OTHER[args.stage]
-    name = f"{PREFIXES[other]}unet"
-    if _is_complete(folder := _pipeline_folder(args), other):
-        return GLIDEUNet2DConditionModel.load_config(folder / name)["sample_size"]
-    unet = components["others"].get(name)
-    return None if unet is None else unet.config.sample_size
+def join_folder(args: argparse.Namespace, pipeline_class: type[DiffusionPipeline], components: Components) -> None:
+    """Take the other stage and the pipeline's settings from the folder that the trained stage is to join, as far as
+    they are there: they go before those of the pipeline that was loaded."""
+    folder, names = _pipeline_folder(args), _part_names(OTHER[args.stage])
+    if all((folder / name).is_dir() for name in names):
+        components["others"] = {name: _load_part(folder / name) for name in names}
+    if (folder / pipeline_class.config_name).is_file():
+        saved = pipeline_class.load_config(folder)
+        components["low_res_consistency"] = saved.get("low_res_consistency") or False
+        components["default_guidance_scale"] = saved.get("default_guidance_scale")
 
 
-def _check_pair(args: argparse.Namespace, components: Components) -> None:
-    """The trained stage and the other one must be able to draw together."""
-    size, other_size = components["unet"].config.sample_size, _other_size(args, components)
+def _set_resolution(args: argparse.Namespace, components: Components) -> None:
+    """Make `--resolution` the size of the trained model, and see that the other stage suits it.
+
+    Raises:
+        ValueError: if the model cannot draw pictures of that size, or the two stages none together.
+    """
+    unet = components["unet"]
+    earlier, size = unet.config.sample_size, unet.config.sample_size if args.resolution is None else args.resolution
+    if size < 1 or size % unet.size_multiple:
+        multiple = unet.size_multiple
+        raise ValueError(f"`resolution` must be a positive multiple of {multiple} for this model, got {size}.")
+    unet.register_to_config(sample_size=size)  # what the pipeline will draw
+    other_size = _other_size(args, components)
     if other_size is None:
         return
+    if args.stage == "super_res":
+        enlargement(size, other_size)
+        if args.low_resolution not in (None, other_size):
+            raise ValueError(f"`low_resolution` must be that of the base, {other_size}, got {args.low_resolution}.")
+        return
     try:
-        enlargement(*((other_size, size) if args.stage == "base" else (size, other_size)))
+        times = enlargement(other_size, size)
     except ValueError as error:
-        raise ValueError(f"`resolution` {size} does not suit the other stage: {error}") from error
-    if args.low_resolution not in (None, other_size):  # of the upsampler; none is given for the base
-        raise ValueError(f"`low_resolution` must be that of the base, {other_size}, got {args.low_resolution}.")
+        raise ValueError(f"{error} Start from a pipeline without an upsampler, and train one afterwards.") from error
+    if size != earlier:
+        PartialState().print(
+            f"The upsampler beside this base will have to enlarge {times} times: train it next, --stage super_res."
+        )
+
+
+def _other_size(args: argparse.Namespace, components: Components) -> int | None:
+    """The size of the pictures of the other stage, if there is one yet."""
+    unet = components["others"].get(f"{PREFIXES[OTHER[args.stage]]}unet")
+    return None if unet is None else unet.config.sample_size
 
 
 def train_stage(
@@ -141,10 +167,11 @@ def train_stage(
     set_seed(args.seed)
     with accelerator.main_process_first():
         components = build_components(args)
+        join_folder(args, pipeline_class, components)
+        if validate is not None and args.stage == "super_res" and not components["others"]:
+            raise ValueError("`validation_prompts` needs a base model beside the upsampler.")
         components["unet"].use_fastest_layout()
-        if args.resolution is not None:
-            components["unet"].register_to_config(sample_size=args.resolution)  # what the pipeline will draw
-        _check_pair(args, components)
+        _set_resolution(args, components)
         dataset = make_dataset(args, components, inpainting)
     if args.gradient_checkpointing:
         components["unet"].enable_gradient_checkpointing()
@@ -172,30 +199,24 @@ def train_stage(
 
 
 def save_stage(args: argparse.Namespace, pipeline_class: type[DiffusionPipeline], components: Components) -> Path:
-    """Write a trained stage into the pipeline's folder, beside the other stage if that is there; what `others` holds
-    comes along otherwise.
+    """Write a trained stage into the pipeline's folder, beside the other stage: that which is there by now, or else the
+    one in `others`.
 
     Returns:
         `Path`: The folder. What stood in it is replaced when all that is new is written.
     """
+    join_folder(args, pipeline_class, components)  # another run may have written the other stage meanwhile
     folder = _pipeline_folder(args)
     parts = pipeline_parts(components, args.stage)
-    dtype = DTYPES[args.save_dtype]
-    if _is_complete(folder, OTHER[args.stage]):
-        parts |= {name: _load_part(folder / name, dtype) for name in _part_names(OTHER[args.stage])}
-    else:
-        for name, part in components["others"].items():
-            parts[name] = part if name.endswith("scheduler") else _cast(part, dtype)
+    for name, part in components["others"].items():
+        parts[name] = part if name.endswith("scheduler") else _cast(part, DTYPES[args.save_dtype])
     with written_aside(folder) as partial:
         if "unet" in parts:
-            earlier = components
-            if (folder / pipeline_class.config_name).is_file():
-                earlier = pipeline_class.load_config(folder)
             pipeline_class(
                 **parts,
                 prompt_domain="shapes" if args.dataset_name == "shapes" else None,
-                low_res_consistency=args.low_res_consistency or earlier.get("low_res_consistency", False),
-                default_guidance_scale=earlier.get("default_guidance_scale"),
+                low_res_consistency=args.low_res_consistency or components["low_res_consistency"],
+                default_guidance_scale=components["default_guidance_scale"],
             ).save_pretrained(partial)
         else:  # An upsampler whose base is still to come.
             for name, part in parts.items():
@@ -211,18 +232,13 @@ def _part_names(stage: str) -> list[str]:
     return [PREFIXES[stage] + name for name in STAGE_PARTS]
 
 
-def _is_complete(folder: Path, stage: str) -> bool:
-    """Whether the pipeline's folder holds the stage."""
-    return all((folder / name).is_dir() for name in _part_names(stage))
-
-
-def _load_part(folder: Path, dtype: torch.dtype) -> object:
+def _load_part(folder: Path) -> object:
     """A component of the other stage, as an earlier run left it."""
     if folder.name.endswith("scheduler"):
         name = GLIDEDDPMScheduler.load_config(folder)["_class_name"]
         return getattr(diffusers, name).from_pretrained(folder)
     kind = GLIDEUNet2DConditionModel if folder.name.endswith("unet") else GLIDETextEncoder
-    return kind.from_pretrained(folder, dtype=dtype)
+    return kind.from_pretrained(folder, dtype=torch.float32)
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -537,7 +537,7 @@ def test_two_processes_give_the_numbers_of_one(run, model, tmp_path):
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert "0/2 [" in result.stderr and "0/3 [" not in result.stderr  # two of the three batches are the first's
-    assert run("--output", tmp_path / "one", *options)[0] == 0
+    assert run("--output", tmp_path / "one", *options, "--device", "cpu")[0] == 0
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert two["settings"] == one["settings"]
     for first, second in zip([one["real"], *one["sweep"]], [two["real"], *two["sweep"]], strict=True):

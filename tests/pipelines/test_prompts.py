@@ -44,5 +44,8 @@ def test_a_batch_of_prompts_equals_each_alone(pipe, tokens):
 
 
 def test_there_must_be_something_to_encode():
-    with pytest.raises(ValueError, match="Pass `prompt`, `prompt_embeds` or `super_res_prompt_embeds`"):
-        GLIDEPipeline(**tiny_components()).encode_prompt()
+    pipe = GLIDEPipeline(**tiny_components())
+    embeds = pipe.encode_prompt("a red circle")[2]
+    for given in ({}, {"super_res_prompt_embeds": embeds}):
+        with pytest.raises(ValueError, match="Pass `prompt` or `prompt_embeds`"):
+            pipe.encode_prompt(**given)

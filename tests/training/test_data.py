@@ -1,5 +1,7 @@
 import json
-import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from glide_pipelines.training import (
 from glide_pipelines.training.data import crop_square, make_loader
 
 
+ROOT = Path(__file__).parents[2]
 LOW_RESOLUTION = LowResolution(32, 8, 16, low_res_blur=0.5, low_res_noise=0.1)
 
 
@@ -237,14 +240,29 @@ def test_a_share_of_the_captions_leaves_nothing_unsaid():
     assert 70 < sum(map(str.__eq__, captions(0.5), full)) < 130
 
 
-class _WhoHandlesCtrlC(torch.utils.data.Dataset):
+GROUP_IS_STOPPED = """
+import os, signal, sys, time
+import torch
+from glide_pipelines.training.data import make_loader
+from glide_pipelines.training.trainer import _stop_signal
+
+class Slow(torch.utils.data.Dataset):
     def __getitem__(self, index):
-        return signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        time.sleep(0.05)
+        return index
+
+if __name__ == "__main__":
+    with _stop_signal() as stop:
+        for number, batch in enumerate(make_loader(Slow(), 0, 30, 1, 1, 0, 1, num_workers=1)):
+            if number == 2:
+                os.killpg(0, getattr(signal, sys.argv[1]))
+    print(number, stop.is_set)
+"""
 
 
-def test_workers_leave_ctrl_c_to_the_trainer():
-    """It reaches them too, and would end those that are not forked from a process that handles it."""
-    loader = make_loader(
-        _WhoHandlesCtrlC(), first=0, steps=1, batch_size=2, accumulation=1, rank=0, world=1, num_workers=1
-    )
-    assert [ignored.tolist() for ignored in loader] == [[True, True]]
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_workers_outlive_what_stops_the_run(name):
+    """Ctrl-C and `timeout` reach them too; the trainer still needs them until it has saved its checkpoint."""
+    command = [sys.executable, "-c", GROUP_IS_STOPPED, name]
+    result = subprocess.run(command, start_new_session=True, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert result.stdout == "29 True\n", result.stderr

@@ -138,7 +138,7 @@ def test_the_temperature_stays_below_100(arguments, tmp_path):
         (["--model_config", "nothing.json"], "`model_config` must be a JSON file, got 'nothing.json'"),
         (
             ["--model_config", str(BASE)],
-            "shapes_base.json does not describe this kind of model: it lacks 'text_config'",
+            "shapes_base.json is of another kind of model: it lacks 'text_config'",
         ),
         (["--resolution", "16"], "`resolution` must be that of the model, 8, got 16"),
         (["--push_to_hub"], "`push_to_hub` and `hub_model_id` go together"),

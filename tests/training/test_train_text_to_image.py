@@ -183,20 +183,40 @@ def test_validation_pictures_are_drawn_where_the_trained_stage_is(tmp_path, monk
         return SimpleNamespace(images=[Image.new("RGB", (8, 8)) for _ in prompts])
 
     monkeypatch.setattr(GLIDEPipeline, "__call__", draw)
+    monkeypatch.setattr(torch.nn.Module, "cpu", lambda network: network.to_empty(device="cpu"))  # "meta" has no values
     args = SimpleNamespace(
         stage="base", low_res_consistency=False, validation_prompts=["a"], seed=0, output_dir=tmp_path
     )
     script.draw_validation_pictures(args, components, 1)
     assert drawn == [(["meta"] * 4, 2.0)]
+    others = [part for part in components["others"].values() if isinstance(part, torch.nn.Module)]
+    assert [part.device.type for part in others] == ["cpu"] * 2  # the memory is the training's again
 
 
-def test_a_new_resolution_is_the_model_s(arguments, tmp_path):
-    script.main(arguments("base", "--resolution", "16", steps=1))
+def test_a_new_resolution_is_the_model_s(arguments, tmp_path, monkeypatch, capsys):
+    tiny_pipeline().save_pretrained(tmp_path / "pair")
+    pair = ["--pretrained_model_name_or_path", str(tmp_path / "pair")]
+    script.main(arguments("base", *pair, "--resolution", "16", steps=1))
     assert GLIDEUNet2DConditionModel.load_config(tmp_path / "pipeline" / "unet")["sample_size"] == 16
-    # The upsampler learns to enlarge what the base draws: 16 pixels, where a quarter of its own would be 8.
-    args = script.parse_args(arguments("super_res"))
-    components = script.build_components(args)
-    assert stages.make_dataset(args, components).low_resolution.low_resolution == 16
+    assert "will have to enlarge 2 times: train it next" in capsys.readouterr().out
+    # The upsampler learns to enlarge what that base draws, not what a quarter of it would be or the pair's own base.
+    seen, drawn = [], []
+    make_dataset, call = stages.make_dataset, GLIDEPipeline.__call__
+    monkeypatch.setattr(stages, "make_dataset", lambda *a: seen.append(made := make_dataset(*a)) or made)
+    monkeypatch.setattr(GLIDEPipeline, "__call__", lambda pipe, *a, **k: drawn.append(pipe) or call(pipe, *a, **k))
+    more = ["--validation_prompts", "a", "--checkpointing_steps", "1"]
+    script.main(arguments("super_res", *pair, *more, steps=1))
+    assert seen[0].low_resolution.low_resolution == 16
+    assert [pipe.scale_factor for pipe in drawn] == [2]
+
+
+def test_the_base_of_a_pair_cannot_get_a_size_that_does_not_suit_the_upsampler(arguments, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "pair")
+    more = ["--pretrained_model_name_or_path", str(tmp_path / "pair"), "--resolution", "12"]
+    with pytest.raises(
+        ValueError, match=r"whole number of times the base's 12, got 32\. Start from a pipeline without"
+    ):
+        script.main(arguments("base", *more))
 
 
 def test_a_pipeline_with_another_scheduler_is_trained_and_keeps_it(arguments, tmp_path):
@@ -257,10 +277,12 @@ def test_a_tracker_is_told_what_the_log_holds(arguments, monkeypatch):
     [
         (["--push_to_hub"], "`push_to_hub` and `hub_model_id` go together"),
         (["--lr_scheduler", "step"], "`lr_scheduler` must be one of constant, linear, cosine, got 'step'"),
+        (["--resolution", "0"], "`resolution` must be a positive multiple of 2 for this model, got 0"),
+        (["--resolution", "15"], "`resolution` must be a positive multiple of 2 for this model, got 15"),
         (["--model_config", "nothing.json"], "`model_config` must be a JSON file, got 'nothing.json'"),
         (
             ["--model_config", str(NOISED_CLIP)],
-            "shapes_noised_clip.json does not describe this kind of model: it lacks",
+            "shapes_noised_clip.json is of another kind of model: it lacks 'text_encoder'",
         ),
         (["--train_data_dir", "nothing"], "`train_data_dir` must be a folder, got 'nothing'"),
         (["--dataset_name", "shapes", "--train_data_dir", "x"], "only one of `dataset_name` and `train_data_dir`"),
@@ -294,8 +316,9 @@ def test_bad_arguments_are_named(arguments, more, message):
         ),
         (
             ["--pretrained_model_name_or_path", "{pair}", "--resolution", "36"],
-            "`resolution` 36 does not suit the other",
+            "whole number of times the base's 8, got 36",
         ),
+        (["--validation_prompts", "a"], "`validation_prompts` needs a base model beside the upsampler"),
     ],
 )
 def test_bad_arguments_of_the_upsampler_are_named(arguments, tmp_path, more, message):
