@@ -34,7 +34,6 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 # What --fast stands for, where the options do not say otherwise; docs/schedulers_and_guidance.md has the measurements.
 FAST = {
     "steps": 10,
-    "scheduler": "sde-dpm-solver++",
     "super_res_steps": 10,
     "super_res_scheduler": "sde-dpm-solver++",
 }
@@ -194,7 +193,7 @@ NAME: {", ".join(SCHEDULERS)}.""",
 def add_sampling_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Steps and schedulers of both stages."""
     add = parser.add_argument
-    fast = "ten steps of sde-dpm-solver++ in each stage"
+    fast = "ten steps in each stage, the upsampler's of sde-dpm-solver++"
     add("--fast", action=_Fast, nargs=0, default=argparse.SUPPRESS, help=f"{fast} (options below may change each)")
     add("--steps", type=steps, metavar="STEPS", help="steps of the base model (default: 100)")
     add("--super-res-steps", type=steps, metavar="STEPS", help="of the upsampler (default: fast27)")

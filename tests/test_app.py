@@ -310,7 +310,7 @@ def test_fast(script, model):
     args = script.parse_args(["--device", "cpu", "--model", model, "--fast"])
     assert args.steps == 10
     for studio in script.load_studios(args):
-        assert type(studio.pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
+        assert type(studio.pipe.super_res_scheduler).__name__ == "DPMSolverMultistepScheduler"
         assert studio.upsampling == {"super_res_num_inference_steps": glide_cli.FAST["super_res_steps"]}
 
 

@@ -178,10 +178,10 @@ def test_the_options_reach_the_pipeline(glide, model, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "steps", "schedulers"),
     [
-        (["--fast"], 10, ("DPMSolverMultistepScheduler", "DPMSolverMultistepScheduler")),
-        (["--fast", "--steps", "4"], 4, ("DPMSolverMultistepScheduler", "DPMSolverMultistepScheduler")),
+        (["--fast"], 10, ("GLIDEDDPMScheduler", "DPMSolverMultistepScheduler")),
+        (["--fast", "--steps", "4"], 4, ("GLIDEDDPMScheduler", "DPMSolverMultistepScheduler")),
         (["--steps", "4", "--scheduler", "ddim", "--fast"], 4, ("GLIDEDDIMScheduler", "DPMSolverMultistepScheduler")),
-        (["--fast", "--super-res-scheduler", "unipc"], 10, ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")),
+        (["--fast", "--super-res-scheduler", "unipc"], 10, ("GLIDEDDPMScheduler", "UniPCMultistepScheduler")),
     ],
 )
 def test_fast_fills_in_what_is_not_said(glide, model, tmp_path, monkeypatch, options, steps, schedulers):
