@@ -43,7 +43,6 @@ from glide_pipelines.evaluation import (
 from glide_pipelines.evaluation.report import package_versions, sampling_settings
 
 
-SCALES = ("guidance_scale", "clip_guidance_scale")
 # Options that only GLIDE's pipelines understand.
 GLIDE_OPTIONS = ("base_only", "scheduler", "super_res_scheduler", "super_res_steps", "clip_guidance_scale")
 
@@ -51,13 +50,14 @@ GLIDE_OPTIONS = ("base_only", "scheduler", "super_res_scheduler", "super_res_ste
 def parse_args(argv: list[str] | None, description: str | None, **choices: Any) -> argparse.Namespace:
     """The options. `choices` are the defaults of a script that makes other ones than this."""
     defaults = {"guidance_scale": [1.0, 2.0, 3.0], "clip_guidance_scale": []} | choices
-    shown = {name: " ".join(f"{scale:g}" for scale in defaults[name]) or "none" for name in SCALES}
+    scales = ("guidance_scale", "clip_guidance_scale")
+    shown = {name: " ".join(f"{scale:g}" for scale in defaults[name]) or "none" for name in scales}
     parser = glide_cli.Parser(description=description)
     add = parser.add_argument_group("what to measure").add_argument
     add("--output", type=Path, required=True, metavar="FOLDER", help="pictures, table, JSON and plots")
-    scales = {"type": glide_cli.finite, "nargs": "*", "metavar": "X"}
-    add("--guidance-scale", **scales, help=f"of classifier-free guidance (default: {shown['guidance_scale']})")
-    add("--clip-guidance-scale", **scales, help=f"of guidance by a CLIP (default: {shown['clip_guidance_scale']})")
+    many = {"type": glide_cli.finite, "nargs": "*", "metavar": "X"}
+    add("--guidance-scale", **many, help=f"of classifier-free guidance (default: {shown['guidance_scale']})")
+    add("--clip-guidance-scale", **many, help=f"of guidance by a CLIP (default: {shown['clip_guidance_scale']})")
     add(
         "--clip-beside",
         type=glide_cli.finite,

@@ -64,11 +64,11 @@ def build_model(args: argparse.Namespace) -> tuple[NoisedCLIPModel, PreTrainedTo
         model = NoisedCLIPModel.from_pretrained(args.pretrained_model_name_or_path)
         tokenizer = AutoTokenizer.from_pretrained(args.pretrained_model_name_or_path)
     else:
+        sizes = read_sizes(args.model_config, "text_config", "vision_config")
         if args.tokenizer_name is not None:
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
         else:
             tokenizer = AutoTokenizer.from_pretrained(args.guided_model, subfolder="tokenizer")
-        sizes = read_sizes(args.model_config, "text_config", "vision_config")
         sizes["text_config"]["vocab_size"] = len(tokenizer)
         model = NoisedCLIPModel(NoisedCLIPConfig(**sizes))
     tokenizer.model_max_length = model.config.text_config.max_position_embeddings

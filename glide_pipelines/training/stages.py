@@ -98,7 +98,7 @@ def make_dataset(args: argparse.Namespace, components: Components, inpainting: b
     )
 
 
-def join_folder(args: argparse.Namespace, pipeline_class: type[DiffusionPipeline], components: Components) -> None:
+def _join_folder(args: argparse.Namespace, pipeline_class: type[DiffusionPipeline], components: Components) -> None:
     """Take the other stage and the pipeline's settings from the folder that the trained stage is to join, as far as
     they are there: they go before those of the pipeline that was loaded."""
     folder, names = _pipeline_folder(args), _part_names(OTHER[args.stage])
@@ -117,7 +117,8 @@ def _set_resolution(args: argparse.Namespace, components: Components) -> None:
         ValueError: if the model cannot draw pictures of that size, or the two stages none together.
     """
     unet = components["unet"]
-    earlier, size = unet.config.sample_size, unet.config.sample_size if args.resolution is None else args.resolution
+    earlier = unet.config.sample_size
+    size = earlier if args.resolution is None else args.resolution
     if size < 1 or size % unet.size_multiple:
         multiple = unet.size_multiple
         raise ValueError(f"`resolution` must be a positive multiple of {multiple} for this model, got {size}.")
@@ -167,7 +168,7 @@ def train_stage(
     set_seed(args.seed)
     with accelerator.main_process_first():
         components = build_components(args)
-        join_folder(args, pipeline_class, components)
+        _join_folder(args, pipeline_class, components)
         if validate is not None and args.stage == "super_res" and not components["others"]:
             raise ValueError("`validation_prompts` needs a base model beside the upsampler.")
         components["unet"].use_fastest_layout()
@@ -205,7 +206,7 @@ def save_stage(args: argparse.Namespace, pipeline_class: type[DiffusionPipeline]
     Returns:
         `Path`: The folder. What stood in it is replaced when all that is new is written.
     """
-    join_folder(args, pipeline_class, components)  # another run may have written the other stage meanwhile
+    _join_folder(args, pipeline_class, components)  # another run may have written the other stage meanwhile
     folder = _pipeline_folder(args)
     parts = pipeline_parts(components, args.stage)
     for name, part in components["others"].items():

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -252,6 +253,7 @@ class Slow(torch.utils.data.Dataset):
         return index
 
 if __name__ == "__main__":
+    torch.multiprocessing.set_start_method("spawn")  # a forked worker would handle Ctrl-C as its parent does
     with _stop_signal() as stop:
         for number, batch in enumerate(make_loader(Slow(), 0, 30, 1, 1, 0, 1, num_workers=1)):
             if number == 2:
@@ -261,8 +263,13 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_workers_outlive_what_stops_the_run(name):
+def test_workers_outlive_what_stops_the_run(name, tmp_path):
     """Ctrl-C and `timeout` reach them too; the trainer still needs them until it has saved its checkpoint."""
-    command = [sys.executable, "-c", GROUP_IS_STOPPED, name]
-    result = subprocess.run(command, start_new_session=True, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    script = tmp_path / "script.py"
+    script.write_text(GROUP_IS_STOPPED)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), name]
+    result = subprocess.run(
+        command, env=environment, start_new_session=True, capture_output=True, text=True, timeout=300
+    )
     assert result.stdout == "29 True\n", result.stderr
