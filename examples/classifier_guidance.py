@@ -21,8 +21,8 @@ from torch import nn
 import glide_cli
 from glide_pipelines import GLIDEPipeline, shapes_checkpoint
 from glide_pipelines.cli import make_grid, save_whole
+from glide_pipelines.images import to_tensor
 from glide_pipelines.markdown import markdown_table
-from glide_pipelines.pipelines.image_inputs import to_tensor
 from glide_pipelines.pipelines.sampling import CondFn
 from glide_pipelines.shapes import BACKGROUNDS, ShapesWorld, detect, judge, render
 

@@ -18,8 +18,8 @@ import torch
 import glide_cli
 from glide_pipelines import GLIDEPipeline, shapes_checkpoint
 from glide_pipelines.cli import silence_libraries
+from glide_pipelines.images import images_to_tensor
 from glide_pipelines.markdown import markdown_table
-from glide_pipelines.pixels import pictures_to_tensor
 from glide_pipelines.shapes import RELATIONS, Caption, Mention, Object, Scene, ShapesWorld, render
 from glide_pipelines.shapes.scene import is_related
 from glide_pipelines.training.reading import INVERSE
@@ -60,7 +60,7 @@ def measure(pipe: GLIDEPipeline, num_scenes: int, seed: int, batch_size: int = 6
     """By timestep and caption: the mean squared error of the predicted clean picture, whose values span -1 to 1."""
     chosen = list(itertools.islice(related_scenes(seed), num_scenes))
     size = pipe.unet.config.sample_size
-    x_start = pictures_to_tensor([render(scene, size) for scene, *_ in chosen])
+    x_start = images_to_tensor([render(scene, size) for scene, *_ in chosen])
     noise = torch.randn(x_start.shape, generator=torch.Generator().manual_seed(seed))
     texts = [captions(*item) for item in chosen]
     process = pipe.scheduler.train_process

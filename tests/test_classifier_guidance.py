@@ -8,7 +8,7 @@ from PIL import Image
 from scripts import load_script
 
 from glide_pipelines import GLIDEDDPMScheduler
-from glide_pipelines.pipelines.image_inputs import to_tensor
+from glide_pipelines.images import to_tensor
 from glide_pipelines.shapes import BACKGROUNDS, ShapesWorld, render
 
 

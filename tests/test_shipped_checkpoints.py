@@ -18,8 +18,8 @@ from glide_pipelines import (
     NoisedCLIPModel,
     shapes_checkpoint,
 )
+from glide_pipelines.images import to_tensor
 from glide_pipelines.models import tokenize_prompts
-from glide_pipelines.pipelines.image_inputs import to_tensor
 from glide_pipelines.shapes import Object, Scene, judge, render
 
 

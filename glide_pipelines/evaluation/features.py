@@ -21,8 +21,8 @@ from transformers import (
 from transformers.utils import cached_file
 
 from ..checkpoints import shapes_checkpoint
+from ..images import scale_pixels
 from ..models import NoisedCLIPConfig, NoisedCLIPModel, tokenize_prompts
-from ..pixels import scale_pixels
 from .shapes_features import ShapesFeatures
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from ..pipelines.image_inputs import load_images
+from ..images import load_images
 from ..shapes import Example, ShapesWorld, render
 from ..training.data import captions_of, check_captions, crop_square, first_few, load_captioned_rows
 

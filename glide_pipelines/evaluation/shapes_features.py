@@ -11,7 +11,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from ..pixels import scale_pixels
+from ..images import scale_pixels
 from ..shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, ShapesWorld, render
 from ..training.learning_rate import LearningRate
 

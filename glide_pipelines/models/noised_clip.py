@@ -13,7 +13,7 @@ from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPOutput, CLIPPreTrainedModel
 
-from ..pixels import unscale_pixels
+from ..images import unscale_pixels
 from .pretrained import Float32Mixin, init_clip_layers
 
 

@@ -11,7 +11,7 @@ from diffusers.guiders import BaseGuidance
 from diffusers.utils import replace_example_docstring
 from PIL import Image
 
-from .image_inputs import load_images, pad_to, to_tensor
+from ..images import load_images, pad_to, to_tensor
 from .input_checks import check_latents, check_number
 from .pipeline_output import GLIDEPipelineOutput
 from .pipeline_utils import GLIDEPipelineBase

@@ -13,9 +13,9 @@ from diffusers.guiders import BaseGuidance
 from diffusers.utils import replace_example_docstring
 from PIL import Image
 
+from ..images import common_size, load_images, load_masks, pad_to, resize_masks, to_mask_tensor, to_tensor
 from ..models import GLIDEUNet2DConditionModel
 from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
-from .image_inputs import common_size, load_images, load_masks, pad_to, resize_masks, to_mask_tensor, to_tensor
 from .input_checks import check_latents, check_positive_int
 from .known_region import KnownRegion
 from .pipeline_output import GLIDEPipelineOutput

@@ -15,12 +15,12 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import replace_example_docstring
 from transformers import GPT2Tokenizer
 
+from ..images import common_size, load_images, pad_to, to_tensor
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
-from .image_inputs import common_size, load_images, pad_to, to_tensor
+from ..sampling.tiles import TiledUNet
 from .input_checks import check_latents, check_multiple
 from .pipeline_output import GLIDEPipelineOutput
 from .pipeline_utils import GLIDEPipelineBase, enlargement
-from .tiling import TiledUNet
 
 
 # Options of `from_pretrained` that say which files to read, and where to get them.

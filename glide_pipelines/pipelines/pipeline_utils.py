@@ -17,9 +17,9 @@ from diffusers.utils import logging
 from PIL import Image
 from transformers import BatchEncoding, GPT2Tokenizer
 
+from ..images import common_size
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel, tokenize_prompts
 from ..schedulers import SchedulerAdapter
-from .image_inputs import common_size
 from .input_checks import (
     check_callable,
     check_callback,

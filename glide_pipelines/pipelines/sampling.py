@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from diffusers.guiders import BaseGuidance
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..images import round_pixels
 from ..models import GLIDEUNet2DConditionModel
-from ..pixels import round_pixels
 from ..schedulers import SchedulerAdapter
 from .known_region import KnownRegion
 

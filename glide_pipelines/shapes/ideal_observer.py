@@ -9,7 +9,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-from ..pixels import pictures_to_tensor, scale_pixels
+from ..images import images_to_tensor, scale_pixels
 from .render import render
 from .scene import BACKGROUNDS, BORDER, SIZES, Object, Scene
 
@@ -81,7 +81,7 @@ def _gains(rest: torch.Tensor, variance: float, background: str, kinds: Collecti
         reach = math.ceil(SIZES[size][1] * side / 2 + 1)
         window = slice(side // 2 - reach, side // 2 + reach + 1)
         alone = [Scene((Object(shape, colour, size, x, y),), background) for y in positions for x in positions]
-        pictures = pictures_to_tensor([render(scene, side) for scene in alone])
+        pictures = images_to_tensor([render(scene, side) for scene in alone])
         drawings = (pictures - pictures[:, :, :1, :1])[:, :, window, window]
         # (|rest|^2 - |rest - drawing|^2) / 2, wherever the drawing's middle is
         gain = F.conv2d(rest, drawings, padding=reach) - drawings.square().sum(dim=(1, 2, 3)).view(-1, 1, 1) / 2

@@ -10,9 +10,9 @@ import torch
 from diffusers import SchedulerMixin
 from transformers import PreTrainedTokenizerBase
 
+from ..images import images_to_tensor
 from ..markdown import markdown_table
 from ..models import NoisedCLIPModel, tokenize_prompts
-from ..pixels import pictures_to_tensor
 from .captions import Caption, describe_fully
 from .dataset import ShapesWorld
 from .evaluation import per_cent, rate
@@ -70,7 +70,7 @@ def caption_retrieval(
     captions = [example.caption for example in examples]
     full_captions = [describe_fully(example.scene) for example in examples]
     size = clip_model.config.vision_config.image_size
-    x_start = pictures_to_tensor([render(example.scene, size) for example in examples])
+    x_start = images_to_tensor([render(example.scene, size) for example in examples])
     noise = torch.randn(x_start.shape, generator=torch.Generator().manual_seed(seed))
 
     device = clip_model.device

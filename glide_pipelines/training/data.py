@@ -14,9 +14,8 @@ from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..images import images_to_tensor, load_images, round_pixels
 from ..models import tokenize_prompts
-from ..pipelines.image_inputs import load_images
-from ..pixels import pictures_to_tensor, round_pixels
 from ..shapes import ShapesWorld, describe_fully, render
 from ..shapes.scene import NUM_OBJECTS_SHARES
 from .timesteps import TimestepWeighting
@@ -242,7 +241,7 @@ class LowResolution:
         if self.low_res_blur:
             # Before the cut, so that the crop's edge is not the edge of the world.
             small = small.filter(ImageFilter.GaussianBlur(rng.uniform(0, self.low_res_blur)))
-        low_res = pictures_to_tensor([small.crop((left, top, left + crop, top + crop))])[0]
+        low_res = images_to_tensor([small.crop((left, top, left + crop, top + crop))])[0]
         if self.low_res_noise:
             deviation = rng.uniform(0, self.low_res_noise)
             low_res = low_res + deviation * _normal(rng, tuple(low_res.shape))
@@ -316,7 +315,7 @@ class TextToImageDataset(Dataset):
         example = {name: tokens[name][0] for name in ("input_ids", "attention_mask")}
         if self.low_resolution is not None:
             picture, example["low_res"] = self.low_resolution(picture, rng)
-        example["pixel_values"] = pictures_to_tensor([picture])[0]
+        example["pixel_values"] = images_to_tensor([picture])[0]
         example["noise"] = _normal(rng, tuple(example["pixel_values"].shape))
         if self.noise_offset:
             example["noise"] += self.noise_offset * _normal(rng, (3, 1, 1))

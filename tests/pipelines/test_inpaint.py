@@ -17,7 +17,7 @@ from glide_pipelines import (
     GLIDEPipeline,
     GLIDESuperResolutionPipeline,
 )
-from glide_pipelines.pipelines.image_inputs import to_mask_tensor, to_tensor
+from glide_pipelines.images import to_mask_tensor, to_tensor
 from glide_pipelines.pipelines.known_region import KnownRegion
 from glide_pipelines.schedulers import SchedulerAdapter
 

@@ -16,7 +16,7 @@ from glide_pipelines import (
     GLIDEPipeline,
     GLIDESuperResolutionPipeline,
 )
-from glide_pipelines.pipelines.tiling import TiledUNet
+from glide_pipelines.sampling.tiles import TiledUNet
 
 
 @pytest.fixture(scope="module")

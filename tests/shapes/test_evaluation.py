@@ -15,7 +15,7 @@ from scripts import load_script
 from tiny import tiny_clip, tiny_pipeline, tiny_tokenizer
 
 from glide_pipelines import GLIDESuperResolutionPipeline
-from glide_pipelines.pixels import pictures_to_tensor
+from glide_pipelines.images import images_to_tensor
 from glide_pipelines.shapes import COLOURS, SHAPES, Example, Object, Scene, ShapesWorld, parse, render, render_sizes
 from glide_pipelines.shapes.evaluation import (
     ATTRIBUTES,
@@ -146,7 +146,7 @@ def test_what_the_upsampler_was_given_is_judged_too(examples):
         image_processor = VaeImageProcessor()
 
         def __call__(self, prompt, **call):
-            small = pictures_to_tensor([render(self.scenes[text], 32) for text in prompt])
+            small = images_to_tensor([render(self.scenes[text], 32) for text in prompt])
             for self.stage, latents in (("base", torch.zeros_like(small)), ("base", small), ("super_res", -small)):
                 call["callback_on_step_end"](self, 0, 0, {"latents": latents})
             return SimpleNamespace(images=[render(other_background(self.scenes[text]), 64) for text in prompt])

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from glide_pipelines.pixels import pictures_to_tensor
+from glide_pipelines.images import images_to_tensor
 from glide_pipelines.shapes import Object, Scene, ShapesWorld, describe_fully, render
 from glide_pipelines.shapes.ideal_observer import _allowed, _middles, _sum_apart, log_likelihoods
 from glide_pipelines.shapes.scene import SIZES
@@ -17,14 +17,14 @@ ALPHA_BAR = 0.2
 
 
 def noised(scenes, alpha_bar=ALPHA_BAR, size=SIZE, seed=0):
-    x_start = pictures_to_tensor([render(scene, size) for scene in scenes])
+    x_start = images_to_tensor([render(scene, size) for scene in scenes])
     noise = torch.randn(x_start.shape, generator=torch.Generator().manual_seed(seed))
     return math.sqrt(alpha_bar) * x_start + math.sqrt(1 - alpha_bar) * noise
 
 
 def brute_force(x_t, scenes):
     """The mean density over a list of scenes, each drawn."""
-    means = math.sqrt(ALPHA_BAR) * pictures_to_tensor([render(scene, SIZE) for scene in scenes])
+    means = math.sqrt(ALPHA_BAR) * images_to_tensor([render(scene, SIZE) for scene in scenes])
     distances = (x_t[:, None] - means).double().square().sum(dim=(2, 3, 4))
     return (-distances / (2 * (1 - ALPHA_BAR))).logsumexp(dim=1) - math.log(len(scenes))
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tiny import tiny_tokenizer
 
-from glide_pipelines.pixels import pictures_to_tensor
+from glide_pipelines.images import images_to_tensor
 from glide_pipelines.shapes import BACKGROUNDS, ShapesWorld, describe_fully
 from glide_pipelines.training import (
     DatasetSource,
@@ -117,7 +117,7 @@ def test_small_and_large_crop_are_of_the_same_place():
     for seed in range(5):
         high, low = LowResolution(32, 8, 16)(picture, np.random.default_rng(seed))
         assert high.size == (16, 16) and low.shape == (3, 4, 4)
-        torch.testing.assert_close(pictures_to_tensor([high.reduce(4)])[0], low)
+        torch.testing.assert_close(images_to_tensor([high.reduce(4)])[0], low)
 
 
 def test_low_resolution_is_corrupted_in_8_bit():

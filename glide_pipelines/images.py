@@ -1,11 +1,11 @@
-"""Pictures and masks of every kind that users hold, made alike before anything is resized.
+"""Images: load every kind that users have, resize them alike, and scale pixels for the networks.
 
-Everything becomes 8-bit PIL first: the same picture then gives the same result as a file, an array or a tensor.
+Every image becomes 8-bit PIL first, so that the same image gives the same result as a file, an array or a tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,28 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from ..pixels import pictures_to_tensor
-
 
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+
+
+def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
+    """From 0 to 255 to -1 to 1."""
+    return pixels / 127.5 - 1
+
+
+def unscale_pixels(sample: torch.Tensor) -> torch.Tensor:
+    """From -1 to 1 to 0 to 255, not rounded."""
+    return (sample + 1) * 127.5
+
+
+def round_pixels(sample: torch.Tensor) -> torch.Tensor:
+    """A sample in [-1, 1] as it would come back from an 8-bit image."""
+    return scale_pixels(unscale_pixels(sample).round())
+
+
+def images_to_tensor(images: Sequence[Image.Image | np.ndarray]) -> torch.Tensor:
+    """RGB images of one size, with values from 0 to 255, as floats in [-1, 1] of shape `[B, 3, H, W]`."""
+    return scale_pixels(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float())
 
 
 def load_images(name: str, images: Any) -> list[Image.Image]:
@@ -83,7 +101,7 @@ def _check_holes(name: str, masks: list[Image.Image], reason: str) -> None:
 def to_tensor(images: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
     """RGB pictures, resized bicubically to `(height, width)`, as floats in [-1, 1] of shape `[B, 3, height, width]`."""
     height, width = size
-    return pictures_to_tensor([image.resize((width, height), Image.Resampling.BICUBIC) for image in images])
+    return images_to_tensor([image.resize((width, height), Image.Resampling.BICUBIC) for image in images])
 
 
 def to_mask_tensor(masks: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from glide_pipelines.pipelines.image_inputs import load_images, load_masks, pad_to, to_mask_tensor, to_tensor
+from glide_pipelines.images import load_images, load_masks, pad_to, to_mask_tensor, to_tensor
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
