@@ -61,8 +61,7 @@ setup(
     python_requires=">=3.11",
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    py_modules=["glide_cli"],
-    packages=find_packages(include=["glide_pipelines", "glide_pipelines.*"]),
+    packages=find_packages(include=["glide_cli", "glide_cli.*", "glide_pipelines", "glide_pipelines.*"]),
     package_data={"glide_pipelines": ["py.typed", "checkpoints/**"]},
     entry_points={"console_scripts": ["glide = glide_cli:main"]},
 )
