@@ -1,14 +1,18 @@
 """The noised CLIP's two files: into a folder that the guided pipeline opens, and back."""
 
-import gzip
-import json
-
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
-from recorded import recorded_clip
+from recorded import (
+    recorded_clip,
+    recorded_state_dict,
+    recorded_tokens,
+    write_clip_vocabulary,
+    write_glide_vocabulary,
+    write_recorded_checkpoint,
+)
 from safetensors.torch import load_file
 from small import (
     CLIP_HEAD_DIM,
@@ -25,7 +29,6 @@ from small import (
 )
 from test_tokenizers import write_vocabulary
 from tiny import tiny_call
-from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 from glide_pipelines import CLIPGuidedPipeline, NoisedCLIPConfig, NoisedCLIPModel
@@ -161,22 +164,25 @@ def test_the_script(files, tmp_path, capsys):
 
 
 @torch.no_grad()
-def test_the_recorded_clip_through_the_script(reference, tmp_path):
+def test_the_recorded_clip_through_the_script(recordings, tmp_path):
     """The whole way: released layout, script, folder, pipeline, against the original's numbers."""
     sizes = {"attention_head_dim": 16, "text_num_attention_heads": 4, "image_size": 16, "clip_attention_head_dim": 16}
-    clip = {f"clip_{tower}_checkpoint_path": reference / f"clip-{tower}-enc.pt" for tower in ("text", "image")}
+    clip = {
+        f"clip_{tower}_checkpoint_path": write_recorded_checkpoint(recordings, f"clip-{tower}-enc", tmp_path)
+        for tower in ("text", "image")
+    }
     script("convert_glide_to_diffusers").main(
         arguments(
-            checkpoint_path=reference / "base.pt",
-            tokenizer=reference / "tokenizer",
-            clip_tokenizer=reference / "clip-tokenizer",
+            checkpoint_path=write_recorded_checkpoint(recordings, "base", tmp_path),
+            tokenizer=write_glide_vocabulary(tmp_path / "tokenizer", size=512, merges={}),
+            clip_tokenizer=write_clip_vocabulary(tmp_path / "clip-tokenizer", size=600, merges={}),
             dump_path=tmp_path / "glide",
             **clip,
             **sizes,
         )
     )
     pipe = CLIPGuidedPipeline.from_pretrained(tmp_path / "glide")
-    recorded = load_file(reference / "clip.safetensors")
+    recorded = load_file(recordings / "clip.safetensors")
     mask = torch.arange(recorded["tokens"].shape[1]) < recorded["token_lengths"][:, None]
     output = pipe.clip_model(recorded["tokens"], recorded["sample"], recorded["timesteps"], mask)
     np.testing.assert_allclose(output.text_embeds, recorded["text_embeds"], atol=2e-5, rtol=0)
@@ -201,9 +207,9 @@ def test_names_are_downloaded(files, tmp_path, monkeypatch):
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
-def test_the_way_back_gives_the_original_files(reference):
-    for kind, state_dict in clip_to_glide(recorded_clip(reference)).items():
-        original = torch.load(reference / f"{kind}.pt", weights_only=True)
+def test_the_way_back_gives_the_original_files(recordings):
+    for kind, state_dict in clip_to_glide(recorded_clip(recordings)).items():
+        original = recorded_state_dict(recordings, kind)
         assert list(state_dict) == list(original)
         assert all(torch.equal(state_dict[key], tensor) for key, tensor in original.items())
 
@@ -228,25 +234,12 @@ def test_the_released_sizes_are_recognised():
 # -- the tokenizer ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def original_tokenizer(reference, tmp_path_factory):
-    """CLIP's own vocabulary: bytes, bytes that end a word, 48894 merges, start and end."""
-    folder = tmp_path_factory.mktemp("vocabulary")
-    with gzip.open(reference / "vocab" / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
-        merges = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
-    # The printable bytes come first, then the others, under the letters that stand for them.
-    letters = sorted(ByteLevel.alphabet(), key=ord)
-    words = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
-    vocabulary = {token: i for i, token in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
-    return folder
-
-
-def test_ids_are_the_originals(reference, original_tokenizer, tmp_path):
-    recorded = json.loads((reference / "tokens.json").read_text())
-    tokenizer = load_clip_tokenizer(original_tokenizer, recorded["clip"]["context"], 65536)
-    assert len(tokenizer) == recorded["clip"]["vocab_size"]
+def test_ids_are_the_originals(recordings, tmp_path):
+    recorded = recorded_tokens(recordings)
+    size, context = recorded["clip"]["vocab_size"], recorded["clip"]["context"]
+    folder = write_clip_vocabulary(tmp_path / "original", size, recorded["clip"]["merges"])
+    tokenizer = load_clip_tokenizer(folder, context, 65536)
+    assert len(tokenizer) == size
     tokenizer.save_pretrained(tmp_path)
     texts = [row["text"] for row in recorded["rows"]]
     for loaded in (tokenizer, CLIPTokenizer.from_pretrained(tmp_path)):

@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 from PIL import Image
+from recorded import recorded_state_dict, write_glide_vocabulary, write_recorded_checkpoint
 from safetensors.torch import load_file
 from small import HEAD_DIM, OPTIONS, PAIRS, arguments, script, small_networks, write_checkpoint, write_tokenizer
 from tiny import tiny_call
@@ -254,13 +255,13 @@ def test_the_scripts(files, tmp_path, capsys):
     assert capsys.readouterr().out == f"Wrote {tmp_path / 'back/base.pt'}\nWrote {tmp_path / 'back/upsample.pt'}\n"
 
 
-def test_the_recorded_pair_through_the_script(reference, tmp_path):
+def test_the_recorded_pair_through_the_script(recordings, tmp_path):
     """The whole way: released layout, script, folder, pipeline, against the original's numbers."""
     script("convert_glide_to_diffusers").main(
         arguments(
-            checkpoint_path=reference / "base.pt",
-            super_res_checkpoint_path=reference / "upsample.pt",
-            tokenizer=reference / "tokenizer",
+            checkpoint_path=write_recorded_checkpoint(recordings, "base", tmp_path),
+            super_res_checkpoint_path=write_recorded_checkpoint(recordings, "upsample", tmp_path),
+            tokenizer=write_glide_vocabulary(tmp_path / "tokenizer", size=512, merges={}),
             dump_path=tmp_path / "glide",
             attention_head_dim=16,
             text_num_attention_heads=4,
@@ -270,7 +271,7 @@ def test_the_recorded_pair_through_the_script(reference, tmp_path):
     )
     pipe = GLIDEPipeline.from_pretrained(tmp_path / "glide")
     for prefix, kind in (("", "base"), ("super_res_", "upsample")):
-        recorded = load_file(reference / f"{kind}.safetensors")
+        recorded = load_file(recordings / f"{kind}.safetensors")
         conditions = {"low_res": recorded["low_res"]} if prefix else {}
         with torch.no_grad():
             hidden = getattr(pipe, f"{prefix}text_encoder")(recorded["tokens"], recorded["mask"]).last_hidden_state
@@ -281,6 +282,6 @@ def test_the_recorded_pair_through_the_script(reference, tmp_path):
     for file, name in zip(
         convert_diffusers_to_glide(tmp_path / "glide", tmp_path / "back"), ("base", "upsample"), strict=True
     ):
-        original, result = (torch.load(path, weights_only=True) for path in (reference / f"{name}.pt", file))
+        original, result = recorded_state_dict(recordings, name), torch.load(file, weights_only=True)
         assert list(result) == list(original)
         assert all(torch.equal(result[key], tensor) for key, tensor in original.items())

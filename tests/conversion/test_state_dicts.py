@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from recorded import recorded_networks
+from recorded import recorded_networks, recorded_state_dict
 from safetensors.torch import load_file
 from small import CHANNELS, HEAD_DIM, TEXT_HEADS, small_networks, small_state_dict
 
@@ -21,9 +21,9 @@ RELEASED = {
 
 
 @pytest.mark.parametrize("kind", CHANNELS)
-def test_networks_give_the_originals_numbers(reference, kind):
-    unet, text_encoder = recorded_networks(reference, kind)
-    recorded = load_file(reference / f"{kind}.safetensors")
+def test_networks_give_the_originals_numbers(recordings, kind):
+    unet, text_encoder = recorded_networks(recordings, kind)
+    recorded = load_file(recordings / f"{kind}.safetensors")
     conditions = {"low_res": recorded["low_res"]} if unet.is_upsampler else {}
     if unet.is_inpainter:
         conditions |= {"image": recorded["inpaint_image"], "mask": 1 - recorded["inpaint_mask"]}
@@ -36,9 +36,8 @@ def test_networks_give_the_originals_numbers(reference, kind):
 
 
 @pytest.mark.parametrize("kind", CHANNELS)
-def test_the_way_back_gives_the_original_file(reference, kind):
-    original = torch.load(reference / f"{kind}.pt", weights_only=True)
-    assert_same(to_glide(*recorded_networks(reference, kind)), original)
+def test_the_way_back_gives_the_original_file(recordings, kind):
+    assert_same(to_glide(*recorded_networks(recordings, kind)), recorded_state_dict(recordings, kind))
 
 
 @pytest.mark.parametrize("kind", CHANNELS)
@@ -129,9 +128,9 @@ def test_sizes_are_read_from_the_file(sizes):
     assert networks.text_encoder.config.to_dict() == text_encoder.config.to_dict()
 
 
-def test_kinds(reference):
+def test_kinds(recordings):
     for kind in (*CHANNELS, "clip-text-enc", "clip-image-enc"):
-        assert detect_kind(torch.load(reference / f"{kind}.pt", weights_only=True)) == kind
+        assert detect_kind(recorded_state_dict(recordings, kind)) == kind
     assert detect_kind({"weight": torch.zeros(2)}) is None
 
 

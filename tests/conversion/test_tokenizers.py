@@ -1,10 +1,9 @@
 """GLIDE's tokenizer: the original's ids, from a folder and from the Hub, and after saving."""
 
-import gzip
 import json
-import shutil
 
 import pytest
+from recorded import recorded_tokens, write_glide_vocabulary
 from small import CONTEXT, VOCAB
 from tiny import tiny_tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
@@ -23,25 +22,16 @@ def write_vocabulary(folder):
     return folder
 
 
-@pytest.fixture(scope="module")
-def original(reference, tmp_path_factory):
-    """A folder with GLIDE's own vocabulary."""
-    folder = tmp_path_factory.mktemp("vocabulary")
-    for source, name in (("encoder.json.gz", "vocab.json"), ("vocab.bpe.gz", "merges.txt")):
-        with gzip.open(reference / "vocab" / source) as packed, open(folder / name, "wb") as file:
-            shutil.copyfileobj(packed, file)
-    return folder
-
-
-def test_ids_are_the_originals(reference, original, tmp_path):
-    recorded = json.loads((reference / "tokens.json").read_text())
+def test_ids_are_the_originals(recordings, tmp_path):
+    recorded = recorded_tokens(recordings)
     glide = recorded["glide"]
-    tokenizer = load_tokenizer(original, glide["context"], glide["vocab_size"])
+    folder = write_glide_vocabulary(tmp_path / "original", glide["vocab_size"], glide["merges"])
+    tokenizer = load_tokenizer(folder, glide["context"], glide["vocab_size"])
     tokenizer.save_pretrained(tmp_path)
     for loaded in (tokenizer, GPT2Tokenizer.from_pretrained(tmp_path)):
         for row in recorded["rows"]:
             tokens = loaded(row["text"].lower(), padding="max_length", truncation=True)
-            length = row["glide_length"]
+            length = len(row["glide_ids"])
             padding = glide["context"] - length
             assert tokens.input_ids == row["glide_ids"] + [glide["end_token"]] * padding, row["text"]
             assert tokens.attention_mask == [1] * length + [0] * padding, row["text"]

@@ -38,8 +38,8 @@ def picture(inputs, **changes):
 
 
 @pytest.fixture(scope="module")
-def recorded(reference):
-    return recorded_clip(reference), load_file(reference / "clip.safetensors")
+def recorded(recordings):
+    return recorded_clip(recordings), load_file(recordings / "clip.safetensors")
 
 
 @torch.no_grad()

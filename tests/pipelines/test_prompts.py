@@ -1,9 +1,7 @@
 """Prompts become the original's token ids, by the pipeline's own path."""
 
-import gzip
-import json
-
 import pytest
+from recorded import recorded_tokens, write_glide_vocabulary
 from tiny import tiny_components
 from transformers import GPT2Tokenizer
 
@@ -12,17 +10,16 @@ from glide_pipelines.conversion.tokenizers import load_tokenizer
 
 
 @pytest.fixture(scope="module")
-def tokens(reference):
-    return json.loads((reference / "tokens.json").read_text(encoding="utf-8"))
+def tokens(recordings):
+    return recorded_tokens(recordings)
 
 
 @pytest.fixture(scope="module")
-def pipe(reference, tokens, tmp_path_factory):
+def pipe(tokens, tmp_path_factory):
     """A pipeline with the released tokenizer, saved and loaded once: what a converted folder holds."""
-    folder = tmp_path_factory.mktemp("gpt2")
-    for source, target in (("encoder.json.gz", "vocab.json"), ("vocab.bpe.gz", "merges.txt")):
-        (folder / target).write_bytes(gzip.decompress((reference / "vocab" / source).read_bytes()))
-    tokenizer = load_tokenizer(folder, tokens["glide"]["context"], tokens["glide"]["vocab_size"])
+    glide = tokens["glide"]
+    folder = write_glide_vocabulary(tmp_path_factory.mktemp("gpt2"), glide["vocab_size"], glide["merges"])
+    tokenizer = load_tokenizer(folder, glide["context"], glide["vocab_size"])
     tokenizer.save_pretrained(folder / "saved")
     return GLIDEPipeline(**tiny_components() | {"tokenizer": GPT2Tokenizer.from_pretrained(folder / "saved")})
 

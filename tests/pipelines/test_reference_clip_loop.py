@@ -10,19 +10,19 @@ from glide_pipelines.schedulers import scheduling_glide_ddpm
 
 
 @pytest.fixture(scope="module")
-def recorded(reference):
-    return load_file(reference / "clip-loop.safetensors")
+def recorded(recordings):
+    return load_file(recordings / "clip-loop.safetensors")
 
 
 @pytest.fixture(scope="module")
-def pipe(reference):
-    unet, text_encoder = recorded_networks(reference, "base")
+def pipe(recordings):
+    unet, text_encoder = recorded_networks(recordings, "base")
     pipe = CLIPGuidedPipeline(
         tokenizer=None,
         text_encoder=text_encoder,
         unet=unet,
         scheduler=None,
-        clip_model=recorded_clip(reference),
+        clip_model=recorded_clip(recordings),
         clip_tokenizer=None,
     )
     pipe.set_progress_bar_config(disable=True)

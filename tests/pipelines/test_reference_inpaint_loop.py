@@ -10,14 +10,14 @@ from glide_pipelines import GLIDEDDIMScheduler, GLIDEInpaintPipeline
 
 
 @pytest.fixture(scope="module")
-def recorded(reference):
-    return load_file(reference / "inpaint-loop.safetensors")
+def recorded(recordings):
+    return load_file(recordings / "inpaint-loop.safetensors")
 
 
 @pytest.fixture(scope="module")
-def pipe(reference):
-    unet, text_encoder = recorded_networks(reference, "base-inpaint")
-    super_res_unet, super_res_text_encoder = recorded_networks(reference, "upsample-inpaint")
+def pipe(recordings):
+    unet, text_encoder = recorded_networks(recordings, "base-inpaint")
+    super_res_unet, super_res_text_encoder = recorded_networks(recordings, "upsample-inpaint")
     pipe = GLIDEInpaintPipeline(
         tokenizer=None,
         text_encoder=text_encoder,

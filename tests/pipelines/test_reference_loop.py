@@ -9,14 +9,14 @@ from glide_pipelines import GLIDEDDIMScheduler, GLIDEPipeline
 
 
 @pytest.fixture(scope="module")
-def recorded(reference):
-    return load_file(reference / "text2im-loop.safetensors")
+def recorded(recordings):
+    return load_file(recordings / "text2im-loop.safetensors")
 
 
 @pytest.fixture(scope="module")
-def pipe(reference):
-    unet, text_encoder = recorded_networks(reference, "base")
-    super_res_unet, super_res_text_encoder = recorded_networks(reference, "upsample")
+def pipe(recordings):
+    unet, text_encoder = recorded_networks(recordings, "base")
+    super_res_unet, super_res_text_encoder = recorded_networks(recordings, "upsample")
     pipe = GLIDEPipeline(
         tokenizer=None,
         text_encoder=text_encoder,

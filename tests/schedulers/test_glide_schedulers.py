@@ -39,8 +39,8 @@ def scheduler(cls, spacing="10", **config):
 
 @pytest.mark.parametrize(("schedule", "spacing"), [("linear", "fast27"), ("squaredcos_cap_v2", "100")])
 @pytest.mark.parametrize("clip", [True, False])
-def test_every_step_equals_the_original(reference, monkeypatch, schedule, spacing, clip):
-    recorded = load_file(reference / f"steps-{schedule}-{spacing}.safetensors")
+def test_every_step_equals_the_original(recordings, monkeypatch, schedule, spacing, clip):
+    recorded = load_file(recordings / f"steps-{schedule}-{spacing}.safetensors")
     ddpm = scheduler(GLIDEDDPMScheduler, spacing, beta_schedule=schedule, clip_sample=clip)
     ddim = scheduler(GLIDEDDIMScheduler, spacing, beta_schedule=schedule, clip_sample=clip)
     assert ddpm.timesteps.tolist() == recorded["timesteps"].tolist()[::-1]

@@ -7,8 +7,8 @@ import pytest
 from glide_pipelines.schedulers import space_timesteps
 
 
-def test_equals_the_original(reference):
-    for name, expected in json.loads((reference / "timesteps.json").read_text()).items():
+def test_equals_the_original(recordings):
+    for name, expected in json.loads((recordings / "timesteps.json").read_text()).items():
         spacing = name.split("/")[1]
         assert space_timesteps(spacing) == expected[::-1], spacing
 

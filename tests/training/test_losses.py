@@ -17,8 +17,8 @@ def make_inputs(timesteps):
 
 
 @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
-def test_equals_the_original(reference, schedule):
-    recorded = load_file(reference / "training-loss.safetensors")
+def test_equals_the_original(recordings, schedule):
+    recorded = load_file(recordings / "training-loss.safetensors")
     scheduler = GLIDEDDPMScheduler(beta_schedule=schedule)
     inputs = [recorded[name] for name in ("x_start", "noise", "timesteps")]
     torch.testing.assert_close(scheduler.add_noise(*inputs), recorded[f"{schedule}/x_t"])
