@@ -1,0 +1,31 @@
+"""Mistakes of the user's: one line on stderr and exit code 2, without a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake of the user's; its text says what to change."""
+
+
+def exit_code(program: str, run: Callable[[], None], errors: tuple[type[Exception], ...] = ()) -> int:
+    """Run a program and report a mistake of the user's in one line on stderr.
+
+    Args:
+        program (`str`): The name that begins the line.
+        run (`Callable[[], None]`): What the program does.
+        errors (`tuple[type[Exception], ...]`): Exceptions that are mistakes of the user's here, besides [`UserError`].
+
+    Returns:
+        `int`: 0; 2 after a mistake of the user's; 130 after Ctrl-C.
+    """
+    try:
+        run()
+    except (UserError, *errors) as error:
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0

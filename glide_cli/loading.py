@@ -1,0 +1,135 @@
+"""From the values of options to a pipeline that is ready to run. Mistakes are reported as [`UserError`]."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers.utils.logging
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+from safetensors import SafetensorError
+
+from glide_pipelines import GLIDEPipeline, shapes_checkpoint
+
+from .errors import UserError
+from .options import SCHEDULERS
+
+
+UPSAMPLER = ("super_res_unet", "super_res_text_encoder", "super_res_scheduler")
+
+
+def model_values(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options of `add_model_options` and the schedulers of `add_sampling_options` say, as [`load_pipeline`]
+    takes it."""
+    return {name: getattr(args, name) for name in ("model", "device", "dtype", "scheduler", "super_res_scheduler")}
+
+
+def step_values(steps: int | str | None = None, super_res_steps: int | str | None = None) -> dict[str, Any]:
+    """Steps of both stages as a pipeline takes them: a number, which every scheduler knows, or a spacing."""
+    values: dict[str, Any] = {}
+    for prefix, given in (("", steps), ("super_res_", super_res_steps)):
+        if given is not None:
+            values[prefix + ("timesteps" if isinstance(given, str) else "num_inference_steps")] = given
+    return values
+
+
+def load_pipeline(
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    scheduler: str | None = None,
+    super_res_scheduler: str | None = None,
+    checkpoint: str = "text-to-image",
+    pipeline_class: type[DiffusionPipeline] = GLIDEPipeline,
+    upsample: bool = True,
+    option: str = "--model",
+) -> DiffusionPipeline:
+    """Load a pipeline of GLIDE, without progress bars.
+
+    Args:
+        model (`str`, *optional*): A folder or a model of the Hub; by default the shapes checkpoint that ships.
+        device (`str`, *optional*): As [`find_device`] takes it.
+        dtype (`str`, defaults to `"float32"`): Name of a dtype of torch.
+        scheduler, super_res_scheduler (`str`, *optional*): Names of `SCHEDULERS`; by default the model's own.
+        checkpoint (`str`, defaults to `"text-to-image"`): Which of the checkpoints that ship is the default.
+        pipeline_class (`type`, defaults to [`GLIDEPipeline`]): What to load it as.
+        upsample (`bool`, defaults to `True`): Without it the upsampler is left out.
+        option (`str`, defaults to `"--model"`): Named in errors about the model.
+
+    Raises:
+        UserError: if there is no such model or device.
+    """
+    where = find_device(device)
+    model = str(shapes_checkpoint(checkpoint)) if model is None else model
+    # "owner/name" may be on the Hub; anything else can only be a folder.
+    if os.path.isfile(model):
+        raise UserError(f"{option} {model}: a file; give its folder")
+    if not os.path.isdir(model) and (model.count("/") != 1 or model.startswith((".", "~", "/"))):
+        raise UserError(f"{option} {model}: no such folder")
+    left_out = dict.fromkeys(() if upsample else UPSAMPLER)
+    try:
+        pipe = pipeline_class.from_pretrained(model, dtype=getattr(torch, dtype), **left_out)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{option} {model}: {error}") from error
+    for component, name in (("scheduler", scheduler), ("super_res_scheduler", super_res_scheduler)):
+        current = getattr(pipe, component)
+        if name is not None and current is not None:
+            pipe.register_modules(**{component: other_scheduler(current, name)})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(where)
+
+
+def other_scheduler(current: SchedulerMixin, name: str) -> SchedulerMixin:
+    """The scheduler of this name of `SCHEDULERS`, with the noise schedule of the current one."""
+    path, settings = SCHEDULERS[name]
+    library, class_name = path.split(".")
+    return getattr(importlib.import_module(library), class_name).from_config(current.config, **settings)
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of this name; without one CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: if this machine cannot compute there.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        # The first sentence says what is wrong, the rest is for those who build torch.
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise UserError(f"--device {name}: {reason}") from error
+    if device.type == "meta":
+        raise UserError(f"--device {name}: this device computes shapes only, no values")
+    return device
+
+
+def open_image(path: Path) -> Image.Image:
+    """The image in a file, read to its end.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        image = Image.open(path)
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image: {error}") from error
+    return image
+
+
+def silence_libraries() -> None:
+    """No progress bars besides those of sampling and downloads, and no notes of other libraries."""
+    for library in (transformers.utils.logging, diffusers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+    warnings.simplefilter("ignore")

@@ -1,0 +1,78 @@
+"""What the commands write: images, grids of images, and captions below them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffusers.utils import make_image_grid
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from glide_pipelines.files import whole_file
+
+from .errors import UserError
+
+
+FONT = ImageFont.load_default(12)
+LINE_HEIGHT = 15  # pixels
+
+
+def make_grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Images of one size side by side on white with gaps between them; one image alone is returned as it is.
+
+    Args:
+        images (`Sequence[PIL.Image.Image]`): One or more; the last row may be shorter.
+        columns (`int`): Images in a row.
+    """
+    if len(images) == 1:
+        return images[0]
+    width, height = images[0].size
+    gap = max(width // 32, 1)
+    rows = math.ceil(len(images) / columns)
+    cells = [ImageOps.expand(image, (0, 0, gap, gap), "white") for image in images]
+    cells += [Image.new("RGB", cells[0].size, "white")] * (rows * columns - len(cells))
+    grid = make_image_grid(cells, rows, columns)
+    return grid.crop((0, 0, grid.width - gap, grid.height - gap))
+
+
+def add_captions(images: Sequence[Image.Image], captions: Sequence[str]) -> list[Image.Image]:
+    """Each image of one size with its caption below it; the results have one size too."""
+    width, height = images[0].size
+    texts = [wrap(caption, width - 4) for caption in captions]
+    strip = LINE_HEIGHT * max(map(len, texts)) + 6
+    captioned = []
+    for image, lines in zip(images, texts, strict=True):
+        sheet = Image.new("RGB", (width, height + strip), "white")
+        sheet.paste(image)
+        draw = ImageDraw.Draw(sheet)
+        for index, line in enumerate(lines):
+            draw.text((width / 2, height + 2 + index * LINE_HEIGHT), line, "black", FONT, anchor="ma")
+        draw.rectangle((0, 0, width - 1, height - 1), outline="lightgray")
+        captioned.append(sheet)
+    return captioned
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """The text in lines of at most `width` pixels, broken between words."""
+    lines = [""]
+    for word in text.split():
+        line = f"{lines[-1]} {word}".strip()
+        if lines[-1] and FONT.getlength(line) > width:
+            lines.append(word)
+        else:
+            lines[-1] = line
+    return lines
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image. The file is whole, or as it was before.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    try:
+        with whole_file(path) as aside:
+            image.save(aside, quality=95)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
