@@ -1,8 +1,7 @@
 #!/usr/bin/env python
-"""Runs the original implementation again on the recorded inputs, and compares or rewrites what the parity tests read.
+"""Run the original implementation on the recorded inputs; compare the results, or write the recordings again.
 
-docs/parity.md says what is needed. Nothing of the original is part of this repository: the script imports clones of
-openai/glide-text2im and openai/guided-diffusion.
+It imports clones of openai/glide-text2im and openai/guided-diffusion: docs/parity.md says how to get them.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +32,9 @@ Tensors = dict[str, torch.Tensor]
 NETWORKS = ("base", "upsample", "base-inpaint", "upsample-inpaint")
 STEPS = ("linear-fast27", "squaredcos_cap_v2-100")
 CONDITIONS = ("low_res", "inpaint_image", "inpaint_mask")
+# Noise schedule and respacing of the loops' stages.
+BASE_SPACING = ("squaredcos_cap_v2", "ddim25")
+UPSAMPLE_SPACING = ("linear", "fast27")
 
 
 # -- the small models -------------------------------------------------------------------------------------------------
@@ -85,6 +88,7 @@ def build_clip() -> Any:
 
 
 def build_diffusion(schedule: str, respacing: str) -> Any:
+    """The diffusion process with its samplers."""
     from glide_text2im.model_creation import create_gaussian_diffusion
 
     return create_gaussian_diffusion(steps=1000, noise_schedule=schedule, timestep_respacing=respacing)
@@ -156,13 +160,10 @@ def sample_ddim(model: Callable[..., torch.Tensor], noise: torch.Tensor, spacing
     return build_diffusion(*spacing).ddim_sample_loop(model, tuple(noise.shape), noise=noise, device="cpu", **options)
 
 
-BASE_SPACING, UPSAMPLE_SPACING = ("squaredcos_cap_v2", "ddim25"), ("linear", "fast27")
-
-
 def two_stages(given: Tensors, scale: float, inpaint: bool) -> Tensors:
-    """The base stage with guidance, and the upsampler on `low_res`, the recorded base sample rounded to 8 bits.
+    """The guided base stage, and the upsampler on `low_res`, the recorded base sample rounded to 8 bits.
 
-    Not on the new base sample: one value that rounds to the neighbouring level would hide how close the stages are.
+    With the new base sample instead, one value that rounds to the neighbouring level would dominate the difference.
     """
 
     def known(suffix: str) -> dict[str, Any]:
@@ -217,11 +218,11 @@ def training_losses(given: Tensors) -> Tensors:
 
 
 TENSORS: dict[str, Callable[[Tensors], Tensors]] = {
-    **{name: lambda given, name=name: network(given, name) for name in NETWORKS},
+    **{name: partial(network, name=name) for name in NETWORKS},
     "clip": noised_clip,
-    **{f"steps-{name}": lambda given, name=name: scheduler_steps(given, name) for name in STEPS},
-    "text2im-loop": lambda given: two_stages(given, scale=3.0, inpaint=False),
-    "inpaint-loop": lambda given: two_stages(given, scale=5.0, inpaint=True),
+    **{f"steps-{name}": partial(scheduler_steps, name=name) for name in STEPS},
+    "text2im-loop": partial(two_stages, scale=3.0, inpaint=False),
+    "inpaint-loop": partial(two_stages, scale=5.0, inpaint=True),
     "clip-loop": clip_guidance,
     "training-loss": training_losses,
 }
@@ -234,7 +235,7 @@ def kept_timesteps(stored: dict[str, list[int]]) -> dict[str, list[int]]:
 
 
 def merges_behind(ids: Iterable[int], tokenizer: Any) -> dict[str, str]:
-    """The merges that lead to these tokens, under the ids of what they make, in their order of precedence."""
+    """The merges that build these tokens, by the id of the token that each makes, in order of precedence."""
     merges = {"".join(pair): pair for pair in tokenizer.bpe_ranks}
     used, pending = set(), [tokenizer.decoder[token_id] for token_id in ids]
     while pending:
@@ -272,7 +273,10 @@ FACTS: dict[str, Callable[[Any], Any]] = {"timesteps": kept_timesteps, "tokens":
 
 
 def largest_difference(outputs: Tensors, stored: Tensors) -> float:
-    return max((outputs[name].double() - stored[name].double()).abs().max().item() for name in outputs)
+    for name, value in outputs.items():
+        if value.shape != stored[name].shape:
+            raise ValueError(f"{name} has the shape {list(value.shape)}, and {list(stored[name].shape)} was recorded")
+    return max((value.double() - stored[name].double()).abs().max().item() for name, value in outputs.items())
 
 
 def main(args: list[str] | None = None) -> None:
@@ -288,6 +292,8 @@ def main(args: list[str] | None = None) -> None:
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
 
+    # Sums depend on the number of threads; the recordings were made with one.
+    torch.set_num_threads(1)
     for name, record in TENSORS.items():
         file = f"{name}.safetensors"
         stored = load_file(RECORDINGS / file)

@@ -1,0 +1,48 @@
+"""Make the grid of the README: images of scenes whose combinations were never trained on, each with its caption.
+
+    python tools/make_grid.py --output docs/images/shapes_grid.png
+
+The captions are the first ones of the world that are short enough to be read under an image; none was chosen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+from glide_cli import Parser, exit_code
+from glide_cli.options import image_file, seed
+from glide_cli.output import add_captions, make_grid, save_image
+from glide_pipelines import GLIDEPipeline, shapes_checkpoint
+from glide_pipelines.evaluation import generators
+from glide_pipelines.shapes import ShapesWorld
+
+
+NUM_IMAGES = 16
+COLUMNS = 4
+MAX_LETTERS = 70
+
+
+def generate(argv: list[str] | None) -> None:
+    """Generate the images and write the grid."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--output", type=image_file, required=True, help="image file")
+    parser.add_argument("--model", help="folder or Hub id of a pipeline (default: the checkpoint that ships)")
+    parser.add_argument("--seed", type=seed, default=0, help="of captions and noise (default: %(default)s)")
+    args = parser.parse_args(argv)
+
+    world = ShapesWorld(args.seed, held_out=True)
+    short = (text for text in map(str, map(world.caption, itertools.count())) if len(text) <= MAX_LETTERS)
+    captions = list(itertools.islice(short, NUM_IMAGES))
+    pipe = GLIDEPipeline.from_pretrained(args.model or shapes_checkpoint())
+    images = pipe(captions, generator=generators(args.seed, len(captions))).images
+    save_image(make_grid(add_captions(images, captions), COLUMNS), args.output)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code, as `glide_cli.exit_code` does."""
+    return exit_code("make_grid.py", lambda: generate(argv), (ValueError, OSError))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Write the model cards of the checkpoints that ship, from the figures of `glide evaluate-shapes`.
+
+    python tools/write_model_cards.py --text-to-image figures.json --inpaint inpaint.json --noised-clip clip.json
+
+Each is the README.md of its checkpoint's folder, and shows samples.png if that lies there. What is not given stays as
+it is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from glide_cli import Parser, exit_code
+from glide_cli.options import input_file
+from glide_pipelines import shapes_checkpoint
+from glide_pipelines.conversion.model_card import model_card
+from glide_pipelines.shapes.edit_evaluation import edit_table
+from glide_pipelines.shapes.evaluation import guidance_table
+from glide_pipelines.shapes.retrieval import retrieval_table
+
+
+LICENCE = "Apache-2.0, as the package that it ships with."
+DATA = """\
+Images of the shapes world, rendered while it trained and never twice: one to three objects of six shapes, eight colours
+and two sizes on three backgrounds, with a caption that leaves some of this unsaid. One combination of objects and
+background in ten was kept back; the figures below are on those."""
+SAMPLES = {"Samples": "![Images that it generated](samples.png)"}
+COMMAND = "How it was trained, command by command: `docs/shapes_training.md` of glide-pipelines."
+
+
+def text_to_image(results: dict[str, Any]) -> dict[str, str]:
+    """The sections of the card of the text-to-image pair."""
+    return {
+        "": "GLIDE at the size of a laptop: a base model that generates 32 x 32 pixels from a caption and an upsampler "
+        "to 128 x 128, trained from scratch on a world of coloured shapes. Made to learn and to measure on: it knows "
+        "nothing but these shapes.",
+        "Use": "```python\nfrom glide_pipelines import GLIDEPipeline, shapes_checkpoint\n\n"
+        "pipe = GLIDEPipeline.from_pretrained(shapes_checkpoint())\n"
+        'pipe("a red circle above a blue square").images[0].save("image.png")\n```',
+        "What it was trained on": f"{DATA} {COMMAND}",
+        "What it can do": f"{_settings(results)}\n\n{guidance_table(results)}",
+        "What it cannot do": "It understands the words of its captions and no others; `glide` warns of a prompt "
+        "outside them. Where the table shows less than 100, an image may differ from its caption, and nothing warns "
+        "of it. The upsampler was trained on small images of this world only.",
+    }
+
+
+def inpaint(results: dict[str, Any]) -> dict[str, str]:
+    """The sections of the card of the inpainting pair."""
+    columns = {"true images": results["renders"], **results["columns"]}
+    return {
+        "": "GLIDE's inpainting models at the size of a laptop: the text-to-image pair of the shapes world, "
+        "trained on to fill a masked region of an image so that it fits a caption of the whole.",
+        "Use": "```python\nfrom diffusers.utils import load_image\n\n"
+        "from glide_pipelines import GLIDEInpaintPipeline, shapes_checkpoint\n\n"
+        'image, mask = load_image("image.png"), load_image("mask.png")  # white in the mask is repainted\n'
+        'pipe = GLIDEInpaintPipeline.from_pretrained(shapes_checkpoint("inpaint"))\n'
+        'pipe("a green star below a blue square", image=image, mask_image=mask).images[0].save("edited.png")\n```',
+        "What it was trained on": f"{DATA} Masks are rectangles, strokes, everything and nothing. {COMMAND}",
+        "What it can do": f"{_settings(results)} One object of a scene is masked and another asked for; beside this "
+        f"model (fine-tuned) stands the text-to-image one, which only gets the known pixels put back (implicit).\n\n"
+        f"{edit_table(columns)}",
+        "What it cannot do": "Anything but these shapes; and it takes the caption to be about the whole image.",
+    }
+
+
+def noised_clip(results: dict[str, Any]) -> dict[str, str]:
+    """The sections of the card of the noised CLIP."""
+    return {
+        "": "A CLIP that was trained on noised images of the shapes world: it says how well x_t fits a caption, and "
+        "its gradient guides the text-to-image checkpoint beside it.",
+        "Use": "```python\nfrom glide_pipelines import CLIPGuidedPipeline, GLIDEPipeline, NoisedCLIPModel, "
+        "shapes_checkpoint\nfrom transformers import GPT2Tokenizer\n\n"
+        'folder = shapes_checkpoint("noised-clip")\n'
+        "clip = {\n"
+        '    "clip_model": NoisedCLIPModel.from_pretrained(folder),\n'
+        '    "clip_tokenizer": GPT2Tokenizer.from_pretrained(folder),\n'
+        "}\n"
+        "pipe = CLIPGuidedPipeline.from_pipe(GLIDEPipeline.from_pretrained(shapes_checkpoint()), **clip)\n"
+        'pipe("a red circle above a blue square", clip_guidance_scale=3.0).images[0].save("guided.png")\n```',
+        "What it was trained on": f"{DATA} The images are noised by the base model's linear schedule. {COMMAND}",
+        "What it can do": "Which caption it finds nearest to a noised image, on held-out scenes. A full caption says "
+        "shape, colour and size of every object and the background; the ideal observer picks among these by Bayes' "
+        "rule, knowing how the world renders: no network is right more often. The other captions leave things unsaid, "
+        f"so that several may be true of an image.\n\n{retrieval_table(results['timesteps'])}",
+        "What it cannot do": "Captions in other words than the world's own, and images of anything else.",
+    }
+
+
+CARDS: dict[str, tuple[str, str, Callable[[dict[str, Any]], dict[str, str]]]] = {
+    "text-to-image": ("GLIDE (shapes)", "text-to-image", text_to_image),
+    "inpaint": ("GLIDE (shapes), inpainting", "image-to-image", inpaint),
+    "noised-clip": ("Noised CLIP (shapes)", "zero-shot-image-classification", noised_clip),
+}
+
+
+def _settings(results: dict[str, Any]) -> str:
+    settings = results["settings"]
+    upsampled = settings["super_res_steps"]
+    steps = (
+        f"{settings['steps']} steps of the base model {f'and {upsampled} of the upsampler' if upsampled else 'alone'}"
+    )
+    return (
+        f"Judged by the shapes world's own judge on {settings['num_captions']} held-out captions, {steps}, "
+        f"{settings['scheduler']}, {settings['dtype']}."
+    )
+
+
+def write(argv: list[str] | None) -> None:
+    """Write the cards whose figures are given."""
+    parser = Parser(description=__doc__)
+    for name in CARDS:
+        parser.add_argument(f"--{name}", type=input_file, metavar="JSON", help="its figures")
+    parser.add_argument("--output", type=Path, help="folder of the checkpoints (default: the package's own)")
+    for name, file in vars(args := parser.parse_args(argv)).items():
+        if name == "output" or file is None:
+            continue
+        name = name.replace("_", "-")
+        title, task, sections = CARDS[name]
+        written = sections(json.loads(file.read_text(encoding="utf-8")))
+        folder = shapes_checkpoint(name) if args.output is None else args.output / name
+        samples = SAMPLES if (folder / "samples.png").is_file() else {}
+        card = model_card(title, {**written, **samples, "Licence": LICENCE}, "apache-2.0", ["shapes"], task)
+        card.save(folder / "README.md")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code, as `glide_cli.exit_code` does."""
+    return exit_code("write_model_cards.py", lambda: write(argv), (ValueError, OSError))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
