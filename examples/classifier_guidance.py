@@ -1,16 +1,17 @@
-"""Plug a gradient of your own into the sampling: a classifier of noised pictures chooses the background.
+"""Plug a gradient of your own into the sampling: a classifier of noised images chooses the background.
 
     python examples/classifier_guidance.py --output classifier_guidance.png
 
-A small convolutional network learns, on pictures of the shapes world with the base model's noise, which background they
+A small convolutional network learns, on images of the shapes world with the base model's noise, which background they
 have. The prompt says nothing of it; the gradient of log p(background | x_t) does (classifier guidance, Dhariwal and
-Nichol, arXiv 2105.05233). Each scale draws one row of pictures, and it is counted how many have the background that was
+Nichol, arXiv 2105.05233). Each scale gives one row of images, and it is counted how many have the background that was
 asked for, and how many show what the prompt says.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +19,17 @@ from diffusers import SchedulerMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import nn
 
-import glide_cli
+from glide_cli import Parser, exit_code
+from glide_cli.options import finite, image_file, positive_int, seed
+from glide_cli.output import make_grid, save_image
 from glide_pipelines import GLIDEPipeline, shapes_checkpoint
-from glide_pipelines.cli import make_grid, save_whole
 from glide_pipelines.images import to_tensor
 from glide_pipelines.markdown import markdown_table
-from glide_pipelines.pipelines.sampling import CondFn
 from glide_pipelines.shapes import BACKGROUNDS, ShapesWorld, detect, judge, render
 
 
 PROMPT = "a red circle"
-NUM_TRAINING_PICTURES = 1500
+NUM_TRAINING_IMAGES = 1500
 BATCH_SIZE = 64
 WIDTH = 32
 
@@ -56,11 +57,11 @@ class NoisyClassifier(nn.Module):
 
 
 def train_classifier(scheduler: SchedulerMixin, size: int, steps: int, seed: int = 0) -> NoisyClassifier:
-    """Train on pictures of `size` pixels with the scheduler's noise, at uniform timesteps."""
+    """Train on images of `size` pixels with the scheduler's noise, at uniform timesteps."""
     torch.manual_seed(seed)
     world = ShapesWorld(seed)
-    scenes = [world.scene(index) for index in range(NUM_TRAINING_PICTURES)]
-    pictures = to_tensor([render(scene, size) for scene in scenes], (size, size))
+    scenes = [world.scene(index) for index in range(NUM_TRAINING_IMAGES)]
+    images = to_tensor([render(scene, size) for scene in scenes], (size, size))
     labels = torch.tensor([list(BACKGROUNDS).index(scene.background) for scene in scenes])
     classifier = NoisyClassifier()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3)
@@ -68,7 +69,7 @@ def train_classifier(scheduler: SchedulerMixin, size: int, steps: int, seed: int
     for _ in range(steps):
         chosen = torch.randint(len(labels), (BATCH_SIZE,))
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (BATCH_SIZE,))
-        x_t = scheduler.add_noise(pictures[chosen], torch.randn_like(pictures[chosen]), timesteps)
+        x_t = scheduler.add_noise(images[chosen], torch.randn_like(images[chosen]), timesteps)
         loss = F.cross_entropy(classifier(x_t, timesteps), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
@@ -77,7 +78,9 @@ def train_classifier(scheduler: SchedulerMixin, size: int, steps: int, seed: int
     return classifier.eval().requires_grad_(False)
 
 
-def towards(classifier: NoisyClassifier, background: str, scale: float) -> CondFn:
+def towards(
+    classifier: NoisyClassifier, background: str, scale: float
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """The `cond_fn` of a background: scale times the gradient of log p(background | x_t) with respect to x_t."""
     label = list(BACKGROUNDS).index(background)
 
@@ -92,51 +95,51 @@ def towards(classifier: NoisyClassifier, background: str, scale: float) -> CondF
 
 
 def guide(argv: list[str] | None) -> None:
-    """Train the classifier, draw with its gradient, count."""
-    parser = glide_cli.Parser(description=__doc__)
+    """Train the classifier, sample with its gradient, count."""
+    parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--output", type=glide_cli.picture_file, required=True, help="picture file; one row for each scale")
+    add("--output", type=image_file, required=True, help="image file; one row for each scale")
     add("--background", choices=list(BACKGROUNDS), default="black", help="what to guide to (default: %(default)s)")
     add(
         "--scales",
-        type=glide_cli.finite,
+        type=finite,
         nargs="+",
         default=[0.0, 1.0, 3.0, 10.0],
         help="of the gradient (default: %(default)s)",
     )
     add(
         "--num-images",
-        type=glide_cli.positive_int,
+        type=positive_int,
         default=12,
-        help="pictures for each scale (default: %(default)s)",
+        help="images for each scale (default: %(default)s)",
     )
-    add("--steps", type=glide_cli.positive_int, default=50, help="of sampling (default: %(default)s)")
-    add("--train-steps", type=glide_cli.positive_int, default=1000, help="of the classifier (default: %(default)s)")
-    add("--seed", type=glide_cli.seed, default=0, help="of training and noise (default: %(default)s)")
+    add("--steps", type=positive_int, default=50, help="of sampling (default: %(default)s)")
+    add("--train-steps", type=positive_int, default=1000, help="of the classifier (default: %(default)s)")
+    add("--seed", type=seed, default=0, help="of training and noise (default: %(default)s)")
     args = parser.parse_args(argv)
 
     pipe = GLIDEPipeline.from_pretrained(shapes_checkpoint(), super_res_unet=None)
     classifier = train_classifier(pipe.scheduler, pipe.unet.config.sample_size, args.train_steps, args.seed)
     rows, counts = [], []
     for scale in args.scales:
-        pictures = pipe(
+        images = pipe(
             PROMPT,
             num_images_per_prompt=args.num_images,
             num_inference_steps=args.steps,
             cond_fn=towards(classifier, args.background, scale),
             generator=torch.Generator().manual_seed(args.seed),
         ).images
-        found = sum(detect(picture).background == args.background for picture in pictures)
-        right = sum(judge(picture, PROMPT).correct for picture in pictures)
+        found = sum(detect(image).background == args.background for image in images)
+        right = sum(judge(image, PROMPT).correct for image in images)
         counts.append([f"{scale:g}", found, right])
-        rows += pictures
+        rows += images
     print(markdown_table(["scale", f"{args.background} background, of {args.num_images}", PROMPT], counts))
-    save_whole(make_grid(rows, args.num_images), args.output)
+    save_image(make_grid(rows, args.num_images), args.output)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code, as `glide_cli.exit_code` does."""
-    return glide_cli.exit_code("classifier_guidance.py", lambda: guide(argv), (ValueError, OSError))
+    return exit_code("classifier_guidance.py", lambda: guide(argv), (ValueError, OSError))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,12 @@ def model_values(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("model", "device", "dtype", "scheduler", "super_res_scheduler")}
 
 
+def sampling_values(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options say of how images are generated, as `sampling_settings` of the evaluation takes it."""
+    names = ("model", "seed", "batch_size", "dtype", "steps", "super_res_steps")
+    return {name: getattr(args, name, None) for name in names}
+
+
 def step_values(steps: int | str | None = None, super_res_steps: int | str | None = None) -> dict[str, Any]:
     """Steps of both stages as a pipeline takes them: a number, which every scheduler knows, or a spacing."""
     values: dict[str, Any] = {}

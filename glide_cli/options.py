@@ -37,8 +37,8 @@ RESPACING = re.compile(r"[1-9]\d*(,[1-9]\d*)*|ddim[1-9]\d*|fast27")
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake as a [`UserError`], which [`exit_code`] prints as one line, where argparse would print the usage
-    too. The description keeps its lines, and no option can be abbreviated."""
+    """Reports a mistake as a [`UserError`], which [`exit_code`] prints as one line, without argparse's usage. The
+    description keeps its lines, and no option can be abbreviated."""
 
     def __init__(self, **options: Any) -> None:
         raw = argparse.RawDescriptionHelpFormatter

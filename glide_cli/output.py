@@ -9,7 +9,7 @@ from pathlib import Path
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from glide_pipelines.files import whole_file
+from glide_pipelines.files import atomic_file
 
 from .errors import UserError
 
@@ -27,8 +27,7 @@ def make_grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
     """
     if len(images) == 1:
         return images[0]
-    width, height = images[0].size
-    gap = max(width // 32, 1)
+    gap = max(images[0].width // 32, 1)
     rows = math.ceil(len(images) / columns)
     cells = [ImageOps.expand(image, (0, 0, gap, gap), "white") for image in images]
     cells += [Image.new("RGB", cells[0].size, "white")] * (rows * columns - len(cells))
@@ -72,7 +71,7 @@ def save_image(image: Image.Image, path: Path) -> None:
         UserError: if it cannot be written.
     """
     try:
-        with whole_file(path) as aside:
-            image.save(aside, quality=95)
+        with atomic_file(path) as temporary:
+            image.save(temporary, quality=95)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -14,10 +14,9 @@ import pytest
 import torch
 from editing import HOLE, MASK, PICTURE, picture
 from PIL import Image
-from scripts import load_script
 from tiny import tiny_pipeline
 
-import glide_cli
+from glide_cli import command_parser, main, options
 from glide_pipelines import GLIDEPipeline, shapes_checkpoint
 from glide_pipelines.shapes import knows
 
@@ -31,14 +30,20 @@ def gr():
 
 
 @pytest.fixture(scope="module")
-def script(gr):
-    return load_script("app")
+def page(gr):
+    from glide_cli import page
+
+    return page
+
+
+def parse(*words: str):
+    return command_parser("app").parse_args(["--device", "cpu", *words])
 
 
 @pytest.fixture(scope="module")
-def studios(script):
+def studios(page):
     """Of the checkpoints that ship."""
-    return script.load_studios(script.parse_args(["--device", "cpu", "--super-res-steps", "2"]))
+    return page.load_studios(parse("--super-res-steps", "2"))
 
 
 def painting(image: Image.Image = PICTURE, *masks: Image.Image) -> dict:
@@ -115,8 +120,8 @@ def test_a_photograph_is_made_as_small_as_the_model_draws(studios):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"painting": None}, "no picture to edit"),
-        ({"painting": {"background": None, "layers": [], "composite": None}}, "no picture to edit"),
+        ({"painting": None}, "no image to edit"),
+        ({"painting": {"background": None, "layers": [], "composite": None}}, "no image to edit"),
         ({"painting": painting()}, "Nothing is painted over"),
         ({"painting": painting(PICTURE, Image.new("L", PICTURE.size))}, "Nothing is painted over"),
         ({"prompt": " "}, "The prompt is empty"),
@@ -138,24 +143,24 @@ def test_the_bar_moves_through_both_stages(studios):
     assert told == [((1, 4), "drawing"), ((2, 4), "drawing"), ((3, 4), "enlarging"), ((4, 4), "enlarging")]
 
 
-def test_a_prompt_that_the_model_does_not_know_is_told_on_the_page(script, studios, monkeypatch):
+def test_a_prompt_that_the_model_does_not_know_is_told_on_the_page(page, studios, monkeypatch):
     told = []
-    monkeypatch.setattr(script.gr, "Warning", told.append)
-    monkeypatch.setattr(logging.getLogger("glide_pipelines"), "handlers", [script.PageHandler()])
+    monkeypatch.setattr(page.gr, "Warning", told.append)
+    monkeypatch.setattr(logging.getLogger("glide_pipelines"), "handlers", [page.PageHandler()])
     studios[0].draw("a red circle", *QUICK, "", 1)
     assert told == []
     studios[0].draw("a corgi", *QUICK, "", 1)
     assert len(told) == 1 and "knows only its world of coloured shapes" in told[0]
 
 
-def test_the_chosen_picture_is_taken_to_the_editor(gr, script):
+def test_the_chosen_picture_is_taken_to_the_editor(gr, page):
     first, second = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "red")
     gallery = SimpleNamespace(value=[(first, "seed 1"), (second, "seed 2")], selected_index=None)
     for gallery.selected_index, chosen in ((None, first), (0, first), (1, second)):
-        taken, tabs = script.take(gallery)
+        taken, tabs = page.take(gallery)
         assert taken is chosen and tabs.selected == "Edit"
-    with pytest.raises(gr.Error, match="no picture yet"):
-        script.take(SimpleNamespace(value=None, selected_index=None))
+    with pytest.raises(gr.Error, match="no image yet"):
+        page.take(SimpleNamespace(value=None, selected_index=None))
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -165,34 +170,34 @@ def components(app, **wanted) -> list:
     return [block for block in app.blocks.values() if wanted.items() <= vars(block).items()]
 
 
-def test_the_page_begins_with_what_the_checkpoint_recommends(script, studios):
-    app = script.build_app(*studios, steps=25)
+def test_the_page_begins_with_what_the_checkpoint_recommends(page, studios):
+    app = page.build_page(*studios, steps=25)
     assert [slider.value for slider in components(app, label="Guidance")] == [2.0, 2.0]
     assert [slider.value for slider in components(app, label="Steps")] == [25, 25]
-    assert len(components(app, value=script.KNOWN)) == 2
-    assert all(knows(prompt) for prompt in script.PROMPTS)
+    assert len(components(app, value=page.KNOWN)) == 2
+    assert all(knows(prompt) for prompt in page.PROMPTS)
 
 
-def test_another_model_is_not_said_to_know_shapes(script):
-    studio = script.Studio(tiny_pipeline(), {})
-    assert not components(script.build_app(studio, studio, steps=25), value=script.KNOWN)
+def test_another_model_is_not_said_to_know_shapes(page):
+    studio = page.Studio(tiny_pipeline(), {})
+    assert not components(page.build_page(studio, studio, steps=25), value=page.KNOWN)
 
 
-def test_the_page_sends_nothing_away(script, studios):
-    app = script.build_app(*studios, steps=25)
+def test_the_page_sends_nothing_away(page, studios):
+    app = page.build_page(*studios, steps=25)
     assert app.analytics_enabled is False
-    galleries = components(app, label="Pictures")
+    galleries = components(app, label="Images")
     assert len(galleries) == 2
     assert all(set(gallery.buttons) == {"download", "fullscreen"} for gallery in galleries), "not to be shared"
 
 
-def test_what_the_browser_needs(gr, script, studios, tmp_path, monkeypatch):
+def test_what_the_browser_needs(gr, page, studios, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    app = script.build_app(*studios, steps=25)
+    app = page.build_page(*studios, steps=25)
     (tabs,) = (block for block in app.blocks.values() if isinstance(block, gr.Tabs))
     assert all(isinstance(child, gr.Tab) for child in tabs.children), "gradio 6.31 shows a tab twice otherwise"
     assert sorted(event.api_name for event in app.fns.values() if event.queue) == ["draw", "edit"], "answers get lost"
-    galleries = components(app, label="Pictures")
+    galleries = components(app, label="Images")
     assert all(gallery.interactive is False for gallery in galleries), "nothing is uploaded there"
     (canvas,) = (block for block in app.blocks.values() if isinstance(block, gr.ImageEditor))
     with Image.open(canvas.postprocess(PICTURE).background.path) as image:
@@ -205,13 +210,13 @@ def gradio_client(gr):
 
 
 @pytest.fixture
-def serve(script, gradio_client, tmp_path, monkeypatch):
+def serve(page, gradio_client, tmp_path, monkeypatch):
     """A function that serves a page on this computer and returns a client of it."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
     running = []
 
     def serve(drawer, editor):
-        app = script.build_app(drawer, editor, steps=2)
+        app = page.build_page(drawer, editor, steps=2)
         _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
         client = gradio_client.Client(url, download_files=str(tmp_path / "got"), verbose=False, analytics_enabled=False)
         running.extend((client.close, app.close))
@@ -263,8 +268,8 @@ class SlowPipeline:
         return SimpleNamespace(images=[Image.new("RGB", (8, 8))] * num_images_per_prompt)
 
 
-def test_one_order_is_drawn_after_the_other(serve, gradio_client, script, tmp_path):
-    client = serve(script.Studio(SlowPipeline(), {}), script.Studio(SlowPipeline(), {}))
+def test_one_order_is_drawn_after_the_other(serve, gradio_client, page, tmp_path):
+    client = serve(page.Studio(SlowPipeline(), {}), page.Studio(SlowPipeline(), {}))
     Image.new("RGBA", (8, 8), "red").save(tmp_path / "red.png")
     red = gradio_client.handle_file(tmp_path / "red.png")
     orders = []
@@ -286,32 +291,32 @@ def model(tmp_path_factory) -> str:
     return str(folder)
 
 
-def test_the_models(script, studios, model):
+def test_the_models(page, studios, model):
     drawer, editor = studios
     assert editor.pipe.mode == "fine-tuned"
-    drawer, editor = script.load_studios(script.parse_args(["--device", "cpu", "--model", model]))
+    drawer, editor = page.load_studios(parse("--model", model))
     assert editor.pipe.mode == "implicit" and editor.pipe.unet is drawer.pipe.unet
     both = ["--model", model, "--inpaint-model", str(shapes_checkpoint("inpaint"))]
-    drawer, editor = script.load_studios(script.parse_args(["--device", "cpu", *both]))
+    drawer, editor = page.load_studios(parse(*both))
     assert drawer.pipe.config.prompt_domain is None and editor.pipe.mode == "fine-tuned"
 
 
-def test_by_default_only_this_computer_is_served_with_the_notebooks_steps(script, model, monkeypatch):
+def test_by_default_only_this_computer_is_served_with_the_notebooks_steps(page, model, monkeypatch):
     served = []
-    monkeypatch.setattr(script, "serve", lambda *given: served.append(given))
+    monkeypatch.setattr(page, "launch", lambda *given: served.append(given))
     monkeypatch.setattr(logging.getLogger("glide_pipelines"), "handlers", [])
-    assert script.main(["--device", "cpu", "--model", model]) == 0
+    assert main(["app", "--device", "cpu", "--model", model]) == 0
     ((app, host, port),) = served
     assert host == "127.0.0.1" and port is None
     assert [slider.value for slider in components(app, label="Steps")] == [100, 100]
 
 
-def test_fast(script, model):
-    args = script.parse_args(["--device", "cpu", "--model", model, "--fast"])
+def test_fast(page, model):
+    args = parse("--model", model, "--fast")
     assert args.steps == 10
-    for studio in script.load_studios(args):
+    for studio in page.load_studios(args):
         assert type(studio.pipe.super_res_scheduler).__name__ == "DPMSolverMultistepScheduler"
-        assert studio.upsampling == {"super_res_num_inference_steps": glide_cli.FAST["super_res_steps"]}
+        assert studio.upsampling == {"super_res_num_inference_steps": options.FAST["super_res_steps"]}
 
 
 @pytest.mark.parametrize(
@@ -324,30 +329,29 @@ def test_fast(script, model):
         (["--device", "toaster"], "--device toaster: "),
     ],
 )
-def test_bad_options(script, options, words, tmp_path, monkeypatch, capsys):
+def test_bad_options(page, options, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "serve", lambda *_: pytest.fail("it served"))
-    assert script.main(["--device", "cpu", *options]) == 2
+    monkeypatch.setattr(page, "launch", lambda *_: pytest.fail("it served"))
+    assert main(["app", "--device", "cpu", *options]) == 2
     assert_one_line(capsys, words)
 
 
-def test_a_port_in_use(script, model, capsys):
+def test_a_port_in_use(page, model, capsys):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1])
-        assert script.main(["--device", "cpu", "--model", model, "--port", port]) == 2
+        assert main(["app", "--device", "cpu", "--model", model, "--port", port]) == 2
     assert_one_line(capsys, f"--host 127.0.0.1 --port {port}: not an address of this computer, or in use")
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(SystemExit, match="2"):
-        load_script("app")
+    assert main(["app"]) == 2
     assert_one_line(capsys, "The app needs the extra `app` (in a clone: `pip install -e '.[app]'`).")
 
 
 def assert_one_line(capsys, words: str) -> None:
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("app.py: error: ") and words in err and err.count("\n") == 1
+    assert err.startswith("glide app: error: ") and words in err and err.count("\n") == 1

@@ -15,7 +15,7 @@ from glide_pipelines.shapes import BACKGROUNDS, ShapesWorld, render
 @pytest.fixture(scope="module")
 def example():
     module = load_script("classifier_guidance")
-    module.NUM_TRAINING_PICTURES = 200
+    module.NUM_TRAINING_IMAGES = 200
     return module
 
 

@@ -22,12 +22,12 @@ from tiny import tiny_inpaint_pipeline, tiny_pipeline
 
 import glide_cli
 import glide_pipelines
+from glide_cli import loading, options, output, run_draw
 from glide_pipelines import (
     GLIDEImg2ImgPipeline,
     GLIDEInpaintPipeline,
     GLIDEPipeline,
     GLIDESuperResolutionPipeline,
-    cli,
 )
 
 
@@ -126,7 +126,7 @@ def test_without_a_seed_it_names_the_one_it_drew(glide, model, tmp_path):
 )
 def test_grid(count, columns, size):
     images = [Image.new("RGB", (32, 32), (index, 0, 0)) for index in range(count)]
-    grid = cli.make_grid(images, columns)
+    grid = output.make_grid(images, columns)
     assert grid.size == size
     for index in range(count):
         row, column = divmod(index, columns)
@@ -140,7 +140,7 @@ def test_several_prompts_with_several_pictures_have_a_row_each(glide, model, tmp
     assert Image.open(output).size == (3 * 9 - 1, 2 * 9 - 1)
 
 
-@pytest.mark.parametrize("scheduler", glide_cli.SCHEDULERS)
+@pytest.mark.parametrize("scheduler", options.SCHEDULERS)
 def test_every_scheduler(glide, model, tmp_path, scheduler):
     output = tmp_path / "picture.png"
     options = ("--scheduler", scheduler, "--super-res-scheduler", scheduler, "--steps", 4, "--super-res-steps", 4)
@@ -207,7 +207,7 @@ def test_a_scheduler_that_takes_the_place_of_another_is_the_one_that_was_named(m
     current = GLIDEPipeline.from_pretrained(model).scheduler
     expected = {"sde-dpm-solver++": "sde-dpmsolver++", "deis": "deis", "dpm-solver++": "dpmsolver++"}
     for name, algorithm in [*expected.items(), *expected.items()]:
-        current = cli.other_scheduler(current, name)
+        current = loading.other_scheduler(current, name)
         assert current.config.algorithm_type == algorithm
 
 
@@ -262,7 +262,7 @@ def test_without_a_model_a_mask_takes_the_inpainting_checkpoint(glide, files, tm
     tiny_inpaint_pipeline().save_pretrained(tmp_path / "inpaint")
     seen = []
     draw_really = GLIDEInpaintPipeline.__call__
-    monkeypatch.setattr(cli, "shapes_checkpoint", lambda name: tmp_path / name)
+    monkeypatch.setattr(loading, "shapes_checkpoint", lambda name: tmp_path / name)
     monkeypatch.setattr(
         GLIDEInpaintPipeline, "__call__", lambda pipe, *a, **k: seen.append(pipe.mode) or draw_really(pipe, *a, **k)
     )
@@ -325,8 +325,8 @@ def test_fast_enlarging_takes_fast_s_steps_of_the_upsampler(glide, model, files,
         (["--image", "{image}", "--strength", "0"], ["--strength", "above 0", "'0'"]),
         (["--image", "{image}", "--strength", "2"], ["--strength", "'2'"]),
         (["--image", "missing.png"], ["--image", "no file 'missing.png'"]),
-        (["--image", "{text}"], ["text.txt cannot be read as a picture"]),
-        (["--image", "{image}", "--mask", "{text}"], ["text.txt cannot be read as a picture"]),
+        (["--image", "{text}"], ["text.txt cannot be read as an image"]),
+        (["--image", "{image}", "--mask", "{text}"], ["text.txt cannot be read as an image"]),
         (["--image", "{image}", "--mask", "{black}"], ["`mask_image` 0 of 1 has nothing to repaint"]),
     ],
 )
@@ -359,7 +359,7 @@ def test_help_states_the_pipeline_s_own_defaults(glide):
     code, page, _ = glide("--help")
     assert code == 0
     assert max(map(len, page.splitlines())) <= 105
-    for action in glide_cli.build_parser()._actions:
+    for action in glide_cli.command_parser("draw")._actions:
         assert action.help, action.dest
     drawing, inpainting = tiny_pipeline(), tiny_inpaint_pipeline()
     scales = (drawing.default_guidance_scale, inpainting.default_guidance_scale)
@@ -379,9 +379,53 @@ def test_version(glide):
     assert glide("--version") == (0, f"glide-pipelines {glide_pipelines.__version__}\n", "")
 
 
-def test_python_m():
-    result = subprocess.run([sys.executable, "-m", "glide_pipelines", "--version"], capture_output=True, text=True)
+@pytest.mark.parametrize("module", ["glide_pipelines", "glide_cli"])
+def test_python_m(module):
+    result = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
     assert result.stdout == f"glide-pipelines {glide_pipelines.__version__}\n"
+
+
+# -- the commands -----------------------------------------------------------------------------------------------------
+
+
+def test_the_help_lists_the_other_commands(glide):
+    code, page, _ = glide("--help")
+    assert code == 0
+    for command, text in glide_cli.COMMANDS.items():
+        assert command == "draw" or re.search(rf"^  glide {command} +{re.escape(text)}$", page, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", glide_cli.COMMANDS)
+def test_every_command_explains_itself_without_torch(command):
+    code = f"""
+import sys, glide_cli
+try:
+    glide_cli.main(["{command}", "--help"])
+except SystemExit as exit_:
+    assert exit_.code == 0
+assert "torch" not in sys.modules and "glide_pipelines" not in sys.modules
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("usage: glide")
+
+
+@pytest.mark.parametrize("command", glide_cli.COMMANDS)
+def test_every_command_reports_a_mistake_in_one_line(glide, command):
+    code, out, err = glide(command, "--nosuch")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("glide: error: " if command == "draw" else f"glide {command}")
+
+
+def test_draw_is_what_glide_does_without_a_command(glide, model, tmp_path):
+    for name, command in (("a.png", ("draw",)), ("b.png", ())):
+        assert glide(*command, PROMPT, "-o", tmp_path / name, "--model", model, "--seed", 5, *QUICK)[0] == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_prompt_that_is_the_name_of_a_command(glide, model, tmp_path):
+    code, _, err = glide("draw", "train", "-o", tmp_path / "a.png", "--model", model, *QUICK)
+    assert code == 0, err
 
 
 # -- errors of the user's ---------------------------------------------------------------------------------------------
@@ -473,11 +517,11 @@ def test_every_ending_that_is_accepted_can_be_written(tmp_path):
     for ending in Image.registered_extensions():
         path = tmp_path / f"x{ending}"
         try:
-            glide_cli.picture_file(str(path))
+            options.image_file(str(path))
         except argparse.ArgumentTypeError:
             refused.add(ending)
         else:
-            cli.save_whole(Image.new("RGB", (64, 64), "red"), path)
+            output.save_image(Image.new("RGB", (64, 64), "red"), path)
             assert path.exists()
     assert refused >= {".blp", ".xbm", ".msp", ".palm", ".emf", ".wmf", ".bufr", ".grib", ".h5", ".hdf", ".psd"}
     assert not refused & {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pdf"}
@@ -510,7 +554,7 @@ def test_ctrl_c(glide, tmp_path, monkeypatch):
     def interrupted(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "draw", interrupted)
+    monkeypatch.setattr(run_draw, "draw", interrupted)
     assert glide(PROMPT, "-o", tmp_path / "x.png") == (130, "", "")
 
 

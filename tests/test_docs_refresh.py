@@ -1,4 +1,4 @@
-"""docs/refresh.py: tables of the docs hold what the commands above them print."""
+"""tools/refresh_docs.py: tables of the docs hold what the commands above them print."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from scripts import ROOT, load_script
 
 
-refresh = load_script("refresh", folder="docs")
+refresh = load_script("refresh_docs", folder="tools")
 
 PAGE = """\
 # A page

@@ -51,7 +51,9 @@ def test_the_prompts_are_of_the_world_that_the_checkpoint_knows(script):
     assert all(knows(prompt) for prompt, _ in script.STORY)
 
 
-@pytest.mark.parametrize("name", ["make_grid", "iterative_edit", "classifier_guidance"])
-def test_an_ending_that_cannot_be_written_is_refused_before_drawing(name, tmp_path, capsys):
-    assert load_script(name).main(["--output", str(tmp_path / "picture.txt")]) == 2
+@pytest.mark.parametrize(
+    ("name", "folder"), [("make_grid", "tools"), ("iterative_edit", "examples"), ("classifier_guidance", "examples")]
+)
+def test_an_ending_that_cannot_be_written_is_refused_before_drawing(name, folder, tmp_path, capsys):
+    assert load_script(name, folder).main(["--output", str(tmp_path / "picture.txt")]) == 2
     assert "--output: must end in .png" in capsys.readouterr().err

@@ -1,59 +1,54 @@
-"""Measures generated pictures as the paper does: FID, Inception score, precision and recall, CLIP score."""
+"""Measures generated images as the paper does: FID, Inception score, precision and recall, CLIP score.
 
-from .features import Features, load_clip, load_feature_network, load_noised_clip
+It measures any pipeline of diffusers that generates from captions, against any captioned images. A world that can tell
+whether an image is right brings a judge: see [`JudgedImages`].
+"""
+
+from .clips import load_clip, load_noised_clip
+from .features import Features, load_feature_network, register_feature_network
+from .generation import GeneratedImages, check_call, generate_images, generators, image_size, join_processes
+from .images import CaptionedImages, DatasetImages, JudgedImages
 from .metrics import frechet_distance, inception_score, precision_recall
-from .pictures import CaptionedPictures, DatasetPictures, ShapesPictures
-from .report import plot_guidance, plot_steps, steps_table, table, write_report
-from .shapes_features import ShapesFeatures, accuracy, train_shapes_features
-from .sweep import (
-    BOTH,
-    CLASSIFIER_FREE,
-    CLIP,
-    DrawnPictures,
-    Guidance,
-    Measured,
-    Point,
-    Sampling,
-    draw_pictures,
-    figures,
-    join_processes,
-    measure,
-    picture_size,
-    run_sweep,
-)
+from .plots import plot_guidance, plot_steps
+from .points import BOTH, CLASSIFIER_FREE, CLIP, Guidance, Point, Sampling
+from .report import steps_table, table, write_report
+from .settings import package_versions, sampling_settings
+from .sweep import Measured, figures, measure, run_sweep
 
 
 __all__ = [
     "BOTH",
     "CLASSIFIER_FREE",
     "CLIP",
-    "CaptionedPictures",
-    "DatasetPictures",
-    "DrawnPictures",
+    "CaptionedImages",
+    "DatasetImages",
     "Features",
+    "GeneratedImages",
     "Guidance",
+    "JudgedImages",
     "Measured",
     "Point",
     "Sampling",
-    "ShapesFeatures",
-    "ShapesPictures",
-    "accuracy",
-    "draw_pictures",
+    "check_call",
     "figures",
     "frechet_distance",
+    "generate_images",
+    "generators",
+    "image_size",
     "inception_score",
     "join_processes",
     "load_clip",
     "load_feature_network",
     "load_noised_clip",
     "measure",
-    "picture_size",
+    "package_versions",
     "plot_guidance",
     "plot_steps",
     "precision_recall",
+    "register_feature_network",
     "run_sweep",
+    "sampling_settings",
     "steps_table",
     "table",
-    "train_shapes_features",
     "write_report",
 ]

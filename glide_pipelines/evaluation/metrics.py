@@ -1,9 +1,10 @@
-"""The numbers of the paper's figure 6, from features of pictures. All are computed in float64."""
+"""The numbers of the paper's figure 6, from features of images. All are computed in float64."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -12,17 +13,17 @@ from torch import nn
 def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
     """The FID (arXiv 1706.08500, equation 6): the Fréchet distance of two Gaussians with the moments of the features.
 
-    It is biased upwards where pictures are few: compare figures of equal numbers of pictures only.
+    It is biased upwards where images are few: compare figures of equal numbers of images only.
 
     Args:
-        real (`torch.Tensor` of shape `[N, D]`): Features of real pictures, two or more.
-        generated (`torch.Tensor` of shape `[M, D]`): Features of generated pictures, two or more.
+        real (`torch.Tensor` of shape `[N, D]`): Features of real images, two or more.
+        generated (`torch.Tensor` of shape `[M, D]`): Features of generated images, two or more.
 
     Returns:
         `float`: 0 or more; lower is better.
 
     Raises:
-        ValueError: if the shapes do not fit, there are too few pictures, or a feature is not finite.
+        ValueError: if the shapes do not fit, there are too few images, or a feature is not finite.
         ImportError: if torchmetrics is not installed.
     """
     real, generated = _checked(real, generated, at_least=2)
@@ -31,19 +32,19 @@ def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
     except ImportError as error:
         raise ImportError("The FID needs the extra `eval` (in a clone: `pip install -e '.[eval]'`).") from error
 
-    features_as_they_are = nn.Identity()
-    features_as_they_are.num_features = real.shape[1]
+    identity = nn.Identity()
+    identity.num_features = real.shape[1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it keeps its state in memory
         # Every process has all features already: added up over the processes, they would count twice.
-        metric = FrechetInceptionDistance(features_as_they_are, sync_on_compute=False)
+        metric = FrechetInceptionDistance(identity, sync_on_compute=False)
     metric.update(real, real=True)
     metric.update(generated, real=False)
     return max(0.0, metric.compute().item())
 
 
 def inception_score(log_probabilities: torch.Tensor) -> float:
-    """The Inception score (arXiv 1606.03498, section 4), over all pictures at once: exp E[KL(p(y|x) || p(y))].
+    """The Inception score (arXiv 1606.03498, section 4), over all images at once: exp E[KL(p(y|x) || p(y))].
 
     Args:
         log_probabilities (`torch.Tensor` of shape `[N, C]`): log p(y|x) of a classifier.
@@ -52,10 +53,12 @@ def inception_score(log_probabilities: torch.Tensor) -> float:
         `float`: 1 (the classifier says the same of all) to C; higher is better.
 
     Raises:
-        ValueError: if there are no pictures.
+        ValueError: if there are no images.
     """
     if log_probabilities.ndim != 2 or len(log_probabilities) == 0:
         raise ValueError(f"`log_probabilities` must have the shape [N, C], got {list(log_probabilities.shape)}.")
+    # torchmetrics' InceptionScore has no standard deviation over one split, shuffles by the global random state, and
+    # gives NaN where the probability of a class underflows; in logarithms none does.
     log_conditional = log_probabilities.double().log_softmax(dim=1)
     log_marginal = log_conditional.logsumexp(dim=0) - math.log(len(log_conditional))
     divergence = (log_conditional.exp() * (log_conditional - log_marginal)).sum(dim=1)
@@ -65,19 +68,19 @@ def inception_score(log_probabilities: torch.Tensor) -> float:
 def precision_recall(real: torch.Tensor, generated: torch.Tensor, neighbours: int = 3) -> tuple[float, float]:
     """Improved precision and recall (arXiv 1904.06991, equations 1 and 2).
 
-    The manifold of a set of pictures is made of balls around their features, each reaching to the k-th nearest other
-    one. Precision is the share of generated pictures on the real manifold, recall that of real ones on the generated.
+    The manifold of a set of images is made of balls around their features, each reaching to the k-th nearest other one.
+    Precision is the share of generated images on the real manifold, recall that of real images on the generated one.
 
     Args:
-        real (`torch.Tensor` of shape `[N, D]`): Features of real pictures, more than `neighbours`.
-        generated (`torch.Tensor` of shape `[M, D]`): Features of generated pictures, more than `neighbours`.
+        real (`torch.Tensor` of shape `[N, D]`): Features of real images, more than `neighbours`.
+        generated (`torch.Tensor` of shape `[M, D]`): Features of generated images, more than `neighbours`.
         neighbours (`int`, defaults to 3): k.
 
     Returns:
         `tuple[float, float]`: precision and recall, 0 to 1; higher is better.
 
     Raises:
-        ValueError: if the shapes do not fit, there are too few pictures, or a feature is not finite.
+        ValueError: if the shapes do not fit, there are too few images, or a feature is not finite.
     """
     if neighbours < 1:
         raise ValueError(f"`neighbours` must be at least 1, got {neighbours}.")
@@ -93,7 +96,7 @@ def _covered(points: torch.Tensor, centres: torch.Tensor, neighbours: int) -> fl
     return inside.double().mean().item()
 
 
-def _distances(points: torch.Tensor, centres: torch.Tensor, rows: int = 1024):
+def _distances(points: torch.Tensor, centres: torch.Tensor, rows: int = 1024) -> Iterator[torch.Tensor]:
     """The distances of all points to all centres, so many rows at a time."""
     return (torch.cdist(chunk, centres) for chunk in points.split(rows))
 
@@ -101,9 +104,9 @@ def _distances(points: torch.Tensor, centres: torch.Tensor, rows: int = 1024):
 def _checked(real: torch.Tensor, generated: torch.Tensor, at_least: int) -> tuple[torch.Tensor, torch.Tensor]:
     for name, features in (("real", real), ("generated", generated)):
         if features.ndim != 2 or features.shape[1] != real.shape[-1]:
-            raise ValueError(f"`{name}` must have the shape [pictures, width], got {list(features.shape)}.")
+            raise ValueError(f"`{name}` must have the shape [images, width], got {list(features.shape)}.")
         if len(features) < at_least:
-            raise ValueError(f"`{name}` must hold {at_least} pictures or more, got {len(features)}.")
+            raise ValueError(f"`{name}` must hold {at_least} images or more, got {len(features)}.")
         if not features.isfinite().all():
             raise ValueError(f"`{name}` must hold finite features.")
     return real.double(), generated.double()

@@ -1,6 +1,6 @@
-"""The shapes world: captioned scenes without end, their pictures, and a judge of pictures against captions."""
+"""The shapes world: captioned scenes without end, their images, and a judge of images against captions."""
 
-from .captions import Caption, Mention, describe, describe_fully, knows, parse
+from .captions import Caption, Mention, describe, describe_fully, knows, parse, prompt_warning
 from .dataset import Example, ShapesWorld
 from .detect import Detection, Found, detect
 from .judge import ObjectVerdict, Verdict, judge
@@ -32,6 +32,7 @@ __all__ = [
     "judge",
     "knows",
     "parse",
+    "prompt_warning",
     "render",
     "render_sizes",
     "sample_scene",

@@ -1,4 +1,4 @@
-"""Measures the judge: on clean and rough drawings of scenes, with true captions and with captions made false."""
+"""Measures the judge: on clean and rough images of scenes, with true captions and with captions made false."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ def alter(caption: Caption, scene: Scene, attribute: str, rng: np.random.Generat
 
     Args:
         caption (`Caption`): True of the scene.
-        scene (`Scene`): What the picture shows.
+        scene (`Scene`): What the image shows.
         attribute (`str`): One of `ALTERATIONS`; `"count"` adds an object or leaves the last one out.
         rng (`np.random.Generator`): Chooses the object and the new value.
 
@@ -61,12 +61,12 @@ def alter(caption: Caption, scene: Scene, attribute: str, rng: np.random.Generat
 
 def is_true(caption: Caption, scene: Scene, place_slack: float = 0.0) -> bool:
     """
-    Whether a caption is true of a scene, known from the scene itself and not from a picture.
+    Whether a caption is true of a scene, told by the scene itself and not by an image.
 
     Args:
         caption (`Caption`): What is said.
         scene (`Scene`): What there is.
-        place_slack (`float`): How much less clear a place may be, in units of the picture.
+        place_slack (`float`): How much less clear a place may be, in units of the image.
     """
 
     def fits(said: Mention, item) -> bool:
@@ -86,10 +86,10 @@ def is_true(caption: Caption, scene: Scene, place_slack: float = 0.0) -> bool:
     )
 
 
-def roughen(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Blurs a picture, shifts its colours, adds noise and two specks, about as a generative model might."""
-    side = picture.width
-    pixels = np.asarray(picture.filter(ImageFilter.GaussianBlur(0.6 * side / 32)), dtype=np.float64)
+def roughen(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Blur an image, shift its colours, add noise and two specks, about as a generative model might."""
+    side = image.width
+    pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(0.6 * side / 32)), dtype=np.float64)
     pixels = pixels + rng.uniform(-15, 15, size=3) + rng.normal(0, 10, size=pixels.shape)
     for _ in range(2):
         x, y = rng.integers(1, 30, size=2) * side // 32
@@ -105,7 +105,7 @@ def calibrate(
 
     Args:
         num_scenes (`int`): Scenes, of trained and held-out combinations alike.
-        sizes (`Iterable[int]`): Widths of the pictures, in pixels.
+        sizes (`Iterable[int]`): Widths of the images, in pixels.
         seed (`int`): Seed of the scenes.
         show (`int`): How many of the mistakes to print.
 
@@ -122,9 +122,9 @@ def calibrate(
         rng = np.random.default_rng((seed, index))
         false = {name: alter(caption, scene, name, rng) for name in ALTERATIONS}
         for size, clean in zip(sizes, render_sizes(scene, sizes), strict=True):
-            for kind, picture in (("clean", clean), ("rough", roughen(clean, rng))):
+            for kind, image in (("clean", clean), ("rough", roughen(clean, rng))):
                 rows = tallies[f"{kind} {size}"]
-                verdict = judge(picture, caption)
+                verdict = judge(image, caption)
                 rows["true: whole"].append(verdict.correct)
                 for name, answers in verdict.attributes().items():
                     rows[f"true: {name}"] += answers
@@ -133,7 +133,7 @@ def calibrate(
                     print(f"{kind} {size}, scene {index}: {caption!s}\n  {scene}\n  {verdict.detection}")
                 for name, changed in false.items():
                     if changed is not None:
-                        verdict = judge(picture, changed)
+                        verdict = judge(image, changed)
                         rows["false: whole"].append(not verdict.correct)
                         rows[f"false: {name}"].append(not all(verdict.attributes()[name]))
     return {

@@ -77,7 +77,7 @@ class Caption:
 
 def describe(scene: Scene, rng: np.random.Generator) -> Caption:
     """
-    Draws a caption that is clearly true of the scene, with some attributes left unsaid.
+    Samples a caption that is clearly true of the scene, with some attributes left unsaid.
 
     Args:
         scene (`Scene`): What to describe.
@@ -98,13 +98,13 @@ def describe(scene: Scene, rng: np.random.Generator) -> Caption:
     for item in objects:
         place = None
         if rng.random() < place_chance and not (len(objects) == 3 and places):
-            place = _draw_place(item, rng)
+            place = _sample_place(item, rng)
             places += place is not None
         colour, shape = item.colour, item.shape
-        draw = rng.random()  # at least one of the two is said
-        if draw < 0.1:
+        choice = rng.random()  # at least one of the two is said
+        if choice < 0.1:
             colour = None
-        elif draw < 0.2:
+        elif choice < 0.2:
             shape = None
         mentions.append(Mention(shape, colour, item.size if rng.random() < 0.4 else None, place))
     plain = Caption(tuple(mentions), relation, background)
@@ -113,8 +113,8 @@ def describe(scene: Scene, rng: np.random.Generator) -> Caption:
 
 def describe_fully(scene: Scene) -> Caption:
     """
-    The caption that leaves nothing unsaid but where things are: shape, colour and size of every object, in the order of
-    the alphabet, and the background. It is true of scenes with the same objects, and of no other; they have the same.
+    The caption that states every attribute except positions: shape, colour and size of every object, in alphabetical
+    order, and the background. Scenes with the same objects and background share it, and it is true of no others.
 
     Args:
         scene (`Scene`): What to describe.
@@ -169,7 +169,17 @@ def knows(text: str) -> bool:
     return parse(text) is not None
 
 
-def _draw_place(item: Object, rng: np.random.Generator) -> str | None:
+def prompt_warning(text: str) -> str | None:
+    """What a checkpoint of this world says of a prompt that is outside it; None of any other one."""
+    if not text or knows(text):
+        return None
+    return (
+        f"This checkpoint knows only its world of coloured shapes; the prompt {text!r} is outside it. "
+        'Try one such as "a red circle above a blue square on a white background".'
+    )
+
+
+def _sample_place(item: Object, rng: np.random.Generator) -> str | None:
     true = [name for name in PLACES if is_at(name, item.x, item.y)]
     if not true:
         return None
@@ -218,7 +228,7 @@ def _mention(shape: str, place: str | None, **said: str | None) -> Mention:
 
 
 def _in_world(mentions: list[Mention]) -> bool:
-    """Whether `sample_scene` could draw the objects that are mentioned."""
+    """Whether `sample_scene` could give the objects that are mentioned."""
     whole = [(item.colour, item.shape) for item in mentions if item.colour and item.shape]
     return (
         len(mentions) <= 3

@@ -1,4 +1,4 @@
-"""Finds the objects of a picture: background, regions, colours, and the shape whose drawing fits a region best."""
+"""Finds the objects of an image: background, regions, colours, and the shape that fits each region best."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -14,8 +14,8 @@ _BACKGROUND_REACH = 60.0  # of 255, distance in RGB up to which a background cou
 _COLOUR_REACH = 80.0
 _FOREGROUND = 50.0  # distance from the background from which a pixel is part of an object
 _ONE_COLOUR = 40.0  # distance from the mixtures of background and object colour from which it is another object's
-MIN_SIZE = 32  # pixels: the least that a picture must be wide
-_MIN_AREA = 0.008  # of the picture: 8 pixels of 32x32; the smallest object drawn, a small star, covers 0.022
+MIN_SIZE = 32  # pixels: the least width of an image
+_MIN_AREA = 0.008  # of the image: 8 pixels of 32x32; the smallest object, a small star, covers 0.022
 _MAX_MISFIT = 0.35  # share of a region by which the best shape may miss it
 _SIZE_BORDER = (SIZES["small"][1] + SIZES["large"][0]) / 2
 _TEMPLATE = 256
@@ -24,15 +24,15 @@ _TEMPLATE = 256
 @dataclass(frozen=True)
 class Found:
     """
-    An object found in a picture.
+    An object found in an image.
 
     Args:
         shape (`str`, *optional*): The best of `SHAPES`; `None` if none fits.
         colour (`str`, *optional*): The nearest of `COLOURS`; `None` if none is near.
         size (`str`): `"small"` or `"large"`.
-        x, y (`float`): Middle of the bounding box of the shape, in units of the picture.
-        width (`float`): Side of that box, in units of the picture.
-        area (`float`): Share of the picture that it covers.
+        x, y (`float`): Middle of the bounding box of the shape, in units of the image.
+        width (`float`): Side of that box, in units of the image.
+        area (`float`): Share of the image that it covers.
         misfit (`float`): Share of the region by which the best shape misses it; 0 is a perfect fit.
     """
 
@@ -49,32 +49,32 @@ class Found:
 @dataclass(frozen=True)
 class Detection:
     """
-    What a picture shows.
+    What an image shows.
 
     Args:
         background (`str`, *optional*): The one of `BACKGROUNDS` within 60 of 255 in RGB; `None` if there is none.
-        objects (`tuple[Found, ...]`): The objects, from the left; specks below 0.8 % of the picture are left out.
+        objects (`tuple[Found, ...]`): The objects, from the left; specks below 0.8 % of the image are left out.
     """
 
     background: str | None
     objects: tuple[Found, ...]
 
 
-def detect(picture: Image.Image | np.ndarray) -> Detection:
+def detect(image: Image.Image | np.ndarray) -> Detection:
     """
-    Finds the objects of a picture.
+    Finds the objects of an image.
 
     Args:
-        picture (`PIL.Image.Image` or `np.ndarray`): Square, 32 pixels wide or more; arrays [H, W, 3] are uint8, or
+        image (`PIL.Image.Image` or `np.ndarray`): Square, 32 pixels wide or more; arrays [H, W, 3] are uint8, or
             floating point in [0, 1].
 
     Returns:
         `Detection`
 
     Raises:
-        `ValueError`: a picture of another kind.
+        `ValueError`: an image of another kind.
     """
-    pixels = _pixels(picture)
+    pixels = _pixels(image)
     side = len(pixels)
     ring = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     ground = np.median(ring, axis=0)
@@ -97,25 +97,25 @@ def detect(picture: Image.Image | np.ndarray) -> Detection:
     )
 
 
-def _pixels(picture: Image.Image | np.ndarray) -> np.ndarray:
-    """Checks a picture and gives its pixels [H, W, 3] as floats from 0 to 255, 32 to 63 wide."""
-    if isinstance(picture, Image.Image):
-        pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
+    """Check an image and return its pixels [H, W, 3] as floats from 0 to 255, 32 to 63 wide."""
+    if isinstance(image, Image.Image):
+        pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     else:
-        pixels = np.asarray(picture)
+        pixels = np.asarray(image)
         if pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise ValueError(f"`picture` must be an array of shape [H, W, 3], got {list(pixels.shape)}.")
+            raise ValueError(f"`image` must be an array of shape [H, W, 3], got {list(pixels.shape)}.")
         if pixels.dtype == np.uint8:
             pixels = pixels.astype(np.float32)
         elif np.issubdtype(pixels.dtype, np.floating):
             if not (pixels.min() >= -1e-3 and pixels.max() <= 1 + 1e-3):  # NaN fails too
-                raise ValueError(f"`picture` of floats must be in [0, 1], got {pixels.min()} to {pixels.max()}.")
+                raise ValueError(f"`image` of floats must be in [0, 1], got {pixels.min()} to {pixels.max()}.")
             pixels = pixels.astype(np.float32) * 255
         else:
-            raise ValueError(f"`picture` must be of uint8 or floating point, got {pixels.dtype}.")
+            raise ValueError(f"`image` must be of uint8 or floating point, got {pixels.dtype}.")
     height, width = pixels.shape[:2]
     if height != width or height < MIN_SIZE:
-        raise ValueError(f"`picture` must be square and at least {MIN_SIZE} pixels wide, got {width}x{height}.")
+        raise ValueError(f"`image` must be square and at least {MIN_SIZE} pixels wide, got {width}x{height}.")
     factor = height // 32
     if factor > 1:  # coverage is measured in shades, so that 32 pixels are enough, and averaging takes noise away
         side = height // factor
@@ -206,7 +206,7 @@ def _fit(coverage: np.ndarray, colour: np.ndarray) -> Found:
         _, fill, (shift_x, shift_y) = _template(shape)
         width = (area / fill) ** 0.5
         x, y = mean_x - shift_x * width, mean_y - shift_y * width
-        misfit = float(np.abs(coverage - _drawn(shape, x, y, width, side)).sum()) / total
+        misfit = float(np.abs(coverage - _rendered(shape, x, y, width, side)).sum()) / total
         if best is None or misfit < best[0]:
             best = misfit, shape, float(x), float(y), float(width)
     misfit, shape, x, y, width = best
@@ -225,7 +225,7 @@ def _fit(coverage: np.ndarray, colour: np.ndarray) -> Found:
 
 @cache
 def _template(shape: str) -> tuple[np.ndarray, float, tuple[float, float]]:
-    """Summed drawing [T + 1, T + 1] of a shape that fills its box, share of the box it covers, centre of mass."""
+    """Summed image [T + 1, T + 1] of a shape that fills its box, the share of the box covered, the centre of mass."""
     canvas = Image.new("L", (_TEMPLATE, _TEMPLATE))
     draw_shape(ImageDraw.Draw(canvas), shape, _TEMPLATE / 2, _TEMPLATE / 2, _TEMPLATE, fill=1)
     mask = np.asarray(canvas, dtype=np.float64)
@@ -234,7 +234,7 @@ def _template(shape: str) -> tuple[np.ndarray, float, tuple[float, float]]:
     return np.pad(mask.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0))), mask.mean(), centre
 
 
-def _drawn(shape: str, x: float, y: float, width: float, side: int) -> np.ndarray:
+def _rendered(shape: str, x: float, y: float, width: float, side: int) -> np.ndarray:
     """Coverage [side, side] of a shape, exactly averaged over each pixel from the summed template."""
     sums, _, _ = _template(shape)
     edges = np.arange(side + 1) / side

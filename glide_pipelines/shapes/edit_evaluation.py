@@ -7,9 +7,10 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from ..evaluation.generation import generators, in_batches
+from ..evaluation.statistics import mean_and_error, per_cent, rate
 from ..markdown import markdown_table
 from .edits import Edit, EditVerdict, judge_edit
-from .evaluation import generators, in_batches, mean_and_error, per_cent, rate
 from .render import render
 
 
@@ -46,7 +47,7 @@ def edit_figures(verdicts: Iterable[EditVerdict]) -> dict[str, dict]:
 
 def judge_true_edits(edits: Sequence[Edit], size: int) -> dict[str, dict]:
     """
-    The figures of a perfect model: the scenes with the new object, drawn `size` pixels wide.
+    The figures of a perfect model: the scenes with the new object, rendered `size` pixels wide.
 
     Returns:
         `dict`: as [`edit_figures`] gives it.
@@ -58,14 +59,14 @@ def judge_edits(
     pipe: DiffusionPipeline, edits: Sequence[Edit], seed: int, batch_size: int, masked: bool, **call: Any
 ) -> dict[str, dict]:
     """
-    The figures of an editing pipeline. Each picture has a generator of its own, so that every model and setting starts
+    The figures of an editing pipeline. Each image has a generator of its own, so that every model and setting starts
     from the same noise.
 
     Args:
-        pipe ([`GLIDEInpaintPipeline`] or [`GLIDEImg2ImgPipeline`]): Called with captions and pictures of its own size.
+        pipe ([`GLIDEInpaintPipeline`] or [`GLIDEImg2ImgPipeline`]): Called with captions and images of its own size.
         edits (`Sequence[Edit]`): What to ask for.
-        seed (`int`): Of the first picture; each picture takes the next one.
-        batch_size (`int`): Pictures edited at a time.
+        seed (`int`): Of the first image; each image takes the next one.
+        batch_size (`int`): Images at a time.
         masked (`bool`): Whether the pipeline takes a mask.
         call: Further arguments of the pipeline's call, such as `strength`.
 

@@ -1,4 +1,4 @@
-"""Edits of scenes: another object asked for in the place of one, and a judge of the picture that came of it."""
+"""Edits of scenes: another object asked for in the place of one, and a judge of the resulting image."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .scene import BORDER, COLOURS, SHAPES, Object, Scene
 # How far the mask reaches beyond the object: to the border at most, and not half way to another object. A pixel of 32
 # that the mask cuts is still between them.
 MARGIN = BORDER
-_NEAR = 0.05  # distance along an axis, in units of the picture, up to which an object is where it was
+_NEAR = 0.05  # distance along an axis, in units of the image, up to which an object is where it was
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Edit:
     An edit that a model is asked for: one object of a scene gives way to another.
 
     Args:
-        scene (`Scene`): What the picture shows before.
+        scene (`Scene`): What the image shows before.
         index (`int`): Which of its objects is replaced.
         new (`Object`): What is asked for there.
     """
@@ -37,14 +37,14 @@ class Edit:
 
     @property
     def after(self) -> Scene:
-        """What the picture shows after a perfect edit."""
+        """What the image shows after a perfect edit."""
         objects = list(self.scene.objects)
         objects[self.index] = self.new
         return replace(self.scene, objects=objects)
 
     @property
     def caption(self) -> Caption:
-        """The whole picture afterwards: colour and shape of each object, the new one first, and the background."""
+        """The whole image afterwards: colour and shape of each object, the new one first, and the background."""
         others = self.scene.objects[: self.index] + self.scene.objects[self.index + 1 :]
         mentions = (Mention(item.shape, item.colour) for item in (self.new, *others))
         return Caption(tuple(mentions), background=self.scene.background)
@@ -81,7 +81,7 @@ class EditVerdict:
     Args:
         colour, shape (`bool`): Whether the (largest) object in the mask has the one that is asked for.
         new_object (`bool`): Whether it has both, and no other object is in the mask.
-        caption (`bool`): Whether the whole picture is as the caption says, wherever the objects are.
+        caption (`bool`): Whether the whole image is as the caption says, wherever the objects are.
         others (`tuple[bool, ...]`): For each object that the mask leaves out: whether it is judged as before, in
             colour, shape, size and position.
         untouched (`bool`): Whether every pixel outside the mask is the same, to the bit.
@@ -99,8 +99,8 @@ class EditVerdict:
 
 def sample_edits(count: int, seed: int = 0) -> list[Edit]:
     """
-    Draws edits of held-out scenes. One object, drawn at random, is replaced by one of another colour and another shape,
-    of the same size and in the same place; the scene that results is held out too.
+    Samples edits of held-out scenes. One object, chosen at random, is replaced by one of another colour and another
+    shape, of the same size and in the same place; the resulting scene is held out too.
 
     Args:
         count (`int`): How many; a longer list begins as a shorter one does.
@@ -140,14 +140,14 @@ def judge_edit(edit: Edit, before: Image.Image, after: Image.Image) -> EditVerdi
 
     Args:
         edit (`Edit`): What was asked for.
-        before, after (`PIL.Image.Image`): The picture that was given and the one that came back: of the same size,
+        before, after (`PIL.Image.Image`): The image that was given and the one that came back: of the same size,
             square, 32 pixels wide or more.
 
     Returns:
         `EditVerdict`
 
     Raises:
-        `ValueError`: the pictures' sizes differ, or `judge` does not take them.
+        `ValueError`: the images' sizes differ, or `judge` does not take them.
     """
     if before.size != after.size:
         raise ValueError(f"`after` must have the size of `before`, {before.size}, got {after.size}.")
@@ -170,8 +170,8 @@ def judge_edit(edit: Edit, before: Image.Image, after: Image.Image) -> EditVerdi
     )
 
 
-def _pixels(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture.convert("RGB"), dtype=np.int16)
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB"), dtype=np.int16)
 
 
 def _is_among(item: Found, found: Sequence[Found]) -> bool:

@@ -1,4 +1,4 @@
-"""How much of a caption noise leaves to be seen: Bayes' rule, for an observer who knows how the world draws."""
+"""How much of a caption noise leaves to be seen: Bayes' rule, for an observer who knows how the world renders."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from .scene import BACKGROUNDS, BORDER, SIZES, Object, Scene
 
 Kind = tuple[str, str, str]  # shape, colour and size of an object
 
-_SIDE = 16  # places along each side of a picture: about as wide as the gap that the world leaves between objects
+_SIDE = 16  # places along each side of an image: about as wide as the gap that the world leaves between objects
 _OFFSETS = (-0.25, 0.25)  # of an object's middle from that of a pixel, in pixels: objects are looked for at half pixels
-# Of the noise, in a picture of 32 pixels. With less, the weights of places would leave the range of float64.
+# Of the noise, in an image of 32 pixels. With less, the weights of places would leave the range of float64.
 _LEAST_VARIANCE = 0.5
 
 
 @torch.no_grad()
 def log_likelihoods(x_t: torch.Tensor, alpha_bar: float, scenes: Sequence[Scene]) -> torch.Tensor:
     """
-    How likely each noised picture is, given what a full caption says of a scene ([`describe_fully`]): shape, colour and
+    How likely each noised image is, given what a full caption says of a scene ([`describe_fully`]): shape, colour and
     size of every object and the background, but not where the objects are. With the logarithm of the prior added, the
     largest is the best guess of the caption that can be made.
 
-    `x_t / sqrt(alpha_bar)` is the picture under noise of variance `(1 - alpha_bar) / alpha_bar` (arXiv 2006.11239,
+    `x_t / sqrt(alpha_bar)` is the image under noise of variance `(1 - alpha_bar) / alpha_bar` (arXiv 2006.11239,
     equation 4). Objects do not touch, so the log-density of a scene is that of its empty background plus a gain for
-    each object: the correlation with its drawing less half the drawing's energy, over the variance. The density is
+    each object: the correlation with its image less half that image's energy, over the variance. The density is
     averaged over where the objects may be.
 
     Approximations: all places are taken for equally likely; whether objects keep apart, and from the border, is told to
-    a sixteenth of the picture; of each size only the middle width is looked for; noise of a variance below
+    a sixteenth of the image; of each size only the middle width is looked for; noise of a variance below
     `0.5 * (S / 32) ** 2`, which hides next to nothing, is taken for that much.
 
     Args:
-        x_t (`torch.Tensor` of shape `[N, 3, S, S]`): Noised pictures; `S` is a multiple of 16.
-        alpha_bar (`float`): Share of the picture's variance that is left, above 0 and up to 1.
+        x_t (`torch.Tensor` of shape `[N, 3, S, S]`): Noised images; `S` is a multiple of 16.
+        alpha_bar (`float`): Share of the image's variance that is left, above 0 and up to 1.
         scenes (`Sequence[Scene]`): M scenes, of which only what their full captions say is used.
 
     Returns:
@@ -71,7 +71,7 @@ def log_likelihoods(x_t: torch.Tensor, alpha_bar: float, scenes: Sequence[Scene]
 
 
 def _gains(rest: torch.Tensor, variance: float, background: str, kinds: Collection[Kind]) -> dict[Kind, torch.Tensor]:
-    """What an object at each of its P places adds to the log-likelihood of `rest`, the picture less its background:
+    """What an object at each of its P places adds to the log-likelihood of `rest`, the image less its background:
     `[N, P]` for each kind."""
     side = rest.shape[3]
     positions = [(side // 2 + 0.5 + offset) / side for offset in _OFFSETS]
@@ -81,10 +81,10 @@ def _gains(rest: torch.Tensor, variance: float, background: str, kinds: Collecti
         reach = math.ceil(SIZES[size][1] * side / 2 + 1)
         window = slice(side // 2 - reach, side // 2 + reach + 1)
         alone = [Scene((Object(shape, colour, size, x, y),), background) for y in positions for x in positions]
-        pictures = images_to_tensor([render(scene, side) for scene in alone])
-        drawings = (pictures - pictures[:, :, :1, :1])[:, :, window, window]
-        # (|rest|^2 - |rest - drawing|^2) / 2, wherever the drawing's middle is
-        gain = F.conv2d(rest, drawings, padding=reach) - drawings.square().sum(dim=(1, 2, 3)).view(-1, 1, 1) / 2
+        images = images_to_tensor([render(scene, side) for scene in alone])
+        templates = (images - images[:, :, :1, :1])[:, :, window, window]
+        # (|rest|^2 - |rest - template|^2) / 2, for each position of the template's middle
+        gain = F.conv2d(rest, templates, padding=reach) - templates.square().sum(dim=(1, 2, 3)).view(-1, 1, 1) / 2
         in_places = F.pixel_unshuffle(gain.double() / variance, side // _SIDE)  # [N, positions in it, places]
         mean = in_places.logsumexp(dim=1) - math.log(in_places.shape[1])
         gains[kind] = mean.flatten(1)[:, _allowed(size)]
@@ -134,6 +134,6 @@ def _allowed(size: str) -> torch.Tensor:
 
 
 def _middles() -> torch.Tensor:
-    """Of all places, row by row: `[_SIDE ** 2, 2]`, in units of the picture."""
+    """Of all places, row by row: `[_SIDE ** 2, 2]`, in units of the image."""
     line = (torch.arange(_SIDE) + 0.5) / _SIDE
     return torch.cartesian_prod(line, line)

@@ -1,4 +1,4 @@
-"""Judges a picture against a caption: finds the objects, fits shapes to them and compares them with what is said."""
+"""Judges an image against a caption: finds the objects, fits shapes to them and compares them with what is said."""
 
 from dataclasses import dataclass
 from itertools import permutations
@@ -21,7 +21,7 @@ class ObjectVerdict:
     Whether each said attribute of one object is right; `None` is unsaid.
 
     Args:
-        found (`Found`, *optional*): The object of the picture that was taken for it; `None` if there is none left,
+        found (`Found`, *optional*): The object of the image that was taken for it; `None` if there is none left,
             and then every said attribute is wrong.
         colour, shape, size, place (`bool`, *optional*): Whether the attribute is right.
     """
@@ -43,7 +43,7 @@ class Verdict:
         count (`bool`): Whether there are as many objects as are said.
         objects (`tuple[ObjectVerdict, ...]`): One for each object of the caption, in its order.
         relation (`bool`, *optional*): Whether the first object is on the said side of the second.
-        detection (`Detection`): All that was found in the picture.
+        detection (`Detection`): All that was found in the image.
     """
 
     background: bool | None
@@ -67,13 +67,13 @@ class Verdict:
         return {name: values for name, values in said.items() if values}
 
 
-def judge(picture: Image.Image | np.ndarray, caption: Caption | str) -> Verdict:
+def judge(image: Image.Image | np.ndarray, caption: Caption | str) -> Verdict:
     """
-    Judges a picture against a caption. Objects of the picture are matched to those of the caption in the way that
+    Judges an image against a caption. Objects of the image are matched to those of the caption in the way that
     makes most of their attributes right, and among such ways in one that makes the relation right.
 
     Args:
-        picture (`PIL.Image.Image` or `np.ndarray`): Square, 32 pixels wide or more; arrays [H, W, 3] are uint8, or
+        image (`PIL.Image.Image` or `np.ndarray`): Square, 32 pixels wide or more; arrays [H, W, 3] are uint8, or
             floating point in [0, 1].
         caption (`Caption` or `str`): What should be seen.
 
@@ -81,14 +81,14 @@ def judge(picture: Image.Image | np.ndarray, caption: Caption | str) -> Verdict:
         `Verdict`
 
     Raises:
-        `ValueError`: a picture of another kind, or a text that `parse` cannot read.
+        `ValueError`: an image of another kind, or a text that `parse` cannot read.
         `TypeError`: `caption` is neither a caption nor a string.
     """
     if not isinstance(caption, Caption):
         text, caption = caption, parse(caption)
         if caption is None:
             raise ValueError(f"`caption` must be about the shapes world, got {text!r}.")
-    detection = detect(picture)
+    detection = detect(image)
     said = caption.objects
     candidates: list[Found | None] = sorted(detection.objects, key=lambda item: -item.area)[:_MAX_COMPARED]
     candidates += [None] * (len(said) - len(candidates))

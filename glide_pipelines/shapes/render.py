@@ -1,4 +1,4 @@
-"""Draws scenes."""
+"""Renders scenes."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from .scene import BACKGROUNDS, COLOURS, Scene
 
 
-_CANVAS = 512  # drawn without anti-aliasing at this size or above, and averaged down
+_CANVAS = 512  # rendered without anti-aliasing at this size or above, and averaged down
 _MAX_SIZE = 2048
 
 
@@ -37,7 +37,7 @@ _OUTLINES: dict[str, np.ndarray] = {
 def draw_shape(
     draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, width: float, fill: int | tuple[int, int, int]
 ) -> None:
-    """Draws one filled shape; the middle `x`, `y` and the `width` of its bounding box are in pixels."""
+    """Draw one filled shape; the middle `x`, `y` and the `width` of its bounding box are in pixels."""
     # Pillow counts pixel centres from 0 and fills both ends of an outline, hence the half pixels.
     if shape == "circle":
         reach = width / 2 - 0.5
@@ -50,10 +50,10 @@ def draw_shape(
 
 def render(scene: Scene, size: int = 128) -> Image.Image:
     """
-    Draws a scene, anti-aliased.
+    Render a scene, anti-aliased.
 
     Args:
-        scene (`Scene`): What to draw.
+        scene (`Scene`): What to render.
         size (`int`): Width and height in pixels, 8 to 2048.
 
     Returns:
@@ -67,11 +67,11 @@ def render(scene: Scene, size: int = 128) -> Image.Image:
 
 def render_sizes(scene: Scene, sizes: Sequence[int] = (32, 128)) -> tuple[Image.Image, ...]:
     """
-    Draws a scene once and reduces the drawing to several sizes, so that a smaller picture is the box average of a
+    Render a scene once and reduce the result to several sizes, so that a smaller image is the box average of a
     larger one, up to rounding, wherever its size divides the larger size.
 
     Args:
-        scene (`Scene`): What to draw.
+        scene (`Scene`): What to render.
         sizes (`Sequence[int]`): Widths in pixels, 8 to 2048 each.
 
     Returns:

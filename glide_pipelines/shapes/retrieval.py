@@ -1,4 +1,4 @@
-"""Measures a noised CLIP: which captions it picks for noised pictures."""
+"""Measures a noised CLIP: which captions it picks for noised images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from diffusers import SchedulerMixin
 from transformers import PreTrainedTokenizerBase
 
+from ..evaluation.statistics import per_cent, rate
 from ..images import images_to_tensor
 from ..markdown import markdown_table
 from ..models import NoisedCLIPModel, tokenize_prompts
 from .captions import Caption, describe_fully
 from .dataset import ShapesWorld
-from .evaluation import per_cent, rate
 from .ideal_observer import log_likelihoods
 from .judge import judge
 from .render import render
@@ -25,7 +25,7 @@ from .render import render
 # the others, by the model, among captions as they come.
 FULL, OWN, TRUE = "its own full caption", "its own caption", "a true caption"
 IDEAL = f"{FULL}, by an ideal observer"
-_JUDGED_SIZE = 64  # of the clean picture that the judge looks at
+_JUDGED_SIZE = 64  # of the clean image that the judge looks at
 
 
 @torch.no_grad()
@@ -39,31 +39,30 @@ def caption_retrieval(
     batch_size: int = 64,
 ) -> dict[int, dict[str, dict[str, float]]]:
     """
-    Noises held-out pictures to a timestep and lets the model pick each one's caption out of all of them, first among
-    full captions ([`describe_fully`]), then among captions as the world draws them. These leave things unsaid: several
-    may be true of a picture, and nobody can always tell which of them is its own. Captions that say the same are one's
-    own for each other's pictures.
+    Noises held-out images to a timestep and lets the model pick each one's caption out of all of them, first among
+    full captions ([`describe_fully`]), then among captions as the world samples them. These leave attributes unsaid:
+    several may be true of an image, and nobody can always tell which is its own. Equal captions count as each other's.
 
-    What noise hides from everybody, no model can see. So an ideal observer picks among the full captions too, by Bayes'
-    rule: it knows how the world draws ([`log_likelihoods`]) and how often each caption is there. But for luck, and for
-    what it neglects, nobody is right more often.
+    No model can see what the noise hides from everybody. So an ideal observer picks among the full captions too, by
+    Bayes' rule: it knows how the world renders ([`log_likelihoods`]) and how often each caption occurs. Apart from
+    luck, and from its approximations, no model is right more often.
 
     Args:
         clip_model ([`NoisedCLIPModel`]): What is measured.
         clip_tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         scheduler ([`GLIDEDDPMScheduler`] or [`GLIDEDDIMScheduler`]): The noise schedule of the model to be guided.
         timesteps (`Sequence[int]`): Where to measure.
-        num_captions (`int`, defaults to 256): Captions to choose from, and pictures.
+        num_captions (`int`, defaults to 256): Captions to choose from, and images.
         seed (`int`, defaults to 0): Of scenes, captions and noise; the noise is the same at every timestep.
-        batch_size (`int`, defaults to 64): Pictures at a time. 256 pictures take ten to twenty seconds at each
+        batch_size (`int`, defaults to 64): Images at a time. 256 images take ten to twenty seconds at each
             timestep, nearly all of it the ideal observer's.
 
     Returns:
-        `dict`: a timestep to `FULL`, `IDEAL` and `OWN`, how often the picked caption is the picture's own, and `TRUE`,
-            how often it is true of the picture, as [`rate`] gives it.
+        `dict`: a timestep to `FULL`, `IDEAL` and `OWN`, how often the picked caption is the image's own, and `TRUE`,
+            how often it is true of the image, as [`rate`] gives it.
 
     Raises:
-        `ValueError`: the model's pictures are not a multiple of 16 pixels wide.
+        `ValueError`: the model's images are not a multiple of 16 pixels wide.
     """
     world = ShapesWorld(seed, held_out=True)
     examples = [world.example(index) for index in range(num_captions)]
@@ -101,7 +100,7 @@ def caption_retrieval(
             alpha_bar = float(scheduler.alphas_cumprod[t])
             posterior.append(log_likelihoods(x_t, alpha_bar, list(scene_of.values())) + log_prior)
 
-        # The lengths of the pictures' vectors do not matter for which caption is nearest.
+        # The lengths of the images' vectors do not matter for which caption is nearest.
         nearest = [captions[pick] for pick in (torch.cat(image) @ text.T).argmax(dim=1).tolist()]
         nearest_full = [full_captions[pick] for pick in (torch.cat(image) @ full_text.T).argmax(dim=1).tolist()]
         likeliest = [distinct[pick] for pick in torch.cat(posterior).argmax(dim=1).tolist()]

@@ -1,4 +1,4 @@
-"""Scenes of the shapes world: one to three coloured shapes on a plain background, and how they are drawn at random."""
+"""Scenes of the shapes world: one to three coloured shapes on a plain background, and how they are sampled."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -20,7 +20,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (255, 105, 200),
 }
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
-# Widths in units of the picture: 8.3 to 9.6 pixels and 11.8 to 13.4 pixels of a 32 pixel picture.
+# Widths in units of the image: 8.3 to 9.6 pixels and 11.8 to 13.4 pixels of a 32 pixel image.
 SIZES: dict[str, tuple[float, float]] = {"small": (0.26, 0.30), "large": (0.37, 0.42)}
 # Side of the middle on the horizontal and the vertical axis: -1, 0 (in the middle), 1, or None (anywhere).
 PLACES: dict[str, tuple[int | None, int | None]] = {
@@ -52,13 +52,13 @@ class Object:
         shape (`str`): One of `SHAPES`.
         colour (`str`): One of `COLOURS`.
         size (`str`): `"small"` or `"large"`.
-        x (`float`): Middle of the bounding box from the left, in units of the picture, 0 to 1.
-        y (`float`): Middle of the bounding box from the top, in units of the picture, 0 to 1.
-        width (`float`, *optional*): Side of the square bounding box, in units of the picture; within `SIZES[size]`,
+        x (`float`): Middle of the bounding box from the left, in units of the image, 0 to 1.
+        y (`float`): Middle of the bounding box from the top, in units of the image, 0 to 1.
+        width (`float`, *optional*): Side of the square bounding box, in units of the image; within `SIZES[size]`,
             by default its middle.
 
     Raises:
-        `ValueError`: an unknown name, or an object that leaves the picture.
+        `ValueError`: an unknown name, or an object that leaves the image.
     """
 
     shape: str
@@ -78,13 +78,13 @@ class Object:
             raise ValueError(f"`width` of a {self.size} object must be between {low} and {high}, got {self.width}.")
         for name, value in (("x", self.x), ("y", self.y)):
             if not self.width / 2 <= value <= 1 - self.width / 2:
-                raise ValueError(f"`{name}` must keep the object of width {self.width} in the picture, got {value}.")
+                raise ValueError(f"`{name}` must keep the object of width {self.width} in the image, got {value}.")
 
 
 @dataclass(frozen=True)
 class Scene:
     """
-    A picture's content.
+    An image's content.
 
     Args:
         objects (`tuple[Object, ...]`): One to three objects.
@@ -140,7 +140,7 @@ def is_at(place: str, x: float, y: float, slack: float = 0.0) -> bool:
 
     Args:
         place (`str`): One of `PLACES`.
-        x, y (`float`): The position, in units of the picture.
+        x, y (`float`): The position, in units of the image.
         slack (`float`): How much less clear it may be. Captions use 0, the judge 0.03, where both still tell any
             two places apart.
     """
@@ -159,7 +159,7 @@ def is_related(relation: str, first: tuple[float, float], second: tuple[float, f
 
     Args:
         relation (`str`): One of `RELATIONS`.
-        first, second (`tuple[float, float]`): Positions (x, y), in units of the picture.
+        first, second (`tuple[float, float]`): Positions (x, y), in units of the image.
         clearly (`bool`): Asks for a distance of 0.2 that is 1.25 times that along the other axis (captions), rather
             than 0.1 and 1 (the judge).
     """
@@ -177,15 +177,15 @@ def sample_scene(
     num_objects_shares: Sequence[float] = NUM_OBJECTS_SHARES,
 ) -> Scene:
     """
-    Draws a scene: objects of different (colour, shape) pairs that do not touch one another or the border. Of three
+    Samples a scene: objects of different (colour, shape) pairs that do not touch one another or the border. Of three
     objects at most one is large, since more would leave no choice of where to put them.
 
     Args:
         rng (`np.random.Generator`): Where the randomness comes from.
-        held_out (`bool`, *optional*): `False` draws combinations for training, `True` those kept from training,
+        held_out (`bool`, *optional*): `False` samples combinations for training, `True` those kept from training,
             `None` any.
-        num_objects (`int`, *optional*): 1, 2 or 3; by default drawn.
-        num_objects_shares (`Sequence[float]`, defaults to (0.4, 0.4, 0.2)): How often one, two and three are drawn.
+        num_objects (`int`, *optional*): 1, 2 or 3; sampled by default.
+        num_objects_shares (`Sequence[float]`, defaults to (0.4, 0.4, 0.2)): How often one, two and three are sampled.
 
     Returns:
         `Scene`
@@ -220,7 +220,7 @@ def sample_scene(
 
 
 def _place(rng: np.random.Generator, widths: np.ndarray) -> np.ndarray:
-    """Draws centres [2, number of objects] whose bounding boxes keep `BORDER` and `GAP`."""
+    """Sample centres [2, number of objects] whose bounding boxes keep `BORDER` and `GAP`."""
     if len(widths) == 1 and rng.random() < _CENTRED_SHARE:
         return 0.5 + rng.uniform(-0.06, 0.06, size=(2, 1))
     low = BORDER + widths / 2

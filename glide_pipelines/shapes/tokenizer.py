@@ -33,7 +33,7 @@ def train_tokenizer(folder: str | Path, vocab_size: int = 512, model_max_length:
         raise ValueError(f"`vocab_size` must be at least 257, got {vocab_size}.")
     if model_max_length < 1:
         raise ValueError(f"`model_max_length` must be at least 1, got {model_max_length}.")
-    # Loaded here: scenes, captions, pictures and the judge do without it.
+    # Loaded here: scenes, captions, images and the judge do without it.
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

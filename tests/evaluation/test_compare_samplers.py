@@ -1,4 +1,4 @@
-"""`examples/compare_samplers.py`: samplers by their number of steps, with and without a guidance interval."""
+"""`tools/compare_samplers.py`: samplers by their number of steps, with and without a guidance interval."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from scripts import load_script
 from tiny import tiny_components, tiny_unet
 
 from glide_pipelines import GLIDEPipeline
-from glide_pipelines.evaluation import ShapesPictures, plot_steps, steps_table
+from glide_pipelines.evaluation import plot_steps, steps_table
+from glide_pipelines.shapes.images import ShapesImages
 
 
-script = load_script("compare_samplers")
+script = load_script("compare_samplers", folder="tools")
 QUICK = ("--num-captions", "6", "--batch-size", "3", "--device", "cpu", "--guidance-scale", "5")
 
 
@@ -60,7 +61,7 @@ def test_each_sampler_draws_at_each_number_of_steps_with_and_without_the_interva
     # What is called a sampler's is that sampler's, and the interval is of its steps.
     pipe = GLIDEPipeline.from_pretrained(model)
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    captions = ShapesPictures(6, seed=0).captions[:3]
+    captions = ShapesImages(6, seed=0).captions[:3]
     generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
     guider = ClassifierFreeGuidance(5.0, start=0.5, stop=1.0)
     expected = pipe(captions, generator=generators, num_inference_steps=4, guider=guider).images
@@ -87,7 +88,7 @@ def test_the_model_is_in_memory_once(model):
         (["--num-steps", "0"], "argument --num-steps: must be a whole number of 1 or more, got '0'"),
         (["--guidance-interval", "0.5", "2"], "argument --guidance-interval: must be a number from 0 to 1, got '2'"),
         (["--guidance-interval", "0.5", "0.5"], "--guidance-interval must end after its START, got 0.5 0.5"),
-        (["--num-captions", "3"], "`pictures` must be more than the 3 `neighbours` of each, got 3"),
+        (["--num-captions", "3"], "`images` must be more than the 3 `neighbours` of each, got 3"),
     ],
 )
 def test_bad_options_are_named_in_one_line(run, tmp_path, options, message):

@@ -1,4 +1,4 @@
-"""`examples/evaluate.py` and the sweep under it, on pipelines whose pictures are known."""
+"""`glide evaluate` and the sweep under it, on pipelines whose images are known."""
 
 from __future__ import annotations
 
@@ -30,19 +30,21 @@ from glide_pipelines.evaluation import (
     BOTH,
     CLASSIFIER_FREE,
     CLIP,
-    DrawnPictures,
     Features,
+    GeneratedImages,
     Guidance,
-    ShapesPictures,
-    draw_pictures,
+    JudgedImages,
+    check_call,
     figures,
+    generate_images,
+    image_size,
     measure,
-    picture_size,
     plot_guidance,
     run_sweep,
     table,
 )
 from glide_pipelines.shapes import render
+from glide_pipelines.shapes.images import ShapesImages
 
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +88,7 @@ class Drawer(torch.nn.Module):
 
 @pytest.fixture
 def pictures():
-    return ShapesPictures(10, seed=0)
+    return ShapesImages(10, seed=0)
 
 
 # -- drawing ------------------------------------------------------------------------------------------------------
@@ -95,7 +97,7 @@ def pictures():
 def test_each_picture_is_drawn_from_its_own_seed_and_once(pictures, tmp_path):
     drawer = Drawer(pictures)
     for _ in range(2):
-        draw_pictures(drawer, pictures.captions, tmp_path, seed=7, batch_size=4, guidance_scale=1.0, eta=0.5)
+        generate_images(drawer, pictures.captions, tmp_path, seed=7, batch_size=4, guidance_scale=1.0, eta=0.5)
     assert [call["prompt"] for call in drawer.calls] == [
         pictures.captions[:4],
         pictures.captions[4:8],
@@ -104,29 +106,29 @@ def test_each_picture_is_drawn_from_its_own_seed_and_once(pictures, tmp_path):
     seeds = [generator.initial_seed() for call in drawer.calls for generator in call["generator"]]
     assert seeds == list(range(7, 17)) and all(call["eta"] == 0.5 for call in drawer.calls)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{index:06}.png" for index in range(10)]
-    drawn = DrawnPictures(tmp_path, pictures.captions)
-    assert all(np.array_equal(drawn.picture(index, 32), pictures.picture(index, 32)) for index in range(10))
+    drawn = GeneratedImages(tmp_path, pictures.captions)
+    assert all(np.array_equal(drawn.image(index, 32), pictures.image(index, 32)) for index in range(10))
 
 
 def test_a_stopped_run_goes_on_with_the_same_pictures(pictures, tmp_path):
     drawer = Drawer(pictures)
-    draw_pictures(drawer, pictures.captions, tmp_path, seed=7, batch_size=4, guidance_scale=1.0)
+    generate_images(drawer, pictures.captions, tmp_path, seed=7, batch_size=4, guidance_scale=1.0)
     whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     (tmp_path / "000005.png").unlink()
     drawer.calls.clear()
-    draw_pictures(drawer, pictures.captions, tmp_path, seed=7, batch_size=4, guidance_scale=1.0)
+    generate_images(drawer, pictures.captions, tmp_path, seed=7, batch_size=4, guidance_scale=1.0)
     assert [call["prompt"] for call in drawer.calls] == [pictures.captions[4:8]], "its batch, whole"
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
 
 
 def test_a_damaged_picture_is_drawn_again(pictures, tmp_path):
     drawer = Drawer(pictures)
-    draw_pictures(drawer, pictures.captions, tmp_path, seed=7, batch_size=4, guidance_scale=1.0)
+    generate_images(drawer, pictures.captions, tmp_path, seed=7, batch_size=4, guidance_scale=1.0)
     whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     (tmp_path / "000001.png").write_bytes(b"")
     (tmp_path / "000009.png").write_bytes(whole["000009.png"][:-30])
     drawer.calls.clear()
-    draw_pictures(drawer, pictures.captions, tmp_path, seed=7, batch_size=4, guidance_scale=1.0)
+    generate_images(drawer, pictures.captions, tmp_path, seed=7, batch_size=4, guidance_scale=1.0)
     assert [call["prompt"] for call in drawer.calls] == [pictures.captions[:4], pictures.captions[8:]]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
 
@@ -138,7 +140,7 @@ def test_what_is_measured_does_not_depend_on_the_batch(pictures):
     one, many = (measure(pictures, 32, Means(), Means(), batch_size, "") for batch_size in (1, 7))
     for name in ("features", "log_probabilities", "similarities"):
         assert torch.equal(getattr(one, name), getattr(many, name))
-    pixels = np.stack([np.asarray(pictures.picture(index, 32)) for index in range(10)])
+    pixels = np.stack([np.asarray(pictures.image(index, 32)) for index in range(10)])
     assert torch.allclose(one.features, torch.tensor(pixels.mean(axis=(1, 2))).float())
     expected = pixels[:, 0, 0, 0].astype(float).mean() + np.mean([len(text) for text in pictures.captions])
     assert figures(None, one)["clip_score"] == pytest.approx(expected)
@@ -146,13 +148,13 @@ def test_what_is_measured_does_not_depend_on_the_batch(pictures):
 
 def test_pictures_that_cannot_be_read_are_left_out(pictures):
     whole = measure(pictures, 32, Means(), Means(), 3, "")
-    picture = pictures.picture
-    pictures.picture = lambda index, size: None if index in (3, 4, 5, 9) else picture(index, size)
+    image = pictures.image
+    pictures.image = lambda index, size: None if index in (3, 4, 5, 9) else image(index, size)
     found = measure(pictures, 32, Means(), Means(), 3, "")
     assert found.unreadable == [3, 4, 5, 9]
     assert torch.equal(found.similarities, whole.similarities[[0, 1, 2, 6, 7, 8]])
-    pictures.picture = lambda index, size: None
-    with pytest.raises(ValueError, match="none of the pictures can be read"):
+    pictures.image = lambda index, size: None
+    with pytest.raises(ValueError, match="none of the images can be read"):
         measure(pictures, 32, Means(), None, 3, "")
 
 
@@ -178,31 +180,62 @@ def test_pictures_of_other_settings_are_refused(pictures, tmp_path):
     drawer = Drawer(pictures)
     pipes, sweep = {CLASSIFIER_FREE: drawer}, [Guidance(CLASSIFIER_FREE, 1.0)]
     run_sweep(pipes, sweep, pictures, tmp_path, {"seed": 0}, Means())
-    with pytest.raises(ValueError, match=r"`output`: the pictures in .* were made with seed 0 and not 1"):
+    with pytest.raises(ValueError, match=r"`output`: the images in .* were made with seed 0 and not 1"):
         run_sweep(pipes, sweep, pictures, tmp_path, {"seed": 1}, Means())
-    others = ShapesPictures(len(pictures.captions), seed=1)
+    others = ShapesImages(len(pictures.captions), seed=1)
     with pytest.raises(ValueError, match="were made with captions"):
         run_sweep(pipes, sweep, others, tmp_path, {"seed": 0}, Means())
     drawer.components["unet"] = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="were made with weights"):
         run_sweep(pipes, sweep, pictures, tmp_path, {"seed": 0}, Means())
     (tmp_path / "guidance-1/settings.json").write_text("[")
-    with pytest.raises(ValueError, match="holds no settings of pictures"):
+    with pytest.raises(ValueError, match="holds no settings of images"):
         run_sweep(pipes, sweep, pictures, tmp_path, {"seed": 0}, Means())
     assert len(drawer.calls) == 1
 
 
+class WithoutJudge:
+    """Captioned images that bring no judge."""
+
+    def __init__(self, images):
+        self.captions, self.image = images.captions, images.image
+
+
+def test_images_without_a_judge_are_compared_with_themselves(pictures, tmp_path):
+    plain = WithoutJudge(pictures)
+    assert isinstance(pictures, JudgedImages) and not isinstance(plain, JudgedImages)
+    drawer = Drawer(pictures)
+    results = run_sweep({CLASSIFIER_FREE: drawer}, [Guidance(CLASSIFIER_FREE, 1.0)], plain, tmp_path, {}, Means())
+    assert set(results["real"]) == {"name", "inception_score"}, "nothing to compare the true images with"
+    (row,) = results["sweep"]
+    assert row["fid"] == pytest.approx(0, abs=1e-6) and row["precision"] == row["recall"] == 1
+    assert "whole_caption" not in row and "judge" not in row
+
+
+def test_a_call_is_checked_at_the_cost_of_one_step():
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    steps = []
+    pipe.unet.register_forward_pre_hook(lambda *_: steps.append("base"))
+    pipe.super_res_unet.register_forward_pre_hook(lambda *_: steps.append("super_res"))
+    check_call(pipe, "a star", num_inference_steps=5)
+    assert steps == ["base"]
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        check_call(pipe, "a star", num_inference_steps=5000)
+    assert steps == ["base"]
+
+
 def test_fewer_pictures_than_neighbours_are_named(tmp_path):
-    pictures = ShapesPictures(3, seed=0)
-    with pytest.raises(ValueError, match="`pictures` must be more than the 3 `neighbours` of each, got 3"):
+    pictures = ShapesImages(3, seed=0)
+    with pytest.raises(ValueError, match="`images` must be more than the 3 `neighbours` of each, got 3"):
         run_sweep({CLASSIFIER_FREE: Drawer(pictures)}, [], pictures, tmp_path, {}, Means())
 
 
 def test_too_few_readable_pictures_are_named_before_any_is_drawn(tmp_path):
-    drawer = Drawer(ShapesPictures(6, seed=0))
-    true = ShapesPictures(6, seed=0)
+    drawer = Drawer(ShapesImages(6, seed=0))
+    true = ShapesImages(6, seed=0)
     pictures = SimpleNamespace(
-        captions=true.captions, picture=lambda index, size: None if index < 3 else true.picture(index, size)
+        captions=true.captions, image=lambda index, size: None if index < 3 else true.image(index, size)
     )
     with pytest.raises(ValueError, match=r"more than the 3 `neighbours` of each, got 3; 3 cannot be read"):
         run_sweep(
@@ -213,17 +246,17 @@ def test_too_few_readable_pictures_are_named_before_any_is_drawn(tmp_path):
 
 def test_the_size_is_that_of_what_is_drawn(pictures):
     drawer = Drawer(pictures)
-    assert picture_size(drawer, pictures.captions[0], guidance_scale=1.0) == 32 and drawer.calls == []
+    assert image_size(drawer, pictures.captions[0], guidance_scale=1.0) == 32 and drawer.calls == []
 
     class Other:
         def __call__(self, prompt, generator, steps):
             return SimpleNamespace(images=[Image.new("RGB", (24, steps))])
 
-    assert picture_size(Other(), "a star", steps=24) == 24
-    with pytest.raises(ValueError, match="Other must draw squares, but draws 24 x 16 pixels"):
-        picture_size(Other(), "a star", steps=16)
-    with pytest.raises(ValueError, match=r"Other cannot draw from a caption alone: .*'guidance_scale'"):
-        picture_size(Other(), "a star", steps=24, guidance_scale=1.0)
+    assert image_size(Other(), "a star", steps=24) == 24
+    with pytest.raises(ValueError, match="Other must generate squares, but makes 24 x 16 pixels"):
+        image_size(Other(), "a star", steps=16)
+    with pytest.raises(ValueError, match=r"Other cannot generate from a caption alone: .*'guidance_scale'"):
+        image_size(Other(), "a star", steps=24, guidance_scale=1.0)
 
 
 # -- table and plots ----------------------------------------------------------------------------------------------
@@ -240,9 +273,9 @@ ROWS = [
 
 
 def test_the_table_has_the_columns_that_were_measured():
-    lines = table([{"name": "real pictures", "fid": 0.125}, *ROWS]).splitlines()
-    assert lines[0] == "| pictures | FID | precision | recall |" and lines[1] == "|---|---|---|---|"
-    assert lines[2] == "| real pictures | 0.12 |  |  |"
+    lines = table([{"name": "real images", "fid": 0.125}, *ROWS]).splitlines()
+    assert lines[0] == "| images | FID | precision | recall |" and lines[1] == "|---|---|---|---|"
+    assert lines[2] == "| real images | 0.12 |  |  |"
     assert lines[4] == "| clip-guidance-2.5 | 4.00 | 0.750 | 0.125 |"
 
 
@@ -314,7 +347,7 @@ def test_the_script_measures_a_checkpoint_and_goes_on(run, model, tmp_path):
     options = ("--output", tmp_path / "out", "--model", model, *QUICK)
     code, out, err = run(*options, "--guidance-scale", 1)
     assert code == 0, err
-    assert out.startswith("| pictures | FID | Inception score | precision | recall | whole caption right, per cent |")
+    assert out.startswith("| images | FID | Inception score | precision | recall | whole caption right, per cent |")
     first = json.loads((tmp_path / "out/results.json").read_text())
     drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/pictures/guidance-1").glob("*.png")}
     assert run(*options, "--guidance-scale", 1, 2)[0] == 0
@@ -374,7 +407,7 @@ def test_it_measures_a_pipeline_that_is_not_glide_s(run, stable_diffusion, tmp_p
     assert results["settings"] | {"size": 32, "steps": 2, "scheduler": "DDIMScheduler"} == results["settings"]
     drawn = sorted((tmp_path / "out/pictures/guidance-5").glob("*.png"))
     expected = StableDiffusionPipeline.from_pretrained(stable_diffusion)
-    prompts = ShapesPictures(6, seed=0).captions[2:4]
+    prompts = ShapesImages(6, seed=0).captions[2:4]
     call = {"num_inference_steps": 2, "guidance_scale": 5.0}
     picture = expected(prompts, generator=[torch.Generator().manual_seed(seed) for seed in (2, 3)], **call).images[1]
     assert len(drawn) == 6 and np.array_equal(Image.open(drawn[3]), picture)
@@ -400,11 +433,11 @@ def test_models_that_need_more_than_a_caption_are_refused_before_anything_is_mea
     tiny_inpaint_pipeline().save_pretrained(tmp_path / "inpaint")
     code, out, err = run("--output", tmp_path / "out", "--model", tmp_path / "inpaint", *QUICK)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert f"--model {tmp_path / 'inpaint'} cannot draw from a caption: `unet` has 7 input channels" in err
+    assert f"--model {tmp_path / 'inpaint'} cannot generate from a caption: `unet` has 7 input channels" in err
     img2img = Path(stable_diffusion).with_name("image")
     code, out, err = run("--output", tmp_path / "out", "--model", img2img, *OTHER)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "StableDiffusionImg2ImgPipeline cannot draw from a caption alone" in err
+    assert "StableDiffusionImg2ImgPipeline cannot generate from a caption alone" in err
     assert not (tmp_path / "out").exists()
 
 
@@ -414,7 +447,7 @@ def test_a_clip_that_does_not_fit_is_refused_before_anything_is_measured(run, mo
         clip.save_pretrained(tmp_path / name)
         tiny_tokenizer(context=12 if name == "large" else 20).save_pretrained(tmp_path / name)
     for name, message in (
-        ("large", "`clip_model` reads pictures of 32 x 32 pixels, but the base picture of this call has 8 x 8"),
+        ("large", "`clip_model` reads"),
         ("short", "`clip_tokenizer` has 20 tokens of context; `clip_model` reads 12"),
     ):
         code, out, err = run(*options, "--clip-model", tmp_path / name)
@@ -445,48 +478,51 @@ def test_it_guides_by_a_clip_and_scores_with_it(run, model, tmp_path):
 
 
 def test_the_comparison_is_the_evaluation_with_its_choices_made(monkeypatch, capsys, tmp_path):
-    # Base pictures that the judge can read.
+    # Base images that the judge can read.
     model = GLIDEPipeline(**tiny_components(upsampler=False) | {"unet": tiny_unet(sample_size=32)})
     model.save_pretrained(tmp_path / "model")
     tiny_clip(image_size=32).save_pretrained(tmp_path / "clip")
     tiny_tokenizer().save_pretrained(tmp_path / "clip")
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    import compare_guidance
+    comparison = load_script("compare_guidance", folder="tools")
 
     def shipped(name):
         return tmp_path / "clip" if name == "noised-clip" else shapes_checkpoint(name)
 
-    monkeypatch.setattr("glide_pipelines.evaluation.features.shapes_checkpoint", shipped)
+    monkeypatch.setattr("glide_cli.run_evaluate.shapes_checkpoint", shipped)
     few = ("--guidance-scale", "1", "3", "--clip-guidance-scale", "50")
     options = ("--output", tmp_path / "out", "--model", tmp_path / "model", *QUICK, *few)
-    assert compare_guidance.main([str(option) for option in options]) == 0, capsys.readouterr().err
+    assert comparison.main([str(option) for option in options]) == 0, capsys.readouterr().err
     names = {row["name"] for row in json.loads((tmp_path / "out/results.json").read_text())["sweep"]}
     assert names == {"guidance-1", "guidance-3", "clip-guidance-50", "guidance-2-clip-guidance-50"}
     for plot_file in ("precision_recall", "inception_score_fid", "clip_score_fid", "accuracy_recall"):
         assert (tmp_path / "out" / f"{plot_file}.png").is_file()
 
 
+def test_the_comparison_s_choices(monkeypatch):
+    comparison = load_script("compare_guidance", folder="tools")
+    seen = {}
+    monkeypatch.setattr("glide_cli.evaluate.run", lambda args: seen.update(vars(args)))
+    assert comparison.main(["--output", "out", "--clip-beside", "3"]) == 0
+    expected = {
+        "base_only": True,  # CLIP guides the base stage
+        "guidance_scale": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0],
+        "clip_guidance_scale": [0.5, 1.0, 2.0, 4.0, 8.0, 16.0],
+        "clip_beside": 3.0,
+        "clip": "shapes",
+    }
+    assert {name: seen[name] for name in expected} == expected
+
+
 def test_the_comparison_needs_no_clip_to_explain_itself(monkeypatch, capsys, model, tmp_path):
-    def not_shipped(name):
-        raise ValueError(f"`name` must be one of none, got {name!r}.")
-
-    for name in ("glide_pipelines", "glide_pipelines.evaluation.features"):
-        monkeypatch.setattr(f"{name}.shapes_checkpoint", not_shipped)
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    monkeypatch.delitem(sys.modules, "compare_guidance", raising=False)
-    import compare_guidance
-
+    comparison = load_script("compare_guidance", folder="tools")
     with pytest.raises(SystemExit) as exit_:
-        compare_guidance.main(["--help"])
-    help_text = " ".join(capsys.readouterr().out.split())
-    assert exit_.value.code == 0 and "The paper's comparison of its two guidances" in help_text
-    for default in ("1 1.5 2 3 4 6 8", "0.5 1 2 4 8 16", "2.0", "shapes", "True"):
-        assert f"(default: {default})" in help_text
-    options = ("--output", str(tmp_path / "out"), "--model", model, "--device", "cpu")
-    assert compare_guidance.main(list(options)) == 2
+        comparison.main(["--help"])
+    assert exit_.value.code == 0 and "--clip-beside" in capsys.readouterr().out
+    monkeypatch.setattr("glide_cli.run_evaluate.shapes_checkpoint", lambda name: tmp_path / "nothing")
+    assert comparison.main(["--output", str(tmp_path / "out"), "--model", model, "--device", "cpu"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and err.startswith("compare_guidance.py: error:")
-    assert "`clip_model` must be a noised CLIP with its tokenizer, got 'shapes'" in err
+    assert "`clip_model` must be a noised CLIP with its tokenizer, got " in err
 
 
 def test_an_output_that_is_a_file_is_named(run, model, tmp_path):
@@ -561,7 +597,7 @@ def test_two_processes_give_the_numbers_of_one(run, model, tmp_path):
         (["--clip-beside", "3"], "--clip-beside needs --clip-guidance-scale"),
         (["--data-dir", "a", "--dataset-name", "b"], "--data-dir and --dataset-name: give one of them"),
         (["--data-dir", "nowhere"], "`data_dir` must be a folder, got 'nowhere'"),
-        (["--features", "no/such/folder"], "`features` must be 'shapes', 'inception' or a vision model"),
+        (["--features", "no/such/folder"], "`features` must be 'inception', 'shapes' or a vision model"),
         (["--clip", "no/such/folder"], "`clip` must be a CLIP with its tokenizer, got 'no/such/folder'"),
         (["--clip-guidance-scale", "1", "--clip-model", "no/such/folder"], "`clip_model` must be a noised CLIP"),
         (["--model", "no/such/folder"], "--model no/such/folder: no such folder"),

@@ -28,7 +28,7 @@ def frechet_by_eigenvalues(real, generated):
     return difference @ difference + np.trace(first) + np.trace(second) - 2 * cross
 
 
-@pytest.mark.parametrize(("count", "width"), [(200, 5), (40, 16), (9, 16)])  # the last: fewer pictures than features
+@pytest.mark.parametrize(("count", "width"), [(200, 5), (40, 16), (9, 16)])  # the last: fewer images than features
 def test_frechet_distance(count, width):
     mix = normal(width, width, 3)
     real, generated = normal(count, width, 0), normal(count + 7, width, 1, shift=0.3) @ mix
@@ -40,9 +40,9 @@ def test_frechet_distance_of_known_gaussians():
     """Independent axes: the sum of (m1 - m2)^2 + (s1 - s2)^2."""
     axis = torch.tensor([[-1.0], [1.0]]) / math.sqrt(2)  # mean 0, variance 1
     real = torch.cat([torch.cartesian_prod(*2 * [axis.flatten()])])
-    deviation = real.std(dim=0)[0].item()
+    standard_deviation = real.std(dim=0)[0].item()
     generated = real * torch.tensor([3.0, 0.5]) + torch.tensor([1.0, -2.0])
-    expected = 1 + 4 + (2 * deviation) ** 2 + (0.5 * deviation) ** 2
+    expected = 1 + 4 + (2 * standard_deviation) ** 2 + (0.5 * standard_deviation) ** 2
     assert frechet_distance(real, generated) == pytest.approx(expected)
     assert frechet_distance(real, real) == pytest.approx(0, abs=1e-9)
 
@@ -110,10 +110,10 @@ def test_rows_are_compared_in_chunks_of_any_size(monkeypatch):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: precision_recall(normal(9, 4, 0), normal(3, 4, 1)), "`generated` must hold 4 pictures or more, got 3"),
-        (lambda: precision_recall(normal(3, 4, 0), normal(9, 4, 1)), "`real` must hold 4 pictures or more, got 3"),
+        (lambda: precision_recall(normal(9, 4, 0), normal(3, 4, 1)), "`generated` must hold 4 images or more, got 3"),
+        (lambda: precision_recall(normal(3, 4, 0), normal(9, 4, 1)), "`real` must hold 4 images or more, got 3"),
         (lambda: precision_recall(normal(9, 4, 0), normal(9, 4, 1), 0), "`neighbours` must be at least 1, got 0"),
-        (lambda: frechet_distance(normal(9, 4, 0), normal(1, 4, 1)), "`generated` must hold 2 pictures or more, got 1"),
+        (lambda: frechet_distance(normal(9, 4, 0), normal(1, 4, 1)), "`generated` must hold 2 images or more, got 1"),
         (lambda: frechet_distance(normal(9, 4, 0), normal(9, 5, 1)), "`generated` must have the shape"),
         (lambda: frechet_distance(normal(9, 4, 0), normal(9, 4, 1) / 0), "`generated` must hold finite features"),
         (lambda: inception_score(torch.zeros(0, 4)), r"`log_probabilities` must have the shape \[N, C\], got \[0, 4\]"),

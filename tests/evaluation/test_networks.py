@@ -1,4 +1,4 @@
-"""The networks that measure: the shapes world's classifier, vision models of transformers, CLIPs."""
+"""The networks that measure: vision models of transformers, CLIPs."""
 
 from __future__ import annotations
 
@@ -21,23 +21,14 @@ from transformers import (
 )
 
 from glide_pipelines import NoisedCLIPConfig, NoisedCLIPModel
-from glide_pipelines.evaluation import (
-    ShapesFeatures,
-    accuracy,
-    load_clip,
-    load_feature_network,
-    load_noised_clip,
-    train_shapes_features,
-)
-from glide_pipelines.evaluation.shapes_features import ABSENT, LABELS, scene_batch, scene_labels
-from glide_pipelines.shapes import Object, Scene, ShapesWorld
+from glide_pipelines.evaluation import load_clip, load_feature_network, load_noised_clip, register_feature_network
 
 
 SIZES = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 VIT = ViTConfig(**SIZES, image_size=16, patch_size=8, num_labels=5)
 
 
-def pictures(count=3, size=24, seed=0):
+def some_images(count=3, size=24, seed=0):
     return torch.randint(
         0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
     )
@@ -48,58 +39,6 @@ def save(folder, model, processor=None, tokenizer=None):
         if part is not None:
             part.save_pretrained(folder)
     return str(folder)
-
-
-# -- the shapes world ---------------------------------------------------------------------------------------------
-
-
-def test_labels_name_the_objects_from_the_left():
-    scene = Scene((Object("star", "pink", "small", 0.8, 0.2), Object("circle", "green", "large", 0.3, 0.7)), "gray")
-    labels = dict(zip(LABELS, scene_labels(scene), strict=True))
-    assert labels["background"] == 2 and labels["count"] == 1
-    left = [labels[f"{name} 0"] for name in ("colour", "shape", "size", "x", "y")]
-    right = [labels[f"{name} 1"] for name in ("colour", "shape", "size", "x", "y")]
-    assert left == [1, 0, 1, 1, 2] and right == [7, 4, 0, 3, 0]
-    assert {labels[name] for name in LABELS if name.endswith("2")} == {ABSENT}
-
-
-def test_the_shipped_classifier_knows_scenes_that_it_was_not_trained_on():
-    network = load_feature_network("shapes")
-    world = ShapesWorld(7, held_out=True)
-    shares = accuracy(network.model, [world.scene(index) for index in range(200)])
-    assert min(shares.values()) > 0.85 and shares["colour 0"] > 0.97 and shares["shape 0"] > 0.97
-
-
-def test_its_classes_are_colour_and_shape_of_the_leftmost_object():
-    network = load_feature_network("shapes")
-    scenes = [Scene((Object("star", "pink", "large", x, 0.5),), "white") for x in (0.3, 0.5, 0.7)]
-    with torch.no_grad():
-        features, log_probabilities = network(scene_batch(scenes, 64)[0])
-    assert features.shape == (3, 64) and log_probabilities.shape == (3, 48)
-    assert log_probabilities.exp().sum(dim=1).tolist() == pytest.approx([1] * 3)
-    assert log_probabilities.argmax(dim=1).tolist() == [7 * 6 + 4] * 3
-    assert log_probabilities.max(dim=1).values.exp().min() > 0.9
-
-
-def test_a_larger_picture_of_the_scene_has_almost_the_same_features():
-    network = load_feature_network("shapes")
-    scenes = [ShapesWorld(3).scene(index) for index in range(8)]
-    with torch.no_grad():
-        small, large = (network(scene_batch(scenes, size)[0]).features for size in (32, 128))
-        far = (small - small.roll(1, 0)).norm(dim=1).mean()
-    assert (small - large).norm(dim=1).max() < 0.05 * far
-
-
-def test_training_learns_and_repeats_itself(tmp_path):
-    losses = []
-    model = train_shapes_features(20, batch_size=16, report=lambda step, loss: losses.append(loss))
-    assert len(losses) == 20 and sum(losses[-5:]) < 0.95 * sum(losses[:5])
-    again = train_shapes_features(20, batch_size=16)
-    model.save_pretrained(tmp_path)
-    loaded = ShapesFeatures.from_pretrained(tmp_path)
-    for other in (again, loaded):
-        for name, value in model.state_dict().items():
-            assert torch.equal(other.state_dict()[name], value)
 
 
 # -- Inception ----------------------------------------------------------------------------------------------------
@@ -113,9 +52,9 @@ class FakeInception(torch.nn.Module):
         assert features_list == ["2048", "logits_unbiased"]
         self.mean = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
 
-    def forward(self, pictures):
-        assert pictures.dtype == torch.uint8
-        means = pictures.float().mean(dim=(2, 3))
+    def forward(self, images):
+        assert images.dtype == torch.uint8
+        means = images.float().mean(dim=(2, 3))
         return means.repeat(1, 683)[:, :2048], means.repeat(1, 336)
 
 
@@ -130,8 +69,8 @@ def torch_fidelity(monkeypatch):
 def test_inception_gives_the_features_and_the_classes_of_the_published_scores(torch_fidelity):
     network = load_feature_network("inception")
     assert not network.model.training and next(network.parameters()).device.type == "cpu"
-    features, log_probabilities = network(pictures())
-    means = pictures().float().mean(dim=(2, 3))
+    features, log_probabilities = network(some_images())
+    means = some_images().float().mean(dim=(2, 3))
     assert features.shape == (3, 2048) and torch.equal(features[:, :3], means)
     assert log_probabilities.shape == (3, 1008)
     assert torch.allclose(log_probabilities[:, :3], means.log_softmax(dim=1) - torch.tensor(336.0).log(), atol=1e-4)
@@ -161,13 +100,13 @@ def test_of_a_classifier_the_features_are_what_its_last_layer_sees(tmp_path):
     model = ViTForImageClassification(VIT).eval()
     name = save(tmp_path, model, ViTImageProcessor(size={"height": 16, "width": 16}))
     with torch.no_grad():
-        features, log_probabilities = load_feature_network(name)(pictures())
+        features, log_probabilities = load_feature_network(name)(some_images())
         assert features.shape == (3, 8)
         assert torch.allclose(model.classifier(features).log_softmax(dim=1), log_probabilities, atol=1e-5)
-        # The scaling is the processor's: nothing is left to do for pictures of the model's own size.
-        pixels = pictures(size=16).float() / 127.5 - 1
+        # The scaling is the processor's: nothing is left to do for images of the model's own size.
+        pixels = some_images(size=16).float() / 127.5 - 1
         expected = model(pixels).logits.log_softmax(dim=1)
-        assert torch.allclose(load_feature_network(name)(pictures(size=16)).log_probabilities, expected, atol=1e-5)
+        assert torch.allclose(load_feature_network(name)(some_images(size=16)).log_probabilities, expected, atol=1e-5)
 
 
 def test_of_any_other_model_they_are_its_pooled_output(tmp_path):
@@ -175,8 +114,8 @@ def test_of_any_other_model_they_are_its_pooled_output(tmp_path):
     model = ViTModel(VIT).eval()
     name = save(tmp_path, model, ViTImageProcessor(size={"height": 16, "width": 16}))
     with torch.no_grad():
-        features, log_probabilities = load_feature_network(name)(pictures(size=16))
-        expected = model(pictures(size=16).float() / 127.5 - 1).pooler_output
+        features, log_probabilities = load_feature_network(name)(some_images(size=16))
+        expected = model(some_images(size=16).float() / 127.5 - 1).pooler_output
     assert torch.allclose(features, expected, atol=1e-5) and log_probabilities is None
 
 
@@ -198,8 +137,8 @@ def scaled(pixels, processor):
 def test_of_a_clip_they_are_its_image_embeddings(clip):
     model, name, processor = clip
     with torch.no_grad():
-        features, log_probabilities = load_feature_network(name)(pictures(size=16))
-        expected = model.get_image_features(scaled(pictures(size=16), processor)).pooler_output
+        features, log_probabilities = load_feature_network(name)(some_images(size=16))
+        expected = model.get_image_features(scaled(some_images(size=16), processor)).pooler_output
     assert torch.allclose(features, expected, atol=1e-5) and log_probabilities is None
 
 
@@ -208,14 +147,14 @@ def test_clip_score_is_a_hundred_cosines(clip):
     captions = ["a red circle", "a star", "a very very long caption"]
     tokens = tiny_tokenizer()(captions, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
-        output = model(pixel_values=scaled(pictures(size=16), processor), **tokens)
-        found = load_clip(name)(pictures(size=16), captions)
+        output = model(pixel_values=scaled(some_images(size=16), processor), **tokens)
+        found = load_clip(name)(some_images(size=16), captions)
     expected = output.logits_per_image.diagonal() / model.logit_scale.exp() * 100
     assert torch.allclose(found, expected, atol=1e-3)
     assert found.std() > 0.1
 
 
-def test_a_noised_clip_sees_clean_pictures(tmp_path):
+def test_a_noised_clip_sees_clean_images(tmp_path):
     torch.manual_seed(0)
     text = {**SIZES, "vocab_size": 258, "max_position_embeddings": 12}
     vision = {**SIZES, "image_size": 8, "patch_size": 4}
@@ -223,23 +162,21 @@ def test_a_noised_clip_sees_clean_pictures(tmp_path):
     name = save(tmp_path / "model", model, tokenizer=tiny_tokenizer())
     captions = ["a red circle", "a star", "a circle"]
     tokens = tiny_tokenizer()(captions, padding="max_length", return_tensors="pt")
-    small = pictures(size=24).float().unflatten(2, (8, 3)).unflatten(4, (8, 3)).mean(dim=(3, 5))
+    small = some_images(size=24).float().unflatten(2, (8, 3)).unflatten(4, (8, 3)).mean(dim=(3, 5))
     with torch.no_grad():
         images = model.get_image_features(small / 127.5 - 1, torch.zeros(3))
         texts = model.get_text_features(tokens.input_ids, tokens.attention_mask)
-        found = load_clip(name)(pictures(size=24), captions)
+        found = load_clip(name)(some_images(size=24), captions)
     assert torch.allclose(found, 100 * F.cosine_similarity(images, texts), atol=1e-3)
     # Also from a pipeline's folder, where model and tokenizer stand apart.
     model.save_pretrained(tmp_path / "pipe/clip_model")
     tiny_tokenizer().save_pretrained(tmp_path / "pipe/clip_tokenizer")
     with torch.no_grad():
-        assert torch.equal(load_clip(str(tmp_path / "pipe"))(pictures(size=24), captions), found)
+        assert torch.equal(load_clip(str(tmp_path / "pipe"))(some_images(size=24), captions), found)
 
 
 def test_networks_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"`features` must be 'shapes', 'inception' or a vision model .* got '.*nothing'"
-    ):
+    with pytest.raises(ValueError, match=r"`features` must be 'inception'.* or a vision model .* got '.*nothing'"):
         load_feature_network(str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match=r"`clip` must be a CLIP with its tokenizer, got '.*nothing'"):
         load_clip(str(tmp_path / "nothing"))
@@ -268,10 +205,10 @@ def test_weights_that_were_cut_short_are_named(clip, tmp_path):
             load(names[kind])
 
 
-def test_the_clip_that_ships_has_a_name(clip, tmp_path, monkeypatch):
-    noised = NoisedCLIPModel(NoisedCLIPConfig(text_config=SIZES, vision_config=SIZES, projection_dim=6))
-    save(tmp_path / "shipped", noised, tokenizer=tiny_tokenizer())
-    shipped = {"noised-clip": tmp_path / "shipped"}
-    monkeypatch.setattr("glide_pipelines.evaluation.features.shapes_checkpoint", shipped.get)
-    assert torch.equal(load_noised_clip("shapes")[0].logit_scale, noised.logit_scale)
-    assert load_clip("shapes").model.config.projection_dim == 6
+def test_a_world_gives_its_network_a_name(monkeypatch):
+    monkeypatch.setattr("glide_pipelines.evaluation.features._NETWORKS", {})
+    network = torch.nn.Identity()
+    register_feature_network("mine", lambda: network)
+    assert load_feature_network("mine") is network
+    with pytest.raises(ValueError, match="`features` must be 'mine' or a vision model"):
+        load_feature_network("no/such/network")

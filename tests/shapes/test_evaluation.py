@@ -14,23 +14,14 @@ from PIL import Image
 from scripts import load_script
 from tiny import tiny_clip, tiny_pipeline, tiny_tokenizer
 
+from glide_cli import output
 from glide_pipelines import GLIDESuperResolutionPipeline
+from glide_pipelines.evaluation.statistics import entropy, wilson_interval
 from glide_pipelines.images import images_to_tensor
 from glide_pipelines.shapes import COLOURS, SHAPES, Example, Object, Scene, ShapesWorld, parse, render, render_sizes
-from glide_pipelines.shapes.evaluation import (
-    ATTRIBUTES,
-    UNSAID,
-    WHOLE,
-    Tally,
-    entropy,
-    guidance_table,
-    judge_pipeline,
-    judge_renders,
-    judged_table,
-    upsampler_difference,
-    wilson_interval,
-)
+from glide_pipelines.shapes.evaluation import guidance_table, judge_pipeline, judge_renders, upsampler_difference
 from glide_pipelines.shapes.retrieval import OWN
+from glide_pipelines.shapes.tally import ATTRIBUTES, UNSAID, WHOLE, Tally, judged_table
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +146,7 @@ def test_what_the_upsampler_was_given_is_judged_too(examples):
     assert shares(figures)["background"] == 0
     assert set(shares(figures["base"]).values()) == {1.0}
     header = guidance_table({"renders": figures["base"], "guidance": [{"guidance_scale": 2.0, **figures}]})
-    assert "| true pictures | guidance 2, before the upsampler | guidance 2 |" in header
+    assert "| true images | guidance 2, before the upsampler | guidance 2 |" in header
 
 
 def test_diversity_counts_what_is_unsaid_only():
@@ -211,7 +202,7 @@ def test_the_upsampler_gets_the_true_small_pictures(examples):
         lambda module, args, kwargs: seen.append(kwargs["low_res"]), with_kwargs=True
     )
     figures = upsampler_difference(pipe, examples[:3], seed=0, batch_size=2, super_res_num_inference_steps=1)
-    assert figures["pictures"] == 3 and 0 < figures["mean_absolute_difference"] < 1
+    assert figures["images"] == 3 and 0 < figures["mean_absolute_difference"] < 1
     true = [np.asarray(render_sizes(scene, (8, 32))[0]) for scene, _ in examples[:3]]
     given = torch.cat(seen).permute(0, 2, 3, 1)
     assert torch.allclose((given + 1) * 127.5, torch.tensor(np.stack(true)).float(), atol=1e-3)
@@ -239,17 +230,17 @@ def test_the_table(examples):
     results = {
         "renders": figures,
         "guidance": [{"guidance_scale": 1.0, **figures}, {"guidance_scale": 2.5, **figures}],
-        "upsampler": {"mean_absolute_difference": 0.0123, "standard_error": 0.0004, "pictures": 60},
+        "upsampler": {"mean_absolute_difference": 0.0123, "standard_error": 0.0004, "images": 60},
     }
     lines = guidance_table(results).splitlines()
-    assert lines[0] == "| right, per cent | cases | true pictures | guidance 1 | guidance 2.5 |"
+    assert lines[0] == "| right, per cent | cases | true images | guidance 1 | guidance 2.5 |"
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     labels = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
     assert labels[1:9] == list(ATTRIBUTES) and labels[9:13] == list(WHOLE)
     count = next(line for line in lines if line.startswith("| count"))
     assert count == "| count | 60" + " | 100.0 (94.0 to 100.0)" * 3 + " |"
     assert any(line.startswith("| colour (at most 3.00) | ") for line in lines)
-    assert "0.0123" in lines[-1] and "60 pictures" in lines[-1]
+    assert "0.0123" in lines[-1] and "60 images" in lines[-1]
 
 
 def test_the_table_leaves_out_rows_without_a_case():
@@ -297,10 +288,10 @@ def run(script, capsys):
 
 
 @pytest.fixture
-def drawer(script, monkeypatch):
+def drawer(monkeypatch):
     world = ShapesWorld(0, held_out=True)
     drawer = Drawer([world.example(index) for index in range(20)])
-    monkeypatch.setattr(script, "load_pipeline", lambda args: drawer)
+    monkeypatch.setattr("glide_cli.run_evaluate_shapes.load_pipeline", lambda **values: drawer)
     return drawer
 
 
@@ -334,7 +325,7 @@ def test_the_script_measures_a_checkpoint_and_repeats_itself(run, model, tmp_pat
     assert [figures["guidance_scale"] for figures in results["guidance"]] == [1.0, 3.0]
     assert results["guidance"][0]["accuracy"]["count"]["cases"] == 3
     assert results["renders"]["accuracy"]["count"]["share"] == 1
-    assert results["upsampler"]["pictures"] == 3
+    assert results["upsampler"]["images"] == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first.json", "second.json"]
 
 
@@ -427,7 +418,7 @@ def test_what_cannot_be_resumed_is_an_error(run, drawer, tmp_path):
 
 
 def test_the_grid_has_a_caption_under_each_picture(monkeypatch, tmp_path):
-    script = load_script("make_grid")
+    script = load_script("make_grid", folder="tools")
     world = ShapesWorld(0, held_out=True)
     drawer = Drawer([world.example(index) for index in range(100)])
     monkeypatch.setattr(script.GLIDEPipeline, "from_pretrained", lambda model: drawer)
@@ -449,11 +440,10 @@ def test_the_grid_has_a_caption_under_each_picture(monkeypatch, tmp_path):
 
 
 def test_captions_are_broken_between_words():
-    script = load_script("make_grid")
     text = "a large blue circle above a small cyan triangle on a gray background"
-    lines = script.wrap(text, 100)
+    lines = output.wrap(text, 100)
     assert " ".join(lines) == text and len(lines) > 2
-    assert all(script.FONT.getlength(line) <= 100 for line in lines)
+    assert all(output.FONT.getlength(line) <= 100 for line in lines)
 
 
 def test_a_clip_is_measured_at_each_timestep(run, tmp_path):

@@ -49,7 +49,7 @@ def figures() -> dict[str, dict]:
     ],
 )
 def test_a_card_holds_its_figures_and_what_the_hub_asks(tmp_path, name, task, shown):
-    script = load_script("write_model_cards")
+    script = load_script("write_model_cards", folder="tools")
     (tmp_path / name).mkdir()
     (tmp_path / "figures.json").write_text(json.dumps(figures()[name]))
     script.main([f"--{name}", str(tmp_path / "figures.json"), "--output", str(tmp_path)])
@@ -63,5 +63,5 @@ def test_a_card_holds_its_figures_and_what_the_hub_asks(tmp_path, name, task, sh
 
 
 def test_cards_whose_figures_are_not_given_stay(tmp_path):
-    load_script("write_model_cards").main(["--output", str(tmp_path)])
+    load_script("write_model_cards", folder="tools").main(["--output", str(tmp_path)])
     assert not any(tmp_path.iterdir())

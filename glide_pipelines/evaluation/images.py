@@ -1,66 +1,58 @@
-"""Captioned pictures to measure a model against."""
+"""Captioned images to measure a model against."""
 
 from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
 from ..images import load_images
-from ..shapes import Example, ShapesWorld, render
 from ..training.data import captions_of, check_captions, crop_square, first_few, load_captioned_rows
 
 
 logger = logging.getLogger(__name__)
 
 
-class CaptionedPictures(Protocol):
-    """Captions, and the true picture of each."""
+class CaptionedImages(Protocol):
+    """Captions, and the true image of each."""
 
     captions: list[str]
 
-    def picture(self, index: int, size: int) -> Image.Image | None:
-        """The picture of a caption, RGB and square, `size` pixels wide; None if it cannot be read."""
+    def image(self, index: int, size: int) -> Image.Image | None:
+        """The image of a caption, RGB and square, `size` pixels wide; None if it cannot be read."""
 
 
-class ShapesPictures:
-    """Scenes of the shapes world whose combinations of objects and background were never trained on.
+@runtime_checkable
+class JudgedImages(CaptionedImages, Protocol):
+    """Captioned images of a world that brings a judge: it tells whether an image shows what its caption says."""
 
-    Args:
-        num_captions (`int`): How many.
-        seed (`int`): Which sequence of scenes.
-        first (`int`, defaults to 0): Where in the sequence they begin.
-    """
+    def others(self) -> CaptionedImages:
+        """As many images of other captions, for the FID, precision and recall of the true images themselves."""
 
-    def __init__(self, num_captions: int, seed: int, first: int = 0) -> None:
-        world = ShapesWorld(seed, held_out=True)
-        self.seed, self.end = seed, first + num_captions
-        self.examples: list[Example] = [world.example(first + index) for index in range(num_captions)]
-        self.captions = [str(example.caption) for example in self.examples]
+    def judge(self, images: Iterable[Image.Image]) -> dict[str, Any]:
+        """Compare images with the captions, in their order.
 
-    def picture(self, index: int, size: int) -> Image.Image:
-        """The drawing of a scene."""
-        return render(self.examples[index].scene, size)
-
-    def others(self) -> ShapesPictures:
-        """As many scenes again: the next ones of the sequence."""
-        return ShapesPictures(len(self.examples), self.seed, self.end)
+        Returns:
+            `dict`: `whole_caption`, how many images show all that their captions say, in per cent; and `judge`, what
+            else the judge found, as JSON can hold it.
+        """
 
 
-class DatasetPictures:
-    """The first pictures of a `datasets` dataset, scaled until the shorter side fits, and cropped in the middle.
+class DatasetImages:
+    """The first images of a `datasets` dataset, scaled until the shorter side fits and cropped in the middle.
 
     Args:
         num_captions (`int`): How many; all if there are fewer.
         dataset_name (`str`, *optional*): A dataset on the Hub.
-        data_dir (`str`, *optional*): A folder of pictures with a `metadata.jsonl` that lists all of them, in place of
+        data_dir (`str`, *optional*): A folder of images with a `metadata.jsonl` that lists all of them, in place of
             `dataset_name`.
         split (`str`, *optional*): Which part of it; by default the only one there is.
-        image_column, caption_column (`str`): Columns of the dataset. Where the caption is a list, the first that is not
-            blank is taken.
+        image_column, caption_column (`str`): Columns of the dataset. Of a list of captions, the first that is not blank
+            is taken.
 
     Raises:
         ImportError: if `datasets` is not installed.
@@ -82,7 +74,7 @@ class DatasetPictures:
             import datasets
         except ImportError as error:
             raise ImportError(
-                "A dataset of pictures needs the extra `eval` (in a clone: `pip install -e '.[eval]'`)."
+                "A dataset of images needs the extra `eval` (in a clone: `pip install -e '.[eval]'`)."
             ) from error
         try:
             rows = load_captioned_rows(dataset_name, data_dir, image_column, caption_column, split)
@@ -94,44 +86,44 @@ class DatasetPictures:
         if data_dir is not None:
             _check_all_are_listed(data_dir)
         rows = rows.select(range(min(num_captions, len(rows))))
-        # A blank one, which training takes for the empty prompt, is nothing to measure a picture against.
+        # Training takes a blank caption for the empty prompt; here it is nothing to measure an image against.
         captions = [next(filter(str.strip, captions_of(value)), None) for value in rows[caption_column]]
         check_captions(captions, caption_column)
         self.captions: list[str] = captions
         # As bytes, so that one that cannot be read does not stop everything.
         self.files = rows.cast_column(image_column, datasets.Image(decode=False))[image_column]
 
-    def picture(self, index: int, size: int) -> Image.Image | None:
-        """The picture of a caption; None, with a warning that names it, if it cannot be read."""
+    def image(self, index: int, size: int) -> Image.Image | None:
+        """The image of a caption; None, with a warning that names it, if it cannot be read."""
         file = self.files[index]
         try:
-            picture = Image.open(io.BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"])
-            return crop_square(load_images("image_column", picture)[0], size, None)
+            image = Image.open(io.BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"])
+            return crop_square(load_images("image_column", image)[0], size, None)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            logger.warning(f"{self.name(index)} cannot be read as a picture: {error}")
+            logger.warning(f"{self.name(index)} cannot be read as an image: {error}")
             return None
 
     def name(self, index: int) -> str:
-        """The file of a picture, or its row."""
+        """The file of an image, or its row."""
         return self.files[index]["path"] or f"row {index}"
 
 
 def _check_all_are_listed(data_dir: str) -> None:
-    """`datasets` passes over the pictures that no metadata lists, and says nothing."""
+    """Refuse images that no metadata lists: `datasets` passes over them and says nothing."""
     import datasets
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
     builder = datasets.load_dataset_builder("imagefolder", data_dir=data_dir)
     files = {Path(file) for part in builder.config.data_files.values() for file in part}
-    pictures = {file for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS}
+    images = {file for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS}
     listed = set()
     for rows in builder.as_dataset().values():
         for column in [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]:
             paths = rows.cast_column(column, datasets.Image(decode=False))[column]
-            listed |= {Path(picture["path"]) for picture in paths if picture and picture["path"]}
-    missing = sorted(str(picture.relative_to(Path(data_dir).resolve())) for picture in pictures - listed)
+            listed |= {Path(image["path"]) for image in paths if image and image["path"]}
+    missing = sorted(str(image.relative_to(Path(data_dir).resolve())) for image in images - listed)
     if missing:
         raise ValueError(
-            f"`data_dir` {data_dir!r} must hold a caption for every picture, got none for {len(missing)} of "
-            f"{len(pictures)}: {first_few(missing)} (no metadata.jsonl lists them)."
+            f"`data_dir` {data_dir!r} must hold a caption for every image, got none for {len(missing)} of "
+            f"{len(images)}: {first_few(missing)} (no metadata.jsonl lists them)."
         )

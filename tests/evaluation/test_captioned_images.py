@@ -1,4 +1,4 @@
-"""What a model is measured against: scenes, and datasets of captioned pictures with their faults."""
+"""What a model is measured against: scenes, and datasets of captioned images with their faults."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glide_pipelines.evaluation import DatasetPictures, ShapesPictures
+from glide_pipelines.evaluation import DatasetImages
 from glide_pipelines.shapes import ShapesWorld, render
+from glide_pipelines.shapes.images import ShapesImages
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four captioned pictures, wide ones."""
+    """Four captioned images, wide ones."""
 
     def make(captions=("one", "two", "three", "four"), column="text"):
         rows = []
@@ -29,26 +30,26 @@ def folder(tmp_path):
 
 
 def test_scenes_and_the_ones_after_them():
-    pictures = ShapesPictures(3, seed=5)
+    images = ShapesImages(3, seed=5)
     world = ShapesWorld(5, held_out=True)
-    assert pictures.captions == [str(world.caption(index)) for index in range(3)]
-    assert pictures.others().captions == [str(world.caption(index)) for index in range(3, 6)]
-    assert np.array_equal(pictures.picture(1, 32), render(world.scene(1), 32))
+    assert images.captions == [str(world.caption(index)) for index in range(3)]
+    assert images.others().captions == [str(world.caption(index)) for index in range(3, 6)]
+    assert np.array_equal(images.image(1, 32), render(world.scene(1), 32))
 
 
 def test_pictures_of_a_folder_in_their_order(folder):
-    pictures = DatasetPictures(3, data_dir=folder())
-    assert pictures.captions == ["one", "two", "three"]
-    picture = pictures.picture(2, 8)
-    assert picture.size == (8, 8) and picture.mode == "RGB" and picture.getpixel((4, 4)) == (120, 0, 0)
-    assert len(DatasetPictures(100, data_dir=folder()).captions) == 4
+    images = DatasetImages(3, data_dir=folder())
+    assert images.captions == ["one", "two", "three"]
+    image = images.image(2, 8)
+    assert image.size == (8, 8) and image.mode == "RGB" and image.getpixel((4, 4)) == (120, 0, 0)
+    assert len(DatasetImages(100, data_dir=folder()).captions) == 4
 
 
 def test_of_several_captions_the_first_is_taken(folder):
     data = folder([["one", "uno"], ["two", "due"]], "names")
-    assert DatasetPictures(2, data_dir=data, caption_column="names").captions == ["one", "two"]
+    assert DatasetImages(2, data_dir=data, caption_column="names").captions == ["one", "two"]
     data = folder([["", None, "one"], ["two", "due"]], "names")
-    assert DatasetPictures(2, data_dir=data, caption_column="names").captions == ["one", "two"]
+    assert DatasetImages(2, data_dir=data, caption_column="names").captions == ["one", "two"]
 
 
 def test_pictures_are_read_as_the_pipelines_read_them(folder):
@@ -58,17 +59,17 @@ def test_pictures_are_read_as_the_pipelines_read_them(folder):
     exif = Image.Exif()
     exif[Image.ExifTags.Base.Orientation] = 3  # upside down
     left.save(Path(data) / "0.png", exif=exif)
-    picture = DatasetPictures(1, data_dir=data).picture(0, 8)
-    assert picture.getpixel((0, 0)) == (255, 255, 255) and picture.getpixel((7, 0)) == (255, 0, 0)
+    image = DatasetImages(1, data_dir=data).image(0, 8)
+    assert image.getpixel((0, 0)) == (255, 255, 255) and image.getpixel((7, 0)) == (255, 0, 0)
 
 
 def test_a_picture_that_cannot_be_read_is_named(folder, caplog):
     data = folder()
-    (folder_file := __import__("pathlib").Path(data) / "1.png").write_bytes(b"no picture")
-    pictures = DatasetPictures(4, data_dir=data)
-    assert pictures.picture(1, 8) is None and pictures.picture(0, 8) is not None
-    assert f"{folder_file} cannot be read as a picture" in caplog.text
-    assert pictures.name(1) == str(folder_file)
+    (folder_file := Path(data) / "1.png").write_bytes(b"no image")
+    images = DatasetImages(4, data_dir=data)
+    assert images.image(1, 8) is None and images.image(0, 8) is not None
+    assert f"{folder_file} cannot be read as an image" in caplog.text
+    assert images.name(1) == str(folder_file)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_a_picture_that_cannot_be_read_is_named(folder, caplog):
 )
 def test_faults_are_named(folder, captions, options, message):
     with pytest.raises(ValueError, match=message):
-        DatasetPictures(10, **{"data_dir": folder(captions)} | options)
+        DatasetImages(10, **{"data_dir": folder(captions)} | options)
 
 
 def test_pictures_that_no_metadata_lists_are_counted_and_named(folder):
@@ -97,10 +98,10 @@ def test_pictures_that_no_metadata_lists_are_counted_and_named(folder):
     for name in ("extra.png", "EXTRA.JPG", "deep/extra.jpeg"):
         (data / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(data / name)
-    (data / "notes.txt").write_text("no picture")
+    (data / "notes.txt").write_text("no image")
     for options in ({}, {"split": "train[:2]"}):
         with pytest.raises(ValueError, match=r"none for 3 of 7: EXTRA\.JPG, deep/extra\.jpeg, extra\.png \("):
-            DatasetPictures(4, data_dir=str(data), **options)
+            DatasetImages(4, data_dir=str(data), **options)
 
 
 def test_a_picture_beside_the_captioned_one_is_listed(folder):
@@ -110,28 +111,28 @@ def test_a_picture_beside_the_captioned_one_is_listed(folder):
         row["mask_file_name"] = f"mask{index}.png"
         Image.new("L", (32, 16)).save(data / row["mask_file_name"])
     (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pictures = DatasetPictures(4, data_dir=str(data))
-    assert pictures.name(3) == str(data / "3.png") and len(pictures.captions) == 4
+    images = DatasetImages(4, data_dir=str(data))
+    assert images.name(3) == str(data / "3.png") and len(images.captions) == 4
 
 
 def test_datasets_that_cannot_be_read_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=f"`data_dir` '{tmp_path}' cannot be read: .*doesn't contain any data files"):
-        DatasetPictures(4, data_dir=str(tmp_path))
+        DatasetImages(4, data_dir=str(tmp_path))
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "../elsewhere.png", "text": "one"}))
     with pytest.raises(
         ValueError, match=r"`data_dir` .* cannot be read: Invalid metadata file_name '../elsewhere.png'"
     ):
-        DatasetPictures(4, data_dir=str(tmp_path))
+        DatasetImages(4, data_dir=str(tmp_path))
 
     def unreachable(*args, **kwargs):
         raise ConnectionError("Couldn't reach 'some/dataset' on the Hub")
 
     monkeypatch.setattr("datasets.load_dataset", unreachable)
     with pytest.raises(ValueError, match="`dataset_name` 'some/dataset' cannot be read: Couldn't reach"):
-        DatasetPictures(4, dataset_name="some/dataset")
+        DatasetImages(4, dataset_name="some/dataset")
 
 
 def test_a_folder_without_captions_is_named(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="`caption_column` must be one of image, got 'text'"):
-        DatasetPictures(10, data_dir=str(tmp_path))
+        DatasetImages(10, data_dir=str(tmp_path))

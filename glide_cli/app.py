@@ -1,0 +1,42 @@
+"""Generate and edit images in a browser.
+
+    glide app
+
+serves a page to this computer until Ctrl-C; --host 0.0.0.0 serves it to the whole network, say to a classroom. It
+sends no usage statistics, and works on one request at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from .errors import UserError
+from .options import add_model_options, add_sampling_options, port
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `glide app`."""
+    add_model_options(parser)
+    shipped = "the one that ships; with --model that one, which then inpaints in the implicit mode"
+    parser.add_argument("--inpaint-model", metavar="MODEL", help=f"for the tab that edits (default: {shipped})")
+    add_sampling_options(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve (default: %(default)s)")
+    parser.add_argument("--port", type=port, help="default: the first free one from 7860 on")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load the models and serve the page.
+
+    Raises:
+        UserError: if an option, a model or the address is at fault, or gradio is not installed.
+    """
+    if isinstance(args.steps, str):
+        raise UserError(f"--steps: must be a number, which the page can change, got {args.steps}")
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise UserError("The app needs the extra `app` (in a clone: `pip install -e '.[app]'`).") from error
+
+    from .page import serve
+
+    serve(args)

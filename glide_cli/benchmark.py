@@ -1,0 +1,89 @@
+"""What an image costs: text encoding, a base step, an upsampler step, the whole, and how near to the machine's speed.
+
+    glide benchmark --device cuda --dtype bfloat16 --compile
+
+Without --model the networks have the sizes of OpenAI's released checkpoints and random weights: the time does not
+depend on the values. See docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from .errors import UserError
+from .options import finite, output_file, positive_int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `glide benchmark`."""
+    add = parser.add_argument
+    add("--model", help="a pipeline to time: a folder or a Hub id (default: released sizes, random weights)")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: cuda if there is one)")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default: %(default)s")
+    add("--compile", action="store_true", help="torch.compile the networks")
+    formats = "of the UNets (default: channels_last for wide ones)"
+    add("--memory-format", choices=("channels_last", "contiguous"), help=formats)
+    add("--batch-size", type=positive_int, default=1, metavar="N", help="images at once (default: %(default)s)")
+    scale = "1 is no guidance, half of the base's work (default: %(default)s)"
+    add("--guidance-scale", type=finite, default=3.0, metavar="X", help=scale)
+    steps = "base steps of a whole image (default: %(default)s)"
+    add("--steps", type=positive_int, default=100, metavar="N", help=steps)
+    super_res_steps = "and its upsampler steps (default: %(default)s)"
+    add("--super-res-steps", type=positive_int, default=27, metavar="N", help=super_res_steps)
+    whole = "generate the whole image, instead of adding up its steps"
+    add("--whole-image", "--whole-picture", action="store_true", help=whole)
+    repeats = "the median of so many is shown (default: %(default)s)"
+    add("--repeats", type=positive_int, default=5, metavar="N", help=repeats)
+    add(
+        "--cpu-time",
+        action="store_true",
+        help="CPU only: processor time; with OMP_NUM_THREADS=1 fair on a busy machine",
+    )
+    add("--output", type=output_file, metavar="FILE.json", help="write the figures here too")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Time, print, and write the JSON if asked.
+
+    Raises:
+        UserError: if there is no such model or device.
+    """
+    if args.cpu_time and args.device is not None and args.device.split(":")[0] != "cpu":
+        raise UserError("--cpu-time needs --device cpu")
+
+    import torch
+
+    from glide_pipelines.evaluation.benchmark import benchmark, benchmark_table, random_pipeline
+    from glide_pipelines.files import write_json
+
+    from .loading import find_device, load_pipeline
+
+    device = find_device("cpu" if args.cpu_time else args.device)
+    if args.model is None:
+        pipe = random_pipeline(device, getattr(torch, args.dtype))
+    else:
+        pipe = load_pipeline(args.model, str(device), args.dtype)
+    pipe.set_progress_bar_config(disable=True)
+    if args.memory_format is not None:
+        memory_format = getattr(torch, {"contiguous": "contiguous_format"}.get(args.memory_format, args.memory_format))
+        for unet in filter(None, (pipe.unet, pipe.super_res_unet)):
+            unet.to(memory_format=memory_format)
+    names = (
+        "steps",
+        "super_res_steps",
+        "batch_size",
+        "guidance_scale",
+        "repeats",
+        "compile",
+        "whole_image",
+        "cpu_time",
+    )
+    result = benchmark(pipe, **{name: getattr(args, name) for name in names})
+    result["settings"] = {name: value for name, value in vars(args).items() if name != "output"}
+    ways = [args.dtype, "compiled" if args.compile else "eager"]
+    ways += [args.memory_format] if args.memory_format else []
+    ways += [f"batch {args.batch_size}"] if args.batch_size > 1 else []
+    ways += ["processor time"] if args.cpu_time else []
+    print(benchmark_table(result, f"{args.model or 'released sizes, random weights'}; {', '.join(ways)}"))
+    if args.output is not None:
+        write_json(result, args.output)
