@@ -1,0 +1,25 @@
+"""The Fluent emoji: a set of captioned pictures, made from two npm packages."""
+
+from .build import Summary, build, choose, place
+from .captions import Emoji, captions, phrases
+from .held_out import HELD_OUT
+from .notice import NOTICE
+from .sources import Package, fetch_package, open_package
+from .tokenizer import train_tokenizer
+
+
+__all__ = [
+    "HELD_OUT",
+    "NOTICE",
+    "Emoji",
+    "Package",
+    "Summary",
+    "build",
+    "captions",
+    "choose",
+    "fetch_package",
+    "open_package",
+    "phrases",
+    "place",
+    "train_tokenizer",
+]
