@@ -1,4 +1,4 @@
-"""The rule of imports, read from the source: they go down only, nobody knows the guests, nothing reads a command line."""
+"""The rule of imports, read from the source: down only, the guests known to nobody, no command line in the library."""
 
 from __future__ import annotations
 
@@ -76,10 +76,7 @@ def test_imports_go_down_only(module):
     elif part in GUESTS:
         allowed = set.union(*LAYERS) | {part}
     else:
-        below = (layer for layer in LAYERS if level(part) > LAYERS.index(layer))
-        allowed = {part}.union(*below)
-        if level(part) == 0:
-            allowed |= LAYERS[0]
+        allowed = {part}.union(*LAYERS[: max(level(part), 1)])  # the lowest may import one another
     assert parts_among(imported_by(module)) <= allowed
 
 
