@@ -1,15 +1,21 @@
 """The `glide` command.
 
 It is a package beside the library, because importing the library loads torch, which takes seconds: `glide --help`,
-`--version` and a mistyped option answer at once. Each command is a module with `add_arguments(parser)` and `run(args)`,
-which imports the library when it runs. Its `ERRORS` are the exceptions that are mistakes of the user's there.
+`--version` and a mistyped option answer at once. Each command is a module that imports the library only when it runs:
+
+    add_arguments(parser)    adds its options
+    check_arguments(args)    raises a UserError where they do not fit together (may be missing)
+    run(args)                does the work
+    ERRORS                   exceptions that are mistakes of the user's there (may be missing)
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from .errors import UserError, exit_code
 from .options import (  # noqa: F401  the scripts of examples/ take them from here until they are moved
@@ -42,7 +48,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the words of the command line that begin with no command are a prompt to draw.
+    """Run a command. Words that begin with no command's name are what `draw` takes.
 
     Args:
         argv (`Sequence[str]`, *optional*): The arguments; those of the process by default.
@@ -50,11 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: the exit code: 0, 2 after a mistake of the user's, 130 after Ctrl-C.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in COMMANDS:
-        command = words.pop(0)
-        return run_command(command, words, "glide" if command == "draw" else f"glide {command}")
-    return run_command("draw", words, "glide")
+    command, words = find_command(sys.argv[1:] if argv is None else argv)
+    return run_command(command, words, "glide" if command == "draw" else f"glide {command}")
+
+
+def find_command(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The command that the words of a command line name, and the words that are left for it."""
+    words = list(argv)
+    return (words.pop(0) if words and words[0] in COMMANDS else "draw"), words
 
 
 def run_command(command: str, argv: Sequence[str] | None = None, program: str | None = None) -> int:
@@ -68,18 +77,27 @@ def run_command(command: str, argv: Sequence[str] | None = None, program: str | 
     Returns:
         `int`: the exit code, as [`main`] does.
     """
-    module = importlib.import_module(f".{command.replace('-', '_')}", __name__)
+    module = _module(command)
     parser = command_parser(command, program)
+    return exit_code(
+        parser.prog, lambda: module.run(read_arguments(command, argv, program)), getattr(module, "ERRORS", ())
+    )
 
-    def run() -> None:
-        module.run(parser.parse_args(argv))
 
-    return exit_code(parser.prog, run, getattr(module, "ERRORS", ()))
+def read_arguments(command: str, argv: Sequence[str] | None = None, program: str | None = None) -> argparse.Namespace:
+    """Read and check the arguments of a command, given as [`run_command`] takes them.
+
+    Raises:
+        UserError: if they are not what the command takes.
+    """
+    args = command_parser(command, program).parse_args(argv)
+    getattr(_module(command), "check_arguments", lambda args: None)(args)
+    return args
 
 
 def command_parser(command: str, program: str | None = None) -> Parser:
-    """The parser of a command, with the arguments of [`run_command`]."""
-    module = importlib.import_module(f".{command.replace('-', '_')}", __name__)
+    """The parser of a command."""
+    module = _module(command)
     width = max(map(len, COMMANDS))
     others = "\n".join(f"  glide {name:{width}}  {text}" for name, text in COMMANDS.items() if name != command)
     settings = module.parser_settings(others) if hasattr(module, "parser_settings") else {}
@@ -88,4 +106,18 @@ def command_parser(command: str, program: str | None = None) -> Parser:
     return parser
 
 
-__all__ = ["COMMANDS", "Parser", "UserError", "command_parser", "exit_code", "main", "run_command"]
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f".{command.replace('-', '_')}", __name__)
+
+
+__all__ = [
+    "COMMANDS",
+    "Parser",
+    "UserError",
+    "command_parser",
+    "exit_code",
+    "find_command",
+    "main",
+    "read_arguments",
+    "run_command",
+]

@@ -24,14 +24,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=port, help="default: the first free one from 7860 on")
 
 
+def check_arguments(args: argparse.Namespace) -> None:
+    """The page can change the steps, so they are a number.
+
+    Raises:
+        UserError: if they are a spacing.
+    """
+    if isinstance(args.steps, str):
+        raise UserError(f"--steps: must be a number, which the page can change, got {args.steps}")
+
+
 def run(args: argparse.Namespace) -> None:
     """Load the models and serve the page.
 
     Raises:
-        UserError: if an option, a model or the address is at fault, or gradio is not installed.
+        UserError: if a model or the address is at fault, or gradio is not installed.
     """
-    if isinstance(args.steps, str):
-        raise UserError(f"--steps: must be a number, which the page can change, got {args.steps}")
     try:
         import gradio  # noqa: F401
     except ImportError as error:

@@ -42,15 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=output_file, metavar="FILE.json", help="write the figures here too")
 
 
+def check_arguments(args: argparse.Namespace) -> None:
+    """Processor time is measured on the CPU.
+
+    Raises:
+        UserError: if another device is asked for.
+    """
+    if args.cpu_time and args.device is not None and args.device.split(":")[0] != "cpu":
+        raise UserError("--cpu-time needs --device cpu")
+
+
 def run(args: argparse.Namespace) -> None:
     """Time, print, and write the JSON if asked.
 
     Raises:
         UserError: if there is no such model or device.
     """
-    if args.cpu_time and args.device is not None and args.device.split(":")[0] != "cpu":
-        raise UserError("--cpu-time needs --device cpu")
-
     import torch
 
     from glide_pipelines.evaluation.benchmark import benchmark, benchmark_table, random_pipeline

@@ -103,7 +103,7 @@ NAME: {", ".join(SCHEDULERS)}.""",
     other.add_argument("-h", "--help", action="help", help="show this page")
 
 
-def check_task(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace) -> None:
     """The editing options must make one task together.
 
     Raises:
@@ -127,8 +127,6 @@ def check_task(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Generate, and write the image or the grid of images."""
-    check_task(args)
-
     from .run_draw import draw
 
     draw(args)

@@ -85,8 +85,6 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, and write and print the report."""
-    check_arguments(args)
-
     from .run_evaluate import evaluate
 
     evaluate(args)

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from PIL import Image
 
 import glide_cli
 import glide_pipelines
+from glide_cli.draw import EXAMPLES
 
 
 ROOT = Path(__file__).parent.parent
@@ -57,26 +59,46 @@ def fenced(page: Path, language: str) -> list[str]:
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+FOLDERS = ("conversion", "docs", "examples", "glide_cli", "glide_pipelines", "tests", "tools")
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    """The wheel that `pip install .` builds, made without the network, with a checkpoint to ship."""
+def tree(tmp_path_factory) -> Path:
+    """A copy of this repository with one more checkpoint to ship."""
     tree = tmp_path_factory.mktemp("tree")
     ignore = shutil.ignore_patterns("__pycache__", ".*")
-    shutil.copytree(ROOT / "glide_pipelines", tree / "glide_pipelines", ignore=ignore)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "glide_cli.py"):
-        shutil.copy(ROOT / name, tree)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, tree / name, ignore=ignore)
+    for file in ROOT.iterdir():
+        if file.is_file() and not file.name.startswith("."):
+            shutil.copy(file, tree)
     for name in ("model_index.json", "unet/config.json", "unet/deep/weights.fp16.safetensors", "tokenizer/merges.txt"):
         path = tree / "glide_pipelines/checkpoints/stand-in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
+    return tree
+
+
+@pytest.fixture(scope="module")
+def wheel(tree) -> zipfile.ZipFile:
+    """The wheel that `pip install .` builds, made without the network."""
     build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
     subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True)
     return zipfile.ZipFile(next((tree / "dist").glob("*.whl")))
 
 
+@pytest.fixture(scope="module")
+def sdist(tree) -> set[str]:
+    """The files of the source distribution, made without the network."""
+    build = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True)
+    with tarfile.open(next((tree / "dist").glob("*.tar.gz"))) as archive:
+        return {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+
+
 def test_the_wheel_holds_the_package(wheel):
     held = set(wheel.namelist())
-    for source in [*(ROOT / "glide_pipelines").rglob("*.py"), ROOT / "glide_cli.py"]:
+    for source in [*(ROOT / "glide_pipelines").rglob("*.py"), *(ROOT / "glide_cli").rglob("*.py")]:
         assert source.relative_to(ROOT).as_posix() in held, "a folder without __init__.py?"
     assert "glide_pipelines/py.typed" in held
     for name in ("model_index.json", "unet/config.json", "unet/deep/weights.fp16.safetensors", "tokenizer/merges.txt"):
@@ -84,7 +106,16 @@ def test_the_wheel_holds_the_package(wheel):
     for source in (ROOT / "glide_pipelines/checkpoints").rglob("*"):
         if source.is_file() and "__pycache__" not in source.parts:
             assert source.relative_to(ROOT).as_posix() in held
-    assert not [name for name in held if name.startswith(("tests", "examples", "conversion"))]
+    assert not [name for name in held if name.startswith(("tests", "tools", "examples", "conversion"))]
+
+
+def test_the_source_distribution_holds_the_repository(sdist):
+    for folder in FOLDERS:
+        for source in (ROOT / folder).rglob("*"):
+            if source.is_file() and not {"__pycache__", ".DS_Store"} & set(source.parts):
+                assert source.relative_to(ROOT).as_posix() in sdist
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "constraints.txt", "pyproject.toml"):
+        assert name in sdist
 
 
 def test_the_wheel_s_facts(wheel):
@@ -102,14 +133,16 @@ def test_the_wheel_s_facts(wheel):
 def test_the_version_stands_in_one_place():
     version = glide_pipelines.__version__
     assert importlib.metadata.version("glide-pipelines") == version, "installed anew since the version changed?"
-    sources = [*(ROOT / "glide_pipelines").rglob("*.py"), ROOT / "setup.py", ROOT / "pyproject.toml"]
+    packages = [*(ROOT / "glide_pipelines").rglob("*.py"), *(ROOT / "glide_cli").rglob("*.py")]
+    sources = [*packages, ROOT / "setup.py", ROOT / "pyproject.toml"]
     stated = [source.name for source in sources if f'"{version}"' in source.read_text(encoding="utf-8")]
     assert stated == ["version.py"]
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_what_is_imported_is_required():
-    library = set.union(*(imported(source) for source in (ROOT / "glide_pipelines").rglob("*.py")))
+    packages = (source for name in ("glide_pipelines", "glide_cli") for source in (ROOT / name).rglob("*.py"))
+    library = set.union(*map(imported, packages))
     required = set(requirements())
     optional = set.union(*(set(requirements(extra)) for extra in ("train", "eval", "app")))
     assert library <= required | optional
@@ -119,9 +152,9 @@ def test_what_is_imported_is_required():
 
 def test_what_scripts_and_tests_import_is_required():
     known = {*requirements(), *(name for extra in ("train", "eval", "app", "test") for name in requirements(extra))}
-    scripts = [source for folder in ("conversion", "examples") for source in (ROOT / folder).rglob("*.py")]
+    scripts = [source for folder in ("conversion", "examples", "tools") for source in (ROOT / folder).rglob("*.py")]
     for source in [*scripts, *(ROOT / "tests").rglob("*.py")]:
-        folders = (source.parent, ROOT / "tests", ROOT / "examples", ROOT)
+        folders = (source.parent, ROOT / "tests", ROOT)
         own = {path.stem for folder in folders for path in folder.iterdir()}
         assert imported(source) - own <= known, source
 
@@ -164,7 +197,8 @@ def accept(tmp_path, monkeypatch):
                 Image.new("RGB", (8, 8)).save(value)
             elif option == "-o":
                 Path(value).parent.mkdir(parents=True, exist_ok=True)
-        glide_cli._check_task(glide_cli.build_parser().parse_args(words[1:]))
+        command, given = glide_cli.find_command(words[1:])
+        glide_cli.read_arguments(command, given)
 
     return accept
 
@@ -179,7 +213,7 @@ def test_every_glide_command_of_the_docs_is_accepted(page, accept):
 
 
 def test_the_examples_in_the_help_are_accepted(accept):
-    commands = re.findall(r"^    (glide .*)$", glide_cli.EXAMPLES.replace("\\\n", ""), re.MULTILINE)
+    commands = re.findall(r"^    (glide .*)$", EXAMPLES.replace("\\\n", ""), re.MULTILINE)
     assert len(commands) >= 3
     for command in commands:
         accept(command)
