@@ -25,11 +25,13 @@ from .pipelines import (
     GLIDEPipelineOutput,
     GLIDESuperResolutionPipeline,
 )
+from .sampling import CLIPGuidance
 from .schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from .version import __version__
 
 
 __all__ = [
+    "CLIPGuidance",
     "CLIPGuidedPipeline",
     "GLIDEDDIMScheduler",
     "GLIDEDDPMScheduler",

@@ -253,3 +253,18 @@ def common_size(
             f"`{name}` holds pictures of different sizes ({', '.join(f'{h} x {w}' for h, w in sizes)}); {advice}."
         )
     return sizes[0]
+
+
+def one_per_sample(
+    name: str, images: list[Image.Image], batch_size: int, num_images_per_prompt: int = 1
+) -> list[Image.Image]:
+    """One given image for each that is generated: a single one serves all prompts.
+
+    Raises:
+        ValueError: if there is neither one image nor one for each prompt.
+    """
+    if len(images) not in (1, batch_size):
+        allowed = "as there is one prompt" if batch_size == 1 else f"or {batch_size}, as the prompts are"
+        raise ValueError(f"`{name}` must be one image, {allowed}, got {len(images)}.")
+    each = images * batch_size if len(images) == 1 else images
+    return [image for image in each for _ in range(num_images_per_prompt)]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import html
 import logging
+import threading
 
 import ftfy
 from transformers import BatchEncoding, CLIPTokenizer, PreTrainedTokenizerBase
 
 
 logger = logging.getLogger(__name__)
+
+# A fast tokenizer keeps padding and truncation as its own state, which two threads cannot set at the same time.
+_LOCK = threading.Lock()
 
 
 def tokenize_prompts(
@@ -31,13 +35,15 @@ def tokenize_prompts(
     # Python's lower(), not the tokenizer's: they differ on some letters (final sigma).
     prompts = [prompt.lower() for prompt in prompts]
     context = tokenizer.model_max_length
-    tokens = tokenizer(
-        prompts, padding="max_length", max_length=context, truncation=True, return_tensors="pt", verbose=False
-    )
+    with _LOCK:
+        tokens = tokenizer(
+            prompts, padding="max_length", max_length=context, truncation=True, return_tensors="pt", verbose=False
+        )
     if warn_as is not None:
         full = tokens.attention_mask.all(dim=1)
         for text in (text for text, is_full in zip(prompts, full, strict=True) if is_full):
-            length = len(tokenizer(text, verbose=False).input_ids)
+            with _LOCK:
+                length = len(tokenizer(text, verbose=False).input_ids)
             if length > context:
                 logger.warning(f"The {warn_as} has {length} tokens; what is beyond the first {context} is not seen.")
     return tokens

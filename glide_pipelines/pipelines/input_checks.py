@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,6 +16,8 @@ from diffusers.callbacks import (
     SDXLControlnetCFGCutoffCallback,
 )
 from diffusers.guiders import BaseGuidance
+
+from ..sampling import Stage
 
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -38,17 +40,25 @@ def check_prompt(name: str, prompt: Any) -> None:
         raise ValueError(f"`{name}` must not be an empty list.")
 
 
-def check_embeds(name: str, embeds: Any, width: int | None, batch_size: int | None = None) -> None:
-    """`embeds` must be a finite tensor of shape `[batch_size, L, width]`; None leaves a dimension open."""
+def check_embeds(name: str, embeds: Any, stage: Stage, batch_size: int | None = None) -> None:
+    """`embeds` must be a finite tensor of shape `[batch_size, L, C]` that the stage's UNet takes.
+
+    `L` is the context of the stage's text encoder, if it has one; None leaves the batch open.
+    """
     if not isinstance(embeds, torch.Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor, got {_describe(embeds)}.")
+    width = stage.unet.config.cross_attention_dim
     if embeds.ndim != 3 or (width is not None and embeds.shape[-1] != width):
         raise ValueError(f"`{name}` must have the shape [batch, tokens, {width or 'width'}], got {list(embeds.shape)}.")
     if not embeds.numel():
         raise ValueError(f"`{name}` must not be empty, got the shape {list(embeds.shape)}.")
     if batch_size is not None and embeds.shape[0] != batch_size:
         raise ValueError(f"`{name}` must have a batch of {batch_size}, as the prompts have, got {embeds.shape[0]}.")
-    _check_finite(name, embeds)
+    if stage.text_encoder is not None:
+        context = stage.text_encoder.config.max_position_embeddings
+        if embeds.shape[1] != context:
+            raise ValueError(f"`{name}` must have the {context} tokens of the text context, got {embeds.shape[1]}.")
+    _check_values(name, embeds)
 
 
 def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
@@ -84,7 +94,7 @@ def check_generator(generator: Any, num_images: int) -> None:
         raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {_describe(generator)}.")
     if len(generator) != num_images:
         raise ValueError(
-            f"`generator` is a list of {len(generator)}, but {num_images} pictures are asked for "
+            f"`generator` is a list of {len(generator)}, but {num_images} images are asked for "
             "(prompts times `num_images_per_prompt`)."
         )
 
@@ -95,7 +105,7 @@ def check_latents(name: str, latents: Any, shape: tuple[int, ...]) -> None:
         raise TypeError(f"`{name}` must be a torch.Tensor, got {_describe(latents)}.")
     if tuple(latents.shape) != shape:
         raise ValueError(f"`{name}` must have the shape {list(shape)}, got {list(latents.shape)}.")
-    _check_finite(name, latents)
+    _check_values(name, latents)
 
 
 def check_output_type(output_type: Any) -> None:
@@ -146,7 +156,42 @@ def check_callback_inputs(names: Sequence[str], allowed: Sequence[str]) -> None:
         )
 
 
-def _check_finite(name: str, tensor: torch.Tensor) -> None:
+def check_callback_outputs(returned: Any, tensors: Mapping[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    """What a callback returned must be None, or a dict with some of the tensors in their own shapes."""
+    if returned is None:
+        return {}
+    name = "callback_on_step_end"
+    if not isinstance(returned, dict):
+        raise TypeError(f"`{name}` must return a dict of tensors or None, got {_describe(returned)}.")
+    for key, value in returned.items():
+        if key not in tensors:
+            raise ValueError(f"`{name}` may return {', '.join(map(repr, tensors))}, got {key!r}.")
+        before = tensors[key]
+        if value is before:
+            continue
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            raise TypeError(f"`{name}` must return floating-point tensors, got {_describe(value)} for {key!r}.")
+        if before is None or value.shape != before.shape:
+            shape = None if before is None else list(before.shape)
+            raise ValueError(f"`{name}` must return {key!r} of the shape {shape}, got {list(value.shape)}.")
+    return {key: value.to(tensors[key]) for key, value in returned.items() if value is not None}
+
+
+def check_cross_attention_kwargs(value: Any) -> None:
+    """`cross_attention_kwargs` must be None or a dict with string keys; `scale` must be a number."""
+    if value is None:
+        return
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f"`cross_attention_kwargs` must be a dict with names as keys, got {_describe(value)}.")
+    if "scale" in value:
+        check_number("cross_attention_kwargs['scale']", value["scale"])
+
+
+def _check_values(name: str, tensor: torch.Tensor) -> None:
+    """Of a tensor that takes part in the computation: floating-point, with data, dense and finite."""
+    if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+        kind = "meta" if tensor.is_meta else tensor.layout if tensor.layout != torch.strided else tensor.dtype
+        raise TypeError(f"`{name}` must be a dense floating-point tensor, got one of {kind}.")
     if not tensor.isfinite().all():
         raise ValueError(f"`{name}` holds NaN or infinity.")
 

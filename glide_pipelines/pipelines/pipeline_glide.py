@@ -1,4 +1,4 @@
-"""Text to image: a prompt in, a picture out (arXiv 2112.10741, section 3)."""
+"""Text to image: a prompt in, an image out (arXiv 2112.10741, section 3)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
 from diffusers.utils import replace_example_docstring
 
+from ..sampling import CondFn
 from .input_checks import check_latents, check_multiple
 from .pipeline_output import GLIDEPipelineOutput
-from .pipeline_utils import GLIDEPipelineBase
-from .sampling import CondFn
+from .two_stage import TwoStagePipeline
 
 
 EXAMPLE_DOC_STRING = """
@@ -24,13 +24,13 @@ EXAMPLE_DOC_STRING = """
 
         >>> pipe = GLIDEPipeline.from_pretrained(shapes_checkpoint())
         >>> image = pipe("a red circle above a blue square", generator=torch.manual_seed(0)).images[0]
-        >>> image.save("picture.png")
+        >>> image.save("image.png")
         ```
 """
 
 
-class GLIDEPipeline(GLIDEPipelineBase):
-    """Text to image with GLIDE: the base model draws a small picture, the upsampler enlarges it.
+class GLIDEPipeline(TwoStagePipeline):
+    """Text to image with GLIDE: the base model generates a small image, the upsampler enlarges it.
 
     Args:
         tokenizer (`GPT2Tokenizer`): GLIDE's byte-level BPE; its `model_max_length` is the text context.
@@ -39,12 +39,12 @@ class GLIDEPipeline(GLIDEPipelineBase):
         scheduler (`SchedulerMixin`): [`GLIDEDDPMScheduler`] as released; any noise-predicting diffusers scheduler.
         super_res_text_encoder ([`GLIDETextEncoder`], *optional*): Of the upsampler, which has its own.
         super_res_unet ([`GLIDEUNet2DConditionModel`], *optional*): The upsampler, 6 input channels. Without it the
-            base picture is returned.
+            base image is returned.
         super_res_scheduler (`SchedulerMixin`, *optional*): [`GLIDEDDIMScheduler`] as released.
-        prompt_domain (`str`, *optional*): `"shapes"` for a checkpoint of the shapes world: prompts outside it get a
-            warning.
+        prompt_domain (`str`, *optional*): The world that the checkpoint knows, such as `"shapes"`: prompts outside it
+            get a warning.
         low_res_consistency (`bool`, defaults to `False`): At each step of the upsampler, correct the estimate of the
-            clean picture so that, reduced, it is the small one (DDNM, arXiv 2212.00490).
+            clean image so that, reduced, it is the small one (DDNM, arXiv 2212.00490).
         default_guidance_scale (`float`, *optional*): The classifier-free guidance that the checkpoint recommends, for
             calls that name none.
     """
@@ -57,11 +57,11 @@ class GLIDEPipeline(GLIDEPipelineBase):
         latents: torch.Tensor | None = None,
         super_res_latents: torch.Tensor | None = None,
     ) -> None:
-        """Check the size of the picture and the given noise.
+        """Check the size of the image and the given noise.
 
         Args:
-            num_images (`int`): Pictures in all.
-            height, width (`int`): Size of the returned picture in pixels.
+            num_images (`int`): Images in all.
+            height, width (`int`): Size of the returned image in pixels.
             latents, super_res_latents (`torch.Tensor`, *optional*): Given noise of each stage.
 
         Raises:
@@ -70,7 +70,7 @@ class GLIDEPipeline(GLIDEPipelineBase):
         for name, size in (("height", height), ("width", width)):
             check_multiple(name, size, self.size_multiple)
         if latents is not None:
-            check_latents("latents", latents, (num_images, 3, height // self.scale_factor, width // self.scale_factor))
+            check_latents("latents", latents, (num_images, 3, *self._base_size((height, width))))
         if super_res_latents is not None:
             check_latents("super_res_latents", super_res_latents, (num_images, 3, height, width))
 
@@ -97,18 +97,18 @@ class GLIDEPipeline(GLIDEPipelineBase):
         negative_prompt_embeds: torch.Tensor | None = None,
         super_res_prompt_embeds: torch.Tensor | None = None,
         guider: BaseGuidance | None = None,
-        cond_fn: CondFn | None = None,
+        cond_fn: CondFn | list[CondFn] | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
     ) -> GLIDEPipelineOutput | tuple:
-        """Draw pictures for prompts. The defaults are those of OpenAI's released notebook.
+        """Generate images for prompts. The defaults are those of OpenAI's released notebook.
 
         Args:
-            prompt (`str` or `list[str]`, *optional*): What to draw; or pass `prompt_embeds`.
-            height, width (`int`, *optional*): Size of the returned picture in pixels, multiples of
+            prompt (`str` or `list[str]`, *optional*): What the images show; or pass `prompt_embeds`.
+            height, width (`int`, *optional*): Size of the returned image in pixels, multiples of
                 `size_multiple` (32 for OpenAI's pair, 8 for its base alone); by default that of the training.
             num_inference_steps, super_res_num_inference_steps (`int`, *optional*): Steps of each stage, spread as its
                 scheduler does; 100 and 27 by default.
@@ -118,20 +118,21 @@ class GLIDEPipeline(GLIDEPipelineBase):
             guidance_scale (`float`, *optional*): Classifier-free guidance of the base stage; 1 switches it off and
                 saves half of that stage's work. By default what the checkpoint recommends, else 3.0.
             negative_prompt (`str` or `list[str]`, *optional*): What to steer away from, in place of the empty prompt.
-            num_images_per_prompt (`int`, defaults to 1): Pictures per prompt.
+            num_images_per_prompt (`int`, defaults to 1): Images per prompt.
             eta (`float`, defaults to 0.0): Noise of DDIM steps in the base stage, 0 to 1, if it runs DDIM.
             upsample_temperature (`float`, defaults to 0.997): Factor on the noise that the upsampler starts from.
             generator (`torch.Generator` or a list of them, *optional*): Makes the result repeatable; a list has one
-                per picture. Drawn in this order: base noise, base steps, upsampler noise, upsampler steps.
+                per image. Drawn in this order: base noise, base steps, upsampler noise, upsampler steps.
             latents (`torch.Tensor` of shape `[B, 3, h, w]`, *optional*): Unit noise for the base stage.
             super_res_latents (`torch.Tensor` of shape `[B, 3, height, width]`, *optional*): Unit noise for the
                 upsampler, before `upsample_temperature`.
             prompt_embeds, negative_prompt_embeds, super_res_prompt_embeds (`torch.Tensor` of shape `[B, L, C]`,
-                *optional*): Outputs of [`~GLIDEPipeline.encode_prompt`] with one picture per prompt.
+                *optional*): Outputs of [`~GLIDEPipeline.encode_prompt`] with one image per prompt.
             guider (`BaseGuidance`, *optional*): One of `diffusers.guiders` that combines predictions, in place of
                 classifier-free guidance at `guidance_scale`.
-            cond_fn (`Callable`, *optional*): `(x_t [B, 3, h, w], timestep [B]) -> gradient [B, 3, h, w]` of a
-                log-likelihood with respect to x_t, added to the score of the base stage; None leaves a step as it is.
+            cond_fn (`Callable` or a list of them, *optional*): `(x_t [B, 3, h, w], timestep [B]) -> gradient
+                [B, 3, h, w]` of a log-likelihood with respect to x_t, added to the score of the base stage; None
+                leaves a step as it is. [`CLIPGuidance`] is one.
             cross_attention_kwargs (`dict`, *optional*): Passed to the base UNet, such as `{"scale": 0.5}` of a LoRA.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, see [`GLIDEPipelineOutput`].
             return_dict (`bool`, defaults to `True`): False gives a tuple.
@@ -144,14 +145,14 @@ class GLIDEPipeline(GLIDEPipelineBase):
         Examples:
 
         Returns:
-            [`GLIDEPipelineOutput`], or with `return_dict=False` a tuple with the pictures.
+            [`GLIDEPipelineOutput`], or with `return_dict=False` a tuple with the images.
 
         Raises:
             ValueError, TypeError: before any network runs, naming the argument, what was given and what is allowed.
         """
         # 1. Check everything before any network runs.
         self._check_channels(unet=(3,), super_res_unet=(6,))
-        call = self._prepare_call(
+        with self._running_call(
             prompt=prompt,
             num_images_per_prompt=num_images_per_prompt,
             guidance_scale=self.default_guidance_scale if guidance_scale is None else guidance_scale,
@@ -168,26 +169,29 @@ class GLIDEPipeline(GLIDEPipelineBase):
             generator=generator,
             guider=guider,
             cond_fn=cond_fn,
+            cross_attention_kwargs=cross_attention_kwargs,
             output_type=output_type,
             return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
-        default_height, default_width = self.default_size
-        height = default_height if height is None else height
-        width = default_width if width is None else width
-        self.check_inputs(call.num_images, height, width, latents, super_res_latents)
-        self._check_size(height, width)
+        ) as call:
+            default_height, default_width = self.default_size
+            height = default_height if height is None else height
+            width = default_width if width is None else width
+            self.check_inputs(call.num_images, height, width, latents, super_res_latents)
+            self._warn_of_size(height, width)
+            base_size = self._base_size((height, width))
+            self._bind_cond_fns(call, base_size)
 
-        # 2. Encode the prompts.
-        self._encode_call(call)
+            # 2. Encode the prompts.
+            self._encode_call(call)
 
-        # 3. Draw the small picture.
-        shape = (call.num_images, 3, height // self.scale_factor, width // self.scale_factor)
-        latents = self.prepare_latents(shape, generator, latents, call.base.init_noise_sigma)
-        image = self._draw_base(call, latents, cross_attention_kwargs=cross_attention_kwargs)
+            # 3. Generate the small image.
+            shape = (call.num_images, 3, *base_size)
+            latents = self.prepare_latents(shape, generator, latents, call.runs["base"].init_noise_sigma)
+            image = self._sample_base(call, latents)
 
-        # 4. Enlarge it.
-        if call.super_res is not None:
-            image = self._enlarge(call, image, (height, width), super_res_latents)
-        return self._finish(call, image)
+            # 4. Enlarge it.
+            if "super_res" in call.runs:
+                image = self._enlarge(call, image, (height, width), super_res_latents)
+            return self._finish(call, image)

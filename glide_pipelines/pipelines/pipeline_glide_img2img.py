@@ -1,4 +1,4 @@
-"""SDEdit: a sketch and a prompt in, a picture out (GLIDE, figure 5; arXiv 2108.01073)."""
+"""SDEdit: a sketch and a prompt in, an image out (GLIDE, figure 5; arXiv 2108.01073)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from diffusers.guiders import BaseGuidance
 from diffusers.utils import replace_example_docstring
 from PIL import Image
 
-from ..images import load_images, pad_to, to_tensor
+from ..images import load_images, one_per_sample, pad_to, to_tensor
+from ..sampling import CondFn
 from .input_checks import check_latents, check_number
 from .pipeline_output import GLIDEPipelineOutput
-from .pipeline_utils import GLIDEPipelineBase
-from .sampling import CondFn
+from .two_stage import TwoStagePipeline
 
 
 EXAMPLE_DOC_STRING = """
@@ -26,12 +26,12 @@ EXAMPLE_DOC_STRING = """
 
         >>> pipe = GLIDEImg2ImgPipeline.from_pretrained(shapes_checkpoint())
         >>> sketch = load_image("sketch.png")
-        >>> pipe("a red circle above a blue square", image=sketch, strength=0.7).images[0].save("picture.png")
+        >>> pipe("a red circle above a blue square", image=sketch, strength=0.7).images[0].save("image.png")
         ```
 """
 
 
-class GLIDEImg2ImgPipeline(GLIDEPipelineBase):
+class GLIDEImg2ImgPipeline(TwoStagePipeline):
     """SDEdit with GLIDE: the base stage starts from a noised sketch in place of noise; then it is enlarged.
 
     Args:
@@ -64,22 +64,22 @@ class GLIDEImg2ImgPipeline(GLIDEPipelineBase):
         negative_prompt_embeds: torch.Tensor | None = None,
         super_res_prompt_embeds: torch.Tensor | None = None,
         guider: BaseGuidance | None = None,
-        cond_fn: CondFn | None = None,
+        cond_fn: CondFn | list[CondFn] | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
     ) -> GLIDEPipelineOutput | tuple:
-        """Turn sketches into pictures.
+        """Turn sketches into images.
 
         Args:
-            prompt (`str` or `list[str]`, *optional*): What the picture shows; or `prompt_embeds`.
+            prompt (`str` or `list[str]`, *optional*): What the image shows; or `prompt_embeds`.
             image (PIL, `np.ndarray`, `torch.Tensor` or a list of them): The sketch, see `load_images`; one for all
                 prompts, or one for each.
             strength (`float`, defaults to 0.8): The share of the base stage's steps that is run, from 0 (excluded) to
                 1. The more, the more noise the sketch gets, and the less of it is left.
-            height, width (`int`, *optional*): Size of the returned picture in pixels; the sketch's own by default.
+            height, width (`int`, *optional*): Size of the returned image in pixels; the sketch's own by default.
             latents (`torch.Tensor` of shape `[B, 3, h, w]`, *optional*): Unit noise to be added to the sketch, a
                 quarter of the size padded to multiples of `size_multiple`.
             super_res_latents (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): Unit noise for the upsampler.
@@ -91,7 +91,7 @@ class GLIDEImg2ImgPipeline(GLIDEPipelineBase):
         Examples:
 
         Returns:
-            [`GLIDEPipelineOutput`], or with `return_dict=False` a tuple with the pictures.
+            [`GLIDEPipelineOutput`], or with `return_dict=False` a tuple with the images.
 
         Raises:
             ValueError, TypeError: before any network runs, naming the argument, what was given and what is allowed.
@@ -99,7 +99,7 @@ class GLIDEImg2ImgPipeline(GLIDEPipelineBase):
         # 1. Check everything before any network runs.
         self._check_channels(unet=(3,), super_res_unet=(6,))
         check_number("strength", strength, 0, 1)
-        call = self._prepare_call(
+        with self._running_call(
             prompt=prompt,
             num_images_per_prompt=num_images_per_prompt,
             guidance_scale=self.default_guidance_scale if guidance_scale is None else guidance_scale,
@@ -117,32 +117,33 @@ class GLIDEImg2ImgPipeline(GLIDEPipelineBase):
             generator=generator,
             guider=guider,
             cond_fn=cond_fn,
+            cross_attention_kwargs=cross_attention_kwargs,
             output_type=output_type,
             return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
-        if image is None:
-            raise ValueError("Pass `image`: there is no sketch to start from.")
-        sketches = self._prepare_images("image", load_images("image", image), call.batch_size, num_images_per_prompt)
-        size, inside = self._picture_size(sketches, height, width)
-        base_size = tuple(length // self.scale_factor for length in inside)
-        if latents is not None:
-            check_latents("latents", latents, (call.num_images, 3, *base_size))
-        if super_res_latents is not None:
-            check_latents("super_res_latents", super_res_latents, (call.num_images, 3, *inside))
+        ) as call:
+            if image is None:
+                raise ValueError("Pass `image`: there is no sketch to start from.")
+            sketches = one_per_sample("image", load_images("image", image), call.batch_size, num_images_per_prompt)
+            size, padded_size = self._image_size(sketches, height, width)
+            base_size = self._base_size(padded_size)
+            if latents is not None:
+                check_latents("latents", latents, (call.num_images, 3, *base_size))
+            if super_res_latents is not None:
+                check_latents("super_res_latents", super_res_latents, (call.num_images, 3, *padded_size))
+            self._bind_cond_fns(call, base_size)
 
-        # 2. Encode the prompts.
-        self._encode_call(call)
+            # 2. Encode the prompts.
+            self._encode_call(call)
 
-        # 3. Noise the small sketch as far as the first step that is run, and go on from there.
-        sketches = pad_to([s.resize(size[::-1], Image.Resampling.BICUBIC) for s in sketches], inside)
-        noise = self.prepare_latents((call.num_images, 3, *base_size), generator, latents)
-        first = call.base.start(self._execution_device)[:1].expand(call.num_images)
-        latents = self.scheduler.add_noise(to_tensor(sketches, base_size).to(noise), noise, first)
-        drawn = self._draw_base(call, latents, cross_attention_kwargs=cross_attention_kwargs)
+            # 3. Noise the small sketch as far as the first step that is run, and go on from there.
+            sketches = pad_to([s.resize(size[::-1], Image.Resampling.BICUBIC) for s in sketches], padded_size)
+            noise = self.prepare_latents((call.num_images, 3, *base_size), generator, latents)
+            latents = call.runs["base"].add_noise(to_tensor(sketches, base_size).to(noise), noise, 0)
+            image = self._sample_base(call, latents)
 
-        # 4. Enlarge it, as in text to image.
-        if call.super_res is not None:
-            drawn = self._enlarge(call, drawn, inside, super_res_latents)
-        return self._finish(call, drawn[..., : size[0], : size[1]])
+            # 4. Enlarge it, as in text to image.
+            if "super_res" in call.runs:
+                image = self._enlarge(call, image, padded_size, super_res_latents)
+            return self._finish(call, image[..., : size[0], : size[1]])

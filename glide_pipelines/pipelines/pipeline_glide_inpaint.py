@@ -1,4 +1,4 @@
-"""Inpainting: a picture, a mask and a prompt in; the picture repainted under the mask out (GLIDE, section 3.2)."""
+"""Inpainting: an image, a mask and a prompt in; the image repainted under the mask out (GLIDE, section 3.2)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from diffusers.guiders import BaseGuidance
 from diffusers.utils import replace_example_docstring
 from PIL import Image
 
-from ..images import common_size, load_images, load_masks, pad_to, resize_masks, to_mask_tensor, to_tensor
+from ..images import (
+    common_size,
+    load_images,
+    load_masks,
+    one_per_sample,
+    pad_to,
+    resize_masks,
+    to_mask_tensor,
+    to_tensor,
+)
 from ..models import GLIDEUNet2DConditionModel
+from ..sampling import CondFn, KnownPixels, keep_known
 from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from .input_checks import check_latents, check_positive_int
-from .known_region import KnownRegion
 from .pipeline_output import GLIDEPipelineOutput
-from .pipeline_utils import GLIDEPipelineBase
-from .sampling import CondFn
+from .two_stage import TwoStagePipeline
 
 
 EXAMPLE_DOC_STRING = """
@@ -30,19 +38,19 @@ EXAMPLE_DOC_STRING = """
         >>> from glide_pipelines import GLIDEInpaintPipeline
 
         >>> pipe = GLIDEInpaintPipeline.from_pretrained("path/to/converted/inpaint/folder")
-        >>> image, mask = load_image("picture.png"), load_image("mask.png")  # white in the mask is repainted
+        >>> image, mask = load_image("image.png"), load_image("mask.png")  # white in the mask is repainted
         >>> pipe("a vase of flowers", image=image, mask_image=mask).images[0].save("edited.png")
         ```
 """
 
 
-class GLIDEInpaintPipeline(GLIDEPipelineBase):
+class GLIDEInpaintPipeline(TwoStagePipeline):
     """Inpainting with GLIDE, in one of two modes; which one follows from the UNets' input channels.
 
-    - fine-tuned (7 and 10 channels): the models see the known picture and the mask, and the known pixels are put back
-      into each estimate of the clean picture.
+    - fine-tuned (7 and 10 channels): the models see the known image and the mask, and the known pixels are put back
+      into each estimate of the clean image.
     - implicit (3 and 6 channels, the text-to-image models): the known region of x_t is replaced at every step by the
-      picture with the noise of that step (appendix E). The paper finds that it follows prompts better and fits
+      image with the noise of that step (appendix E). The paper finds that it follows prompts better and fits
       the scene less well; of the checkpoints that ship the fine-tuned one follows them better, too.
 
     Where the two UNets are of different kinds, each runs in its own mode.
@@ -92,31 +100,31 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
         negative_prompt_embeds: torch.Tensor | None = None,
         super_res_prompt_embeds: torch.Tensor | None = None,
         guider: BaseGuidance | None = None,
-        cond_fn: CondFn | None = None,
+        cond_fn: CondFn | list[CondFn] | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
     ) -> GLIDEPipelineOutput | tuple:
-        """Repaint a picture where the mask is white. The defaults are those of OpenAI's released notebook.
+        """Repaint an image where the mask is white. The defaults are those of OpenAI's released notebook.
 
-        What the mask keeps comes back unchanged, to the bit, whenever the returned picture has the size of the input.
+        What the mask keeps comes back unchanged, to the bit, whenever the returned image has the size of the input.
 
         Args:
-            prompt (`str` or `list[str]`, *optional*): What the whole picture shows afterwards; or `prompt_embeds`.
-            image (PIL, `np.ndarray`, `torch.Tensor` or a list of them): The picture, see `load_images`; one for all
+            prompt (`str` or `list[str]`, *optional*): What the whole image shows afterwards; or `prompt_embeds`.
+            image (PIL, `np.ndarray`, `torch.Tensor` or a list of them): The image, see `load_images`; one for all
                 prompts, or one for each.
             mask_image (PIL, `np.ndarray`, `torch.Tensor` or a list of them): White (0.5 and above) is repainted; of any
                 size, see `load_masks`.
-            height, width (`int`, *optional*): Size of the returned picture in pixels; the picture's own by default.
-                Inside, the picture is padded to multiples of `size_multiple`.
+            height, width (`int`, *optional*): Size of the returned image in pixels; the image's own by default.
+                Inside, the image is padded to multiples of `size_multiple`.
             padding_mask_crop (`int`, *optional*): Work only on the part around the mask, with so many pixels of
-                surroundings at least (and no less than the size that the model was trained on, where the picture allows
-                it), and paste the result back: for a small hole in a large picture. `height` and `width` are then the
-                size that the part is worked on at, and the returned picture has the size of the given one.
-            num_resample (`int`, defaults to 1): In implicit mode, take each step so many times, going back by a step of
-                noise in between (RePaint); needs one of GLIDE's schedulers in each stage.
+                surroundings at least (and no less than the size that the model was trained on, where the image allows
+                it), and paste the result back: for a small hole in a large image. `height` and `width` are then the
+                size that the part is worked on at, and the returned image has the size of the given one.
+            num_resample (`int`, defaults to 1): In implicit mode, take each step but the last so many times, undoing
+                it by a step of noise in between (RePaint); needs one of GLIDE's schedulers in each stage.
             num_inference_steps, timesteps, super_res_num_inference_steps, super_res_timesteps, negative_prompt,
             num_images_per_prompt, eta, upsample_temperature, generator, prompt_embeds, negative_prompt_embeds,
             super_res_prompt_embeds, guider, cond_fn, cross_attention_kwargs, output_type, return_dict,
@@ -131,7 +139,7 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
         Examples:
 
         Returns:
-            [`GLIDEPipelineOutput`], or with `return_dict=False` a tuple with the pictures.
+            [`GLIDEPipelineOutput`], or with `return_dict=False` a tuple with the images.
 
         Raises:
             ValueError, TypeError: before any network runs, naming the argument, what was given and what is allowed.
@@ -139,7 +147,7 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
         # 1. Check everything before any network runs.
         self._check_channels(unet=(7, 3), super_res_unet=(10, 6))
         self._check_resampling(num_resample)
-        call = self._prepare_call(
+        with self._running_call(
             prompt=prompt,
             num_images_per_prompt=num_images_per_prompt,
             guidance_scale=self.default_guidance_scale if guidance_scale is None else guidance_scale,
@@ -156,69 +164,69 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
             generator=generator,
             guider=guider,
             cond_fn=cond_fn,
+            cross_attention_kwargs=cross_attention_kwargs,
             output_type=output_type,
             return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             num_resample=num_resample,
-        )
-        if image is None or mask_image is None:
-            raise ValueError(f"Pass `{'image' if image is None else 'mask_image'}`: there is nothing to inpaint.")
-        pictures = self._prepare_images("image", load_images("image", image), call.batch_size, num_images_per_prompt)
-        masks = load_masks("mask_image", mask_image)
-        masks = self._prepare_images("mask_image", masks, call.batch_size, num_images_per_prompt)
-        whole = None
-        if padding_mask_crop is not None:
-            own_size = common_size("image", pictures, "`padding_mask_crop` needs one size")
-            masks = resize_masks("mask_image", masks, own_size)
-            whole = pictures, masks, self._boxes(masks, padding_mask_crop)
-            pictures, masks = (
-                [image.crop(box) for image, box in zip(images, whole[2], strict=True)] for images in whole[:2]
-            )
-        size, inside = self._picture_size(pictures, height, width)
-        masks = resize_masks("mask_image", masks, size)
-        base_size = tuple(length // self.scale_factor for length in inside)
-        if latents is not None:
-            check_latents("latents", latents, (call.num_images, 3, *base_size))
-        if super_res_latents is not None:
-            check_latents("super_res_latents", super_res_latents, (call.num_images, 3, *inside))
+        ) as call:
+            if image is None or mask_image is None:
+                raise ValueError(f"Pass `{'image' if image is None else 'mask_image'}`: there is nothing to inpaint.")
+            images = one_per_sample("image", load_images("image", image), call.batch_size, num_images_per_prompt)
+            masks = load_masks("mask_image", mask_image)
+            masks = one_per_sample("mask_image", masks, call.batch_size, num_images_per_prompt)
+            whole = None
+            if padding_mask_crop is not None:
+                own_size = common_size("image", images, "`padding_mask_crop` needs one size")
+                masks = resize_masks("mask_image", masks, own_size)
+                whole = images, masks, self._boxes(masks, padding_mask_crop)
+                images, masks = (
+                    [each.crop(box) for each, box in zip(uncropped, whole[2], strict=True)] for uncropped in whole[:2]
+                )
+            size, padded_size = self._image_size(images, height, width)
+            masks = resize_masks("mask_image", masks, size)
+            base_size = self._base_size(padded_size)
+            if latents is not None:
+                check_latents("latents", latents, (call.num_images, 3, *base_size))
+            if super_res_latents is not None:
+                check_latents("super_res_latents", super_res_latents, (call.num_images, 3, *padded_size))
+            self._bind_cond_fns(call, base_size)
 
-        # 2. Encode the prompts, and make the pictures ready for each stage.
-        self._encode_call(call)
-        pictures = pad_to([p.resize(size[::-1], Image.Resampling.BICUBIC) for p in pictures], inside)
-        masks = pad_to(masks, inside)
-        device = self._execution_device
+            # 2. Encode the prompts, and make the images ready for each stage.
+            self._encode_call(call)
+            images = pad_to([each.resize(size[::-1], Image.Resampling.BICUBIC) for each in images], padded_size)
+            masks = pad_to(masks, padded_size)
+            device = self._execution_device
 
-        def stage(unet: GLIDEUNet2DConditionModel, size: tuple[int, int]) -> dict[str, Any]:
-            known, mask = to_tensor(pictures, size).to(device), to_mask_tensor(masks, size).to(device)
-            if not unet.is_inpainter:
-                return {"known": KnownRegion(known, mask, generator, num_resample)}
-            return {
-                "conditions": {"image": known, "mask": mask},
-                "denoised_fn": lambda x_start: torch.where(mask.bool(), x_start, known),
-            }
+            def known(size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+                return to_tensor(images, size).to(device), to_mask_tensor(masks, size).to(device)
 
-        # 3. Paint the small picture.
-        latents = self.prepare_latents((call.num_images, 3, *base_size), generator, latents, call.base.init_noise_sigma)
-        painted = self._draw_base(
-            call,
-            latents,
-            cross_attention_kwargs=cross_attention_kwargs,
-            **stage(self.unet, base_size),
-        )
+            def task(unet: GLIDEUNet2DConditionModel, image: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+                """What tells a stage of the known pixels, in its own mode."""
+                if not unet.is_inpainter:
+                    return {"known_pixels": KnownPixels(image, mask, generator, num_resample)}
+                return {"conditions": {"image": image, "mask": mask}, "constraint": keep_known(image, mask)}
 
-        # 4. Enlarge it; the upsampler sees the whole small picture, and what is kept of the large one.
-        if call.super_res is not None:
-            small, mask = to_tensor(pictures, base_size).to(painted), to_mask_tensor(masks, base_size).to(device)
-            painted = torch.where(mask.bool(), painted, small)
-            painted = self._enlarge(call, painted, inside, super_res_latents, **stage(self.super_res_unet, inside))
+            # 3. Repaint the small image.
+            known_image, mask = known(base_size)
+            shape = (call.num_images, 3, *base_size)
+            latents = self.prepare_latents(shape, generator, latents, call.runs["base"].init_noise_sigma)
+            repainted = self._sample_base(call, latents, **task(self.unet, known_image, mask))
 
-        # 5. What is kept is the picture itself.
-        known, mask = to_tensor(pictures, inside).to(painted), to_mask_tensor(masks, inside).to(device)
-        painted = torch.where(mask.bool(), painted, known)[..., : size[0], : size[1]]
-        if whole is not None:
-            painted = _paste(painted, *whole)
-        return self._finish(call, painted)
+            # 4. Enlarge it; the upsampler sees the whole small image, and what is kept of the large one.
+            if "super_res" in call.runs:
+                low_res = keep_known(known_image, mask)(repainted)
+                known_image, mask = known(padded_size)
+                repainted = self._enlarge(
+                    call, low_res, padded_size, super_res_latents, **task(self.super_res_unet, known_image, mask)
+                )
+
+            # 5. What is kept is the image itself.
+            repainted = keep_known(known_image, mask)(repainted)[..., : size[0], : size[1]]
+            if whole is not None:
+                repainted = _paste(repainted, *whole)
+            return self._finish(call, repainted)
 
     def _check_resampling(self, num_resample: int) -> None:
         check_positive_int("num_resample", num_resample)
@@ -234,7 +242,7 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
                 )
 
     def _boxes(self, masks: list[Image.Image], padding: int) -> list[tuple[int, int, int, int]]:
-        """Boxes of one size, `(left, top, right, lower)` inside the pictures, around each hole; masks of their size."""
+        """Boxes of one size, `(left, top, right, lower)` inside the images, around each hole; masks of their size."""
         if isinstance(padding, bool) or not isinstance(padding, Integral) or padding < 0:
             raise ValueError(f"`padding_mask_crop` must be an integer of 0 or more, got {padding!r}.")
         holes = [mask.point(lambda value: 255 * (value >= 128)).getbbox() for mask in masks]
@@ -251,18 +259,18 @@ class GLIDEInpaintPipeline(GLIDEPipelineBase):
 
 
 def _paste(
-    painted: torch.Tensor,
-    pictures: list[Image.Image],
+    repainted: torch.Tensor,
+    images: list[Image.Image],
     masks: list[Image.Image],
     boxes: list[tuple[int, int, int, int]],
 ) -> torch.Tensor:
-    """The whole pictures, with what was painted in their boxes where the masks, of the same size, are white."""
-    size = (pictures[0].height, pictures[0].width)
-    whole, mask = to_tensor(pictures, size).to(painted), to_mask_tensor(masks, size).bool().to(painted.device)
+    """The whole images, with what was repainted in their boxes where the masks, of the same size, are white."""
+    size = (images[0].height, images[0].width)
+    whole, mask = to_tensor(images, size).to(repainted), to_mask_tensor(masks, size).bool().to(repainted.device)
     left, top, right, lower = boxes[0]
-    if painted.shape[-2:] != (lower - top, right - left):
-        painted = F.interpolate(painted, (lower - top, right - left), mode="bicubic", antialias=True).clamp(-1, 1)
+    if repainted.shape[-2:] != (lower - top, right - left):
+        repainted = F.interpolate(repainted, (lower - top, right - left), mode="bicubic", antialias=True).clamp(-1, 1)
     for index, (left, top, right, lower) in enumerate(boxes):
         box = (index, slice(None), slice(top, lower), slice(left, right))
-        whole[box] = torch.where(mask[box], painted[index], whole[box])
+        whole[box] = torch.where(mask[box], repainted[index], whole[box])
     return whole

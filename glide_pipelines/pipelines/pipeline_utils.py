@@ -1,332 +1,143 @@
-"""What every GLIDE pipeline shares around the sampling: prompts, checks, composition."""
+"""What every GLIDE pipeline shares around the sampling of its stages: one call, sizes, composition."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
-from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.utils import logging
+from diffusers.utils import logging, scale_lora_layers, unscale_lora_layers
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from transformers import BatchEncoding, GPT2Tokenizer
 
-from ..images import common_size
-from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel, tokenize_prompts
-from ..schedulers import SchedulerAdapter
+from ..images import common_size, round_pixels
+from ..sampling import (
+    CondFn,
+    Constraint,
+    Denoiser,
+    KnownPixels,
+    SchedulerRun,
+    Stage,
+    Step,
+    classifier_free_guidance,
+    denoise,
+    keep_low_res,
+    num_steps,
+)
+from ..sampling import scale_factor as scale_factor_of
+from .call import Call, CallState, call_states
 from .input_checks import (
     check_callable,
     check_callback,
     check_callback_inputs,
-    check_embeds,
+    check_callback_outputs,
+    check_cross_attention_kwargs,
     check_generator,
     check_guider,
     check_number,
     check_output_type,
     check_positive_int,
-    check_prompt,
 )
 from .pipeline_output import GLIDEPipelineOutput
-from .sampling import Call, CondFn, SamplingMixin
+from .prompted import PromptedPipeline
 
 
 logger = logging.get_logger(__name__)
 
 # The released notebooks' spacings (GLIDE, section 4, samples the base model with 150 steps; the notebooks with 100).
+enlargement = scale_factor_of
 DEFAULT_TIMESTEPS = "100"
 DEFAULT_SUPER_RES_TIMESTEPS = "fast27"
+_DEFAULT_TIMESTEPS = {"base": DEFAULT_TIMESTEPS, "super_res": DEFAULT_SUPER_RES_TIMESTEPS}
 
 
-class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoaderMixin):
-    """What the pipelines have in common: the components of both stages and the steps around the sampling.
+class GLIDEPipelineBase(PromptedPipeline):
+    """What the pipelines have in common, for one stage or two.
 
-    A pipeline tells the story of its task. Its components, all of which a checkpoint may share with other pipelines:
-
-    Args:
-        tokenizer (`GPT2Tokenizer`): GLIDE's byte-level BPE; its `model_max_length` is the text context.
-        text_encoder ([`GLIDETextEncoder`]): Of the base model.
-        unet ([`GLIDEUNet2DConditionModel`]): The base model.
-        scheduler (`SchedulerMixin`): Of the base model; any noise-predicting diffusers scheduler.
-        super_res_text_encoder ([`GLIDETextEncoder`], *optional*): Of the upsampler, which has its own.
-        super_res_unet ([`GLIDEUNet2DConditionModel`], *optional*): The upsampler. Without it the base picture is
-            returned.
-        super_res_scheduler (`SchedulerMixin`, *optional*): Of the upsampler.
-        prompt_domain (`str`, *optional*): `"shapes"` for a checkpoint of the shapes world: prompts outside it get a
-            warning.
-        low_res_consistency (`bool`, defaults to `False`): At each step of the upsampler, correct the estimate of the
-            clean picture so that, reduced, it is the small one (DDNM, arXiv 2212.00490). An upsampler that was trained
-            only briefly keeps its colours with it; OpenAI's need no correction, and would no longer equal the original.
-        default_guidance_scale (`float`, *optional*): The classifier-free guidance that the checkpoint recommends, for
-            calls that name none; without it they use that of OpenAI's notebooks.
+    What belongs to a call travels with it ([`Call`]), so that threads may share a pipeline; the properties that a
+    callback reads show the running call of their own thread.
     """
 
-    model_cpu_offload_seq = "text_encoder->super_res_text_encoder->unet->super_res_unet"
-    _optional_components = [
-        "tokenizer",
-        "text_encoder",
-        "super_res_text_encoder",
-        "super_res_unet",
-        "super_res_scheduler",
-    ]
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
-    _lora_loadable_modules = ["unet", "text_encoder"]
-    _released_guidance_scale = 3.0
-    # Before the first call:
-    _guidance_scale: float | None = None
-    _interrupt = False
-    _num_timesteps = 0
-    _stage: str | None = None
-
-    def __init__(
-        self,
-        tokenizer: GPT2Tokenizer,
-        text_encoder: GLIDETextEncoder,
-        unet: GLIDEUNet2DConditionModel,
-        scheduler: SchedulerMixin,
-        super_res_text_encoder: GLIDETextEncoder | None = None,
-        super_res_unet: GLIDEUNet2DConditionModel | None = None,
-        super_res_scheduler: SchedulerMixin | None = None,
-        prompt_domain: str | None = None,
-        low_res_consistency: bool = False,
-        default_guidance_scale: float | None = None,
-    ) -> None:
-        super().__init__()
-        self.register_modules(
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
-            unet=unet,
-            scheduler=scheduler,
-            super_res_text_encoder=super_res_text_encoder,
-            super_res_unet=super_res_unet,
-            super_res_scheduler=super_res_scheduler,
-        )
-        self.register_to_config(
-            prompt_domain=prompt_domain,
-            low_res_consistency=low_res_consistency,
-            default_guidance_scale=default_guidance_scale,
-        )
-        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds", "pred_original_sample"]
 
     # -- properties that a callback may read, or change while the pipeline runs ---------------------------------------
 
     @property
     def guidance_scale(self) -> float | None:
-        """Scale of classifier-free guidance in the last call; read anew at every base step."""
-        return self._guidance_scale
+        """Scale of classifier-free guidance in the running or the last call; read anew at every base step."""
+        return call_states.last(self).guidance_scale
+
+    @property
+    def _guidance_scale(self) -> float | None:
+        return self.guidance_scale
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, value: float) -> None:
+        for state in call_states.to_change(self):
+            state.guidance_scale = value
 
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the model also runs on the negative prompt: at scale 1 it would change nothing."""
-        return self._guidance_scale != 1.0
+        return self.guidance_scale != 1.0
 
     @property
     def stage(self) -> str | None:
         """`"base"` or `"super_res"` while the pipeline runs, else None."""
-        return self._stage
+        return call_states.last(self).stage
 
     @property
     def num_timesteps(self) -> int:
-        """Evaluations of the model in the last call, over both stages.
+        """Evaluations of the model in the running or the last call, over both stages.
 
-        They are the steps for most schedulers; 2n - 1 for n steps of Heun's, n + 1 for n of PNDM's, and `num_resample`
-        times as many in implicit inpainting.
+        They are the steps for most schedulers; 2n - 1 for n steps of Heun's, n + 1 for n of PNDM's. In implicit
+        inpainting every step but the last of a stage counts `num_resample` times.
         """
-        return self._num_timesteps
+        return call_states.last(self).num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        """A callback sets `pipe._interrupt = True` to skip the steps that are left."""
-        return self._interrupt
+        """A callback sets `pipe._interrupt = True` to skip the steps that are left; another thread may do so too."""
+        return call_states.last(self).interrupt
+
+    @property
+    def _interrupt(self) -> bool:
+        return self.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        for state in call_states.to_change(self):
+            state.interrupt = value
+
+    # -- the stages ---------------------------------------------------------------------------------------------------
 
     @property
     def scale_factor(self) -> int:
-        """How many times larger than the base picture the returned one is; 1 without an upsampler."""
-        if self.super_res_unet is None:
-            return 1
-        return enlargement(self.super_res_unet.config.sample_size, self.unet.config.sample_size)
+        """How many times larger than the image of the first stage the returned one is."""
+        raise NotImplementedError
 
     @property
     def size_multiple(self) -> int:
-        """Height and width of the returned picture must be multiples of this number of pixels."""
-        multiple = self.unet.size_multiple * self.scale_factor
-        return multiple if self.super_res_unet is None else math.lcm(multiple, self.super_res_unet.size_multiple)
+        """Height and width of what is generated must be multiples of this number of pixels."""
+        raise NotImplementedError
 
     @property
     def default_size(self) -> tuple[int, int]:
-        """Height and width of the pictures that the model was trained on, in pixels."""
-        return _pair((self.super_res_unet or self.unet).config.sample_size)
+        """Height and width of the images that the last stage was trained on, in pixels."""
+        return list(self.stages.values())[-1].sample_size
 
-    # -- text ---------------------------------------------------------------------------------------------------------
+    # -- one call -----------------------------------------------------------------------------------------------------
 
-    def tokenize(self, prompt: str | list[str]) -> BatchEncoding:
-        """Token ids as GLIDE was trained on: lower case, cut and padded to the text context.
-
-        Args:
-            prompt (`str` or `list[str]`): One or several prompts.
-
-        Returns:
-            `BatchEncoding`: `input_ids` and `attention_mask` of shape `[B, L]`, the mask being 1 on text.
-        """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        return tokenize_prompts(self.tokenizer, prompts, "prompt")
-
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None = None,
-        num_images_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-        negative_prompt: str | list[str] | None = None,
-        device: torch.device | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        super_res_prompt_embeds: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Encode prompts with the text encoders of both stages. What is given as embeddings is not encoded again.
-
-        Args:
-            prompt (`str` or `list[str]`, *optional*): `B` prompts.
-            num_images_per_prompt (`int`, defaults to 1): `N`; each prompt's embeddings are repeated as often.
-            do_classifier_free_guidance (`bool`, defaults to `True`): Whether to encode the negative prompt.
-            negative_prompt (`str` or `list[str]`, *optional*): What to steer away from; the empty prompt by default.
-            device (`torch.device`, *optional*): Where to compute; the pipeline's device by default.
-            prompt_embeds, negative_prompt_embeds, super_res_prompt_embeds (`torch.Tensor` of shape `[B, L, C]`,
-                *optional*): Used in place of the encoders' outputs, before they are repeated.
-
-        Returns:
-            `tuple`: `prompt_embeds` (None without a base model), `negative_prompt_embeds` (None without guidance) and
-            `super_res_prompt_embeds` (None without an upsampler), each of shape `[B * N, L, C]`.
-
-        Raises:
-            ValueError: if there is no prompt in either form, or guidance needs the negative one, and there is nothing
-                to encode it with.
-        """
-        if (
-            prompt is None
-            and prompt_embeds is None
-            and (self.text_encoder is not None or super_res_prompt_embeds is None)
-        ):
-            raise ValueError("Pass `prompt` or `prompt_embeds`: there is nothing to encode.")
-        device = device or self._execution_device
-        tokens = self.tokenize(prompt) if prompt is not None else None
-        if tokens is not None:
-            self._warn_outside_domain(prompt)
-        if prompt_embeds is None and self.text_encoder is not None:
-            prompt_embeds = self._encode(self.text_encoder, tokens, device)
-        if not do_classifier_free_guidance or prompt_embeds is None:
-            negative_prompt_embeds = None
-        elif negative_prompt_embeds is None:
-            self._check_negative_prompt_can_be_encoded()
-            # One prompt for the whole batch is encoded once.
-            negative_prompt_embeds = self._encode(self.text_encoder, self.tokenize(negative_prompt or ""), device)
-            negative_prompt_embeds = negative_prompt_embeds.expand(prompt_embeds.shape[0], -1, -1)
-        if super_res_prompt_embeds is None and self.super_res_text_encoder is not None and tokens is not None:
-            super_res_prompt_embeds = self._encode(self.super_res_text_encoder, tokens, device)
-
-        def repeat(embeds: torch.Tensor | None) -> torch.Tensor | None:
-            return None if embeds is None else embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
-
-        return repeat(prompt_embeds), repeat(negative_prompt_embeds), repeat(super_res_prompt_embeds)
-
-    @staticmethod
-    def _encode(text_encoder: GLIDETextEncoder, tokens: BatchEncoding, device: torch.device) -> torch.Tensor:
-        return text_encoder(
-            tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device)
-        ).last_hidden_state
-
-    def _warn_outside_domain(self, prompt: str | list[str]) -> None:
-        """A model trained on a small world says so when it is asked for something else."""
-        if self.config.get("prompt_domain") != "shapes":
-            return
-        from ..shapes import knows
-
-        for text in [prompt] if isinstance(prompt, str) else prompt:
-            if text and not knows(text):
-                logger.warning(
-                    f"This checkpoint knows only its world of coloured shapes; the prompt {text!r} is outside it. "
-                    'Try one such as "a red circle above a blue square on a white background".'
-                )
-
-    # -- checks -------------------------------------------------------------------------------------------------------
-
-    def _check_prompts(
-        self,
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None,
-        prompt_embeds: torch.Tensor | None,
-        negative_prompt_embeds: torch.Tensor | None,
-        super_res_prompt_embeds: torch.Tensor | None,
-        guided: bool,
-    ) -> int:
-        """Check everything about prompts and their embeddings, and return the batch size."""
-        # The first stage that runs decides the batch: the upsampler, in a pipeline without a base model.
-        prefix, unet, embeds = "", self.unet, prompt_embeds
-        if unet is None:
-            prefix, unet, embeds = "super_res_", self.super_res_unet, super_res_prompt_embeds
-        if prompt is None and embeds is None:
-            raise ValueError(f"Pass `prompt` or `{prefix}prompt_embeds`: there is nothing to draw.")
-        if prompt is not None and embeds is not None:
-            raise ValueError(f"Pass either `prompt` or `{prefix}prompt_embeds`, not both.")
-        if negative_prompt is not None and negative_prompt_embeds is not None:
-            raise ValueError("Pass either `negative_prompt` or `negative_prompt_embeds`, not both.")
-        if prompt is not None:
-            check_prompt("prompt", prompt)
-            if getattr(self, f"{prefix}text_encoder") is None or self.tokenizer is None:
-                raise ValueError(
-                    f"`prompt` needs a tokenizer and `{prefix}text_encoder`; without them pass `{prefix}prompt_embeds`."
-                )
-            batch_size = 1 if isinstance(prompt, str) else len(prompt)
-        else:
-            check_embeds(f"{prefix}prompt_embeds", embeds, unet.config.cross_attention_dim)
-            batch_size = embeds.shape[0]
-        if negative_prompt is not None:
-            check_prompt("negative_prompt", negative_prompt)
-            if isinstance(negative_prompt, list) and len(negative_prompt) != batch_size:
-                raise ValueError(
-                    f"`negative_prompt` must be one string or a list of {batch_size}, as the prompts are, "
-                    f"got {len(negative_prompt)}."
-                )
-        if negative_prompt_embeds is not None:
-            width = self.unet.config.cross_attention_dim
-            check_embeds("negative_prompt_embeds", negative_prompt_embeds, width, batch_size)
-        elif self.unet is not None and guided:
-            self._check_negative_prompt_can_be_encoded()
-        if self.unet is not None and guided:
-            context = self.tokenizer.model_max_length if self.tokenizer is not None else None
-            own, negative = (
-                context if given is None else given.shape[1] for given in (prompt_embeds, negative_prompt_embeds)
-            )
-            if own != negative:
-                raise ValueError(
-                    "`prompt_embeds` and `negative_prompt_embeds` must have the same number of tokens, and an encoded "
-                    f"prompt has {context}: got {own} and {negative}."
-                )
-        if self.super_res_unet is not None:
-            if super_res_prompt_embeds is not None:
-                width = self.super_res_unet.config.cross_attention_dim
-                check_embeds("super_res_prompt_embeds", super_res_prompt_embeds, width, batch_size)
-            elif prompt is None:
-                raise ValueError("`prompt_embeds` without `prompt` needs `super_res_prompt_embeds` for the upsampler.")
-            elif self.super_res_text_encoder is None:
-                raise ValueError("The upsampler needs `super_res_text_encoder`, or `super_res_prompt_embeds`.")
-        return batch_size
-
-    def _check_negative_prompt_can_be_encoded(self) -> None:
-        if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError("Guidance without a tokenizer and `text_encoder` needs `negative_prompt_embeds`.")
-
-    @property
-    def default_guidance_scale(self) -> float:
-        """Guidance of a call that names none: what the checkpoint recommends, else that of OpenAI's notebook."""
-        recommended = self.config.default_guidance_scale
-        return self._released_guidance_scale if recommended is None else recommended
-
-    def _prepare_call(
+    @contextmanager
+    def _running_call(
         self,
         *,
         prompt: str | list[str] | None,
@@ -341,18 +152,19 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         super_res_num_inference_steps: int | None,
         super_res_timesteps: str | list[int] | None,
         strength: float = 1.0,
+        num_resample: int = 1,
         eta: float = 0.0,
         upsample_temperature: float,
         generator: torch.Generator | list[torch.Generator] | None,
         guider: BaseGuidance | None = None,
-        cond_fn: CondFn | None = None,
+        cond_fn: CondFn | list[CondFn] | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
         output_type: str,
         return_dict: bool,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None,
         callback_on_step_end_tensor_inputs: list[str],
-        num_resample: int = 1,
-    ) -> Call:
-        """Check the arguments that pipelines share, plan the schedulers' runs, and bind them for the stages."""
+    ) -> Iterator[Call]:
+        """Check the arguments that pipelines share, plan the schedulers' runs, and make the call the running one."""
         check_callback(callback_on_step_end)
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -363,121 +175,273 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         check_number("upsample_temperature", upsample_temperature, 0)
         check_output_type(output_type)
         check_guider(guider)
-        check_callable("cond_fn", cond_fn)
-        self._guidance_scale = guidance_scale
-        self._interrupt = False
-        embeds = {
+        check_cross_attention_kwargs(cross_attention_kwargs)
+        cond_fns = cond_fn if isinstance(cond_fn, list) else [] if cond_fn is None else [cond_fn]
+        for each in cond_fns:
+            check_callable("cond_fn", each)
+        stages = self.stages
+        prompts = {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
             "prompt_embeds": prompt_embeds,
             "negative_prompt_embeds": negative_prompt_embeds,
             "super_res_prompt_embeds": super_res_prompt_embeds,
         }
-        guided = self.do_classifier_free_guidance or guider is not None
-        batch_size = self._check_prompts(prompt, negative_prompt, **embeds, guided=guided)
+        is_guided = "base" in stages and (guidance_scale != 1 or guider is not None)
+        batch_size = self._check_prompts(stages, **prompts, is_guided=is_guided)
         check_generator(generator, batch_size * num_images_per_prompt)
 
-        def count(unet: GLIDEUNet2DConditionModel, run: SchedulerAdapter) -> int:
+        steps = {
+            "base": (num_inference_steps, timesteps),
+            "super_res": (super_res_num_inference_steps, super_res_timesteps),
+        }
+        state = CallState(guidance_scale=guidance_scale, cond_fns=cond_fns)
+        runs = {}
+        for name, stage in stages.items():
+            if stage.scheduler is None:
+                raise ValueError(f"`{stage.prefix}unet` needs `{stage.prefix}scheduler`, and there is none.")
+            is_first = name == next(iter(stages))
+            runs[name] = SchedulerRun(
+                stage.scheduler,
+                *steps[name],
+                default=_DEFAULT_TIMESTEPS[name],
+                generator=generator,
+                eta=eta if is_first else 0.0,
+                strength=strength if is_first else 1.0,
+                device=self._execution_device,
+                prefix=stage.prefix,
+            )
             # Only a stage in implicit mode takes its steps several times.
-            repeats = num_resample if num_resample > 1 and not unet.is_inpainter else 1
-            return repeats * len(run.start(self._execution_device))
-
-        base = super_res = None
-        self._num_timesteps = 0
-        if self.unet is not None:
-            base = SchedulerAdapter(
-                self.scheduler,
-                num_inference_steps,
-                timesteps,
-                DEFAULT_TIMESTEPS,
-                generator=generator,
-                eta=eta,
-                strength=strength,
-            )
-            self._num_timesteps += count(self.unet, base)
-        if self.super_res_unet is not None:
-            if self.super_res_scheduler is None:
-                raise ValueError("`super_res_unet` needs `super_res_scheduler`, and there is none.")
-            super_res = SchedulerAdapter(
-                self.super_res_scheduler,
-                super_res_num_inference_steps,
-                super_res_timesteps,
-                DEFAULT_SUPER_RES_TIMESTEPS,
-                generator=generator,
-                prefix="super_res_",
-            )
-            self._num_timesteps += count(self.super_res_unet, super_res)
-        return Call(
+            state.num_timesteps += num_steps(runs[name], 1 if stage.unet.is_inpainter else num_resample)
+        call = Call(
+            state=state,
             batch_size=batch_size,
             num_images_per_prompt=num_images_per_prompt,
-            base=base,
-            super_res=super_res,
-            prompt={"prompt": prompt, "negative_prompt": negative_prompt, **embeds},
+            runs=runs,
+            prompts=prompts,
             generator=generator,
             upsample_temperature=upsample_temperature,
+            guider=copy.deepcopy(guider),
+            cross_attention_kwargs=cross_attention_kwargs,
             output_type=output_type,
             return_dict=return_dict,
-            guider=guider,
-            cond_fn=cond_fn,
             callback=callback_on_step_end,
             callback_inputs=callback_on_step_end_tensor_inputs,
         )
+        with call_states.running(self, state):
+            yield call
+
+    def _check_channels(self, **allowed: tuple[int, ...]) -> None:
+        """The UNets must be of a kind that fits the task, told by their input channels."""
+        for name, channels in allowed.items():
+            unet = getattr(self, name)
+            if unet is not None and unet.config.in_channels not in channels:
+                raise ValueError(
+                    f"`{name}` has {unet.config.in_channels} input channels; {type(self).__name__} needs one with "
+                    f"{' or '.join(map(str, channels))}."
+                )
+
+    def _bind_cond_fns(self, call: Call, size: tuple[int, int]) -> None:
+        """Bind score gradients that know of calls, such as [`CLIPGuidance`], to this one, whose first stage generates
+        images of a size."""
+        scheduler = next(iter(self.stages.values())).scheduler
+        call.state.cond_fns = [
+            cond_fn.bind(
+                call.prompts["prompt"],
+                call.batch_size,
+                call.num_images_per_prompt,
+                size,
+                scheduler.config.num_train_timesteps,
+                self.scale_factor,
+            )
+            if hasattr(cond_fn, "bind")
+            else cond_fn
+            for cond_fn in call.state.cond_fns
+        ]
 
     def _encode_call(self, call: Call) -> None:
         """Encode a call's prompts, once for all steps."""
-        call.prompt_embeds, call.negative_prompt_embeds, call.super_res_prompt_embeds = self.encode_prompt(
-            **call.prompt,
-            num_images_per_prompt=call.num_images_per_prompt,
-            do_classifier_free_guidance=self.do_classifier_free_guidance or call.guider is not None,
+        is_guided = call.state.guidance_scale != 1 or call.guider is not None
+        # The UNet scales its own LoRA layers at every pass.
+        scale = (call.cross_attention_kwargs or {}).get("scale")
+        text_encoder = next(iter(self.stages.values())).text_encoder
+        if scale is not None and text_encoder is not None:
+            scale_lora_layers(text_encoder, scale)
+        try:
+            call.prompt_embeds, call.negative_prompt_embeds, call.super_res_prompt_embeds = self.encode_prompt(
+                **call.prompts,
+                num_images_per_prompt=call.num_images_per_prompt,
+                do_classifier_free_guidance=is_guided,
+            )
+        finally:
+            if scale is not None and text_encoder is not None:
+                unscale_lora_layers(text_encoder, scale)
+
+    # -- sampling -----------------------------------------------------------------------------------------------------
+
+    def prepare_latents(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        scale: float | torch.Tensor = 1.0,
+        device: torch.device | None = None,
+    ) -> torch.Tensor:
+        """The noise that sampling starts from, in float32, as the sample stays whatever the networks' dtype is.
+
+        Args:
+            shape (`tuple[int, ...]`): `(B, 3, H, W)`.
+            generator (`torch.Generator` or a list of them, *optional*): Source of the noise.
+            latents (`torch.Tensor`, *optional*): Unit noise of that shape, in place of a draw.
+            scale (`float`, defaults to 1.0): Factor on the noise.
+            device (`torch.device`, *optional*): Where to put it; the pipeline's device by default.
+
+        Returns:
+            `torch.Tensor` of the given shape.
+        """
+        device = device or self._execution_device
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        return latents.to(device, torch.float32) * scale
+
+    def _sample_base(self, call: Call, latents: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """The base stage: noise `[B, 3, h, w]` to images in [-1, 1]."""
+        guider = call.guider
+        if guider is None and call.negative_prompt_embeds is not None:
+            guider = classifier_free_guidance(call.state.guidance_scale)
+        return self._sample_stage(
+            call,
+            self.stages["base"],
+            latents,
+            prompt_embeds=call.prompt_embeds,
+            negative_prompt_embeds=call.negative_prompt_embeds,
+            guider=guider,
+            **kwargs,
         )
+
+    def _enlarge(
+        self,
+        call: Call,
+        low_res: torch.Tensor,
+        size: tuple[int, int],
+        latents: torch.Tensor | None = None,
+        conditions: dict[str, torch.Tensor] | None = None,
+        constraint: Constraint | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """The upsampler's stage: images in [-1, 1] of shape `[B, 3, h, w]` to `size`, without guidance.
+
+        Where a callback has interrupted the base stage, its image as it is, enlarged bilinearly.
+        """
+        if call.state.interrupt:
+            return F.interpolate(low_res.clamp(-1, 1), size, mode="bilinear", align_corners=False)
+        # Training images came from 8-bit files: round the small image as they were.
+        low_res = round_pixels(low_res)
+        if self.config.low_res_consistency:
+            constraint = keep_low_res(low_res, constraint)
+        scale = call.upsample_temperature * call.runs["super_res"].init_noise_sigma
+        latents = self.prepare_latents((low_res.shape[0], 3, *size), call.generator, latents, scale)
+        return self._sample_stage(
+            call,
+            self.stages["super_res"],
+            latents,
+            prompt_embeds=call.super_res_prompt_embeds,
+            conditions={"low_res": low_res, **(conditions or {})},
+            constraint=constraint,
+            **kwargs,
+        )
+
+    def _sample_stage(
+        self,
+        call: Call,
+        stage: Stage,
+        latents: torch.Tensor,
+        *,
+        unet: Any = None,
+        known_pixels: KnownPixels | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Step noise through a stage to images in [-1, 1], with a progress bar and the callback."""
+        run, state = call.runs[stage.name], call.state
+        is_first = stage.name == next(iter(call.runs))
+        denoiser = Denoiser(
+            stage.unet if unet is None else unet,
+            run,
+            cond_fns=state.cond_fns if is_first else (),
+            cross_attention_kwargs=call.cross_attention_kwargs if is_first else None,
+            **kwargs,
+        )
+        total = num_steps(run, 1 if known_pixels is None else known_pixels.num_resample)
+        state.stage = stage.name
+        try:
+            with self.progress_bar(total=total) as progress_bar:
+                if "desc" not in self._progress_bar_config:
+                    is_inpainting = known_pixels is not None or "image" in denoiser.conditions
+                    mode = "" if not is_inpainting else ", implicit" if known_pixels is not None else ", fine-tuned"
+                    progress_bar.set_description(f"{stage.name} {latents.shape[-1]}x{latents.shape[-2]}{mode}")
+                for step in denoise(denoiser, run, latents, known_pixels):
+                    self._end_step(call, denoiser, step)
+                    latents = step.sample
+                    progress_bar.update()
+                    if state.interrupt:
+                        break
+        finally:
+            state.stage = None
+        return latents
+
+    def _end_step(self, call: Call, denoiser: Denoiser, step: Step) -> None:
+        """Let the callback see a step, and take over what it changes."""
+        if call.callback is not None:
+            tensors = {
+                "latents": step.sample,
+                "prompt_embeds": denoiser.prompt_embeds,
+                "negative_prompt_embeds": denoiser.negative_prompt_embeds,
+                "pred_original_sample": step.x_start,
+            }
+            asked = {name: tensors[name] for name in call.callback_inputs}
+            returned = call.callback(self, call.steps_taken, step.timestep, asked)
+            tensors.update(check_callback_outputs(returned, tensors))
+            step.sample = tensors["latents"]
+            denoiser.prompt_embeds = tensors["prompt_embeds"]
+            denoiser.negative_prompt_embeds = tensors["negative_prompt_embeds"]
+        call.steps_taken += 1
+        scale = call.state.guidance_scale
+        if denoiser.guider is not None and call.guider is None:
+            denoiser.guider.guidance_scale = scale
+        elif denoiser.guider is None and call.state.stage == "base" and scale != 1:
+            raise ValueError("`guidance_scale` was 1 when the call began: a callback cannot switch guidance on.")
 
     def _finish(self, call: Call, image: torch.Tensor) -> GLIDEPipelineOutput | tuple:
         images = self.image_processor.postprocess(image, call.output_type)
         self.maybe_free_model_hooks()
         return GLIDEPipelineOutput(images) if call.return_dict else (images,)
 
-    def _check_channels(self, super_res_unet: tuple[int, ...], unet: tuple[int, ...] = ()) -> None:
-        """The UNets must be of a kind that fits the task, told by their input channels."""
-        for name, allowed in (("unet", unet), ("super_res_unet", super_res_unet)):
-            network = getattr(self, name)
-            if network is not None and network.config.in_channels not in allowed:
-                raise ValueError(
-                    f"`{name}` has {network.config.in_channels} input channels; {type(self).__name__} needs one with "
-                    f"{' or '.join(map(str, allowed))}."
-                )
+    # -- images that are given ----------------------------------------------------------------------------------------
 
-    def _prepare_images(
-        self, name: str, images: list[Image.Image], batch_size: int, num_images_per_prompt: int = 1
-    ) -> list[Image.Image]:
-        """One picture for each that is drawn: a single one serves all prompts."""
-        if len(images) not in (1, batch_size):
-            allowed = "as there is one prompt" if batch_size == 1 else f"or {batch_size}, as the prompts are"
-            raise ValueError(f"`{name}` must be one picture, {allowed}, got {len(images)}.")
-        each = images * batch_size if len(images) == 1 else images
-        return [image for image in each for _ in range(num_images_per_prompt)]
-
-    def _picture_size(
+    def _image_size(
         self, images: list[Image.Image], height: int | None, width: int | None
     ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Size of the returned picture, the given pictures' own by default, and the size it is drawn at inside."""
+        """Size of the returned image, the given images' own by default, and the padded size that is generated."""
         own = common_size("image", images) if height is None or width is None else (height, width)
         size = (own[0] if height is None else height, own[1] if width is None else width)
         for name, value in zip(("height", "width"), size, strict=True):
             check_positive_int(name, value)
-        inside = self._padded(size)
-        self._check_size(*inside)
-        return size, inside
+        padded = self._padded(size)
+        self._warn_of_size(*padded)
+        return size, padded
 
     def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
         height, width = (math.ceil(length / self.size_multiple) * self.size_multiple for length in size)
         return height, width
 
-    def _check_size(self, height: int, width: int) -> None:
-        """Judge the size that is drawn: far from the model's own is allowed, with a warning."""
+    def _warn_of_size(self, height: int, width: int) -> None:
+        """Sizes far from the model's own are allowed, with a warning."""
         trained_height, trained_width = self.default_size
         ratio = height * width / (trained_height * trained_width)
         if not 0.5 <= ratio <= 2:
             logger.warning(
-                f"The model was trained on pictures of {trained_height} x {trained_width} pixels; "
-                f"{height} x {width} is far from that, and the picture may be incoherent."
+                f"The model was trained on images of {trained_height} x {trained_width} pixels; "
+                f"{height} x {width} is far from that, and the image may be incoherent."
             )
 
     # -- composition --------------------------------------------------------------------------------------------------
@@ -489,7 +453,7 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         dtype: torch.dtype | None = None,
         torch_dtype: torch.dtype | None = None,
         **kwargs: Any,
-    ) -> GLIDEPipelineBase:
+    ) -> Self:
         """Another pipeline around the components of an existing one, which are shared and not copied.
 
         Args:
@@ -524,19 +488,3 @@ class GLIDEPipelineBase(SamplingMixin, DiffusionPipeline, StableDiffusionLoraLoa
         if dtype is not None:
             composed.to(dtype=dtype)
         return composed
-
-
-def enlargement(large: int | tuple[int, int], small: int | tuple[int, int]) -> int:
-    """How many times larger than the base's pictures those of the upsampler are, by the `sample_size` of both.
-
-    Raises:
-        ValueError: if that is no whole number.
-    """
-    large, small = _pair(large)[0], _pair(small)[0]
-    if large < small or large % small:
-        raise ValueError(f"The upsampler's pictures must be a whole number of times the base's {small}, got {large}.")
-    return large // small
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)

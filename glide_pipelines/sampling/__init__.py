@@ -1,6 +1,33 @@
 """The sampling algorithm: stages, the denoiser, runs of a scheduler, and the loop over them."""
 
-from .stage import STAGE_PREFIXES, Stage
+from .clip_guidance import CLIPGuidance, CLIPPrompt, clip_gradient, encode_clip_prompt
+from .denoiser import CondFn, Constraint, Denoiser, Prediction, classifier_free_guidance
+from .known_pixels import KnownPixels, keep_known, keep_low_res
+from .loop import Step, denoise, num_steps
+from .run import SchedulerRun
+from .stage import STAGE_PREFIXES, Stage, scale_factor
+from .tiles import TiledUNet
 
 
-__all__ = ["STAGE_PREFIXES", "Stage"]
+__all__ = [
+    "STAGE_PREFIXES",
+    "CLIPGuidance",
+    "CLIPPrompt",
+    "CondFn",
+    "Constraint",
+    "Denoiser",
+    "KnownPixels",
+    "Prediction",
+    "SchedulerRun",
+    "Stage",
+    "Step",
+    "TiledUNet",
+    "classifier_free_guidance",
+    "clip_gradient",
+    "denoise",
+    "encode_clip_prompt",
+    "keep_known",
+    "keep_low_res",
+    "num_steps",
+    "scale_factor",
+]

@@ -62,8 +62,7 @@ class Stage(nn.Module):
     @property
     def sample_size(self) -> tuple[int, int]:
         """Height and width of the images that the stage was trained on, in pixels."""
-        size = self.unet.config.sample_size
-        return (size, size) if isinstance(size, int) else tuple(size)
+        return _pair(self.unet.config.sample_size)
 
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The text encoder's output `[B, L, C]` for tokens `[B, L]` and their mask, which is 1 on text."""
@@ -90,3 +89,22 @@ class Stage(nn.Module):
         """
         hidden_states = self.encode(input_ids, attention_mask)
         return self.unet(sample, timesteps, encoder_hidden_states=hidden_states, **conditions).sample
+
+
+def scale_factor(large: int | tuple[int, int], small: int | tuple[int, int]) -> int:
+    """How many times larger than the base's images those of the upsampler are, by the `sample_size` of both.
+
+    Raises:
+        ValueError: if that is no whole number.
+    """
+    large, small = _pair(large)[0], _pair(small)[0]
+    if large < small or large % small:
+        raise ValueError(f"The upsampler's images must be a whole number of times the base's {small}, got {large}.")
+    return large // small
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width

@@ -1,7 +1,7 @@
 """Noise schedules and steps: no networks."""
 
-from .adapter import SchedulerAdapter
 from .gaussian_diffusion import GaussianDiffusion, make_betas
+from .limits import x_start_limit
 from .respacing import space_timesteps
 from .scheduling_glide import GLIDEScheduler
 from .scheduling_glide_ddim import GLIDEDDIMScheduler
@@ -13,7 +13,7 @@ __all__ = [
     "GLIDEDDPMScheduler",
     "GLIDEScheduler",
     "GaussianDiffusion",
-    "SchedulerAdapter",
     "make_betas",
     "space_timesteps",
+    "x_start_limit",
 ]

@@ -1,12 +1,13 @@
-"""The Gaussian diffusion process: every formula of the noising and its posterior, once.
+"""The Gaussian diffusion process: every formula of the forward process and its posterior, once.
 
 Notation as in DDPM (arXiv 2006.11239), Improved DDPM (arXiv 2102.09672) and GLIDE (arXiv 2112.10741): `beta`, `alpha`,
-`alpha_bar`, x_0 the clean picture, x_t the noised one, eps the noise.
+`alpha_bar`, x_0 the clean image, x_t the noised one, eps the noise.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -49,18 +50,18 @@ def make_betas(
 
 @dataclass(eq=False)
 class GaussianDiffusion:
-    """A noising process over `S` steps, and its posterior. All tables are float64 tensors of shape `[S]` on the CPU.
+    """A forward process over `S` steps, and its posterior. All tables are float64 tensors of shape `[S]` on the CPU.
 
     Keeping a subset of a process's timesteps gives another process of this class ([`~GaussianDiffusion.respaced`]):
     its betas are those between the kept steps (Improved DDPM, section 4).
 
-    Every method takes `step`, the index of a step in the tables (0 is the last one before the picture): either an
+    Every method takes `step`, the index of a step in the tables (0 is the last one before the clean image): either an
     `int`, or a `torch.Tensor` of shape `[B]` with one index per example.
 
     Attributes:
         timesteps: The training timestep that each step stands for, ascending, int64.
-        alphas_cumprod: alpha_bar_t, the share of the picture's variance that is left at step t.
-        alphas_cumprod_prev: alpha_bar_{t-1}, 1 for the last step before the picture.
+        alphas_cumprod: alpha_bar_t, the share of the image's variance that is left at step t.
+        alphas_cumprod_prev: alpha_bar_{t-1}, 1 for the last step before the clean image.
         betas: beta_t, the variance of the noise that step t adds.
         posterior_variance: beta~_t, the variance of x_{t-1} given x_t and x_0 (DDPM, equation 7).
         posterior_log_variance: log beta~_t; as beta~_0 is 0, its logarithm is that of the next step (Improved DDPM,
@@ -96,6 +97,17 @@ class GaussianDiffusion:
         betas = betas.to(torch.float64)
         return cls(torch.arange(len(betas)), torch.cumprod(1 - betas, dim=0))
 
+    @classmethod
+    def from_sigmas(cls, timesteps: torch.Tensor, sigmas: torch.Tensor) -> GaussianDiffusion:
+        """The process with these ascending timesteps and noise levels, see [`~GaussianDiffusion.sigmas`]."""
+        return cls(timesteps, 1 / (sigmas.to(torch.float64) ** 2 + 1))
+
+    @property
+    def sigmas(self) -> torch.Tensor:
+        """Standard deviation of the noise relative to the image at each step (EDM, arXiv 2206.00364): one over the
+        square root of the signal-to-noise ratio."""
+        return ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
+
     def respaced(self, timesteps: torch.Tensor) -> GaussianDiffusion:
         """The process that visits only the given steps (ascending indices into this process)."""
         return GaussianDiffusion(self.timesteps[timesteps], self.alphas_cumprod[timesteps])
@@ -112,24 +124,53 @@ class GaussianDiffusion:
         values = table.to(like.dtype).to(like.device)[step]
         return values.reshape(-1, *[1] * (like.ndim - 1))
 
-    def add_noise(self, x_start: torch.Tensor, noise: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
-        """Draw x_t given x_0 and the noise eps (DDPM, equation 4)."""
+    def q_sample(self, x_start: torch.Tensor, noise: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
+        """Sample x_t from q(x_t | x_0) with the noise eps (DDPM, equation 4)."""
         signal = self.at(self.alphas_cumprod.sqrt(), step, x_start)
         return signal * x_start + self.at((1 - self.alphas_cumprod).sqrt(), step, x_start) * noise
+
+    def forward_step(self, x_prev: torch.Tensor, noise: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
+        """Sample x_t from q(x_t | x_{t-1}) with the noise eps (DDPM, equation 2)."""
+        signal = self.at((1 - self.betas).sqrt(), step, x_prev)
+        return signal * x_prev + self.at(self.betas.sqrt(), step, x_prev) * noise
 
     def predict_x_start(self, x_t: torch.Tensor, noise: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
         """x_0 from x_t and the noise eps (DDPM, equation 4 solved for x_0)."""
         signal = self.at(self.alphas_cumprod.rsqrt(), step, x_t)
-        return signal * x_t - self.at((1 / self.alphas_cumprod - 1).sqrt(), step, x_t) * noise
+        return signal * x_t - self.at(self.sigmas, step, x_t) * noise
 
     def predict_noise(self, x_t: torch.Tensor, x_start: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
         """The noise eps from x_t and x_0 (DDPM, equation 4 solved for eps)."""
         signal = self.at(self.alphas_cumprod.rsqrt(), step, x_t)
-        return (signal * x_t - x_start) / self.at((1 / self.alphas_cumprod - 1).sqrt(), step, x_t)
+        return (signal * x_t - x_start) / self.at(self.sigmas, step, x_t)
 
-    def shift_noise(self, noise: torch.Tensor, gradient: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
-        """The noise prediction after adding `gradient` to the score (arXiv 2105.05233, section 4.2)."""
-        return noise - self.at((1 - self.alphas_cumprod).sqrt(), step, noise) * gradient
+    def constrain_x_start(
+        self,
+        x_t: torch.Tensor,
+        noise: torch.Tensor,
+        step: int | torch.Tensor,
+        *constraints: Callable[[torch.Tensor], torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """x_0 from x_t and the noise eps, changed by each constraint in turn.
+
+        GLIDE's order: the known pixels first, then the clip (released code).
+        """
+        x_start = self.predict_x_start(x_t, noise, step)
+        for constraint in constraints:
+            x_start = x_start if constraint is None else constraint(x_start)
+        return x_start
+
+    def noise_of(
+        self, x_t: torch.Tensor, x_start: torch.Tensor, step: int | torch.Tensor, score_grad: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The noise eps that goes with a constrained x_0, after adding `score_grad` to the score.
+
+        The shift is that of arXiv 2105.05233, algorithm 2: eps - sqrt(1 - alpha_bar_t) times the gradient.
+        """
+        noise = self.predict_noise(x_t, x_start, step)
+        return (
+            noise if score_grad is None else noise - self.at((1 - self.alphas_cumprod).sqrt(), step, noise) * score_grad
+        )
 
     def posterior_mean(self, x_start: torch.Tensor, x_t: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
         """mu~_t, the mean of x_{t-1} given x_t and x_0 (DDPM, equation 7)."""

@@ -1,4 +1,4 @@
-"""What GLIDE's two schedulers share: float64 tables, respacing, and one estimate of the clean picture."""
+"""What GLIDE's two schedulers share: float64 tables, respacing, and one estimate of the clean image."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from diffusers import DDPMScheduler
 from diffusers.configuration_utils import register_to_config
 
 from .gaussian_diffusion import GaussianDiffusion, make_betas
+from .limits import x_start_limit
 from .respacing import check_num_inference_steps, check_timesteps, space_timesteps
 
 
@@ -142,7 +143,7 @@ class GLIDEScheduler(DDPMScheduler):
         self._step_of = {timestep: len(timesteps) - 1 - index for index, timestep in enumerate(timesteps)}
 
     def step_index_of(self, timestep: int | torch.Tensor) -> int:
-        """Index of a timestep in the tables of `scheduler.process`; 0 is the last step before the picture."""
+        """Index of a timestep in the tables of `scheduler.process`; 0 is the last step before the clean image."""
         try:
             return self._step_of[int(timestep)]
         except KeyError:
@@ -163,24 +164,20 @@ class GLIDEScheduler(DDPMScheduler):
         Returns:
             `torch.Tensor` of shape `[B, C, H, W]`.
         """
-        return self.train_process.add_noise(original_samples, noise, timesteps)
+        return self.train_process.q_sample(original_samples, noise, timesteps)
 
-    def _estimate_x_start(
+    def _predict(
         self,
-        noise_pred: torch.Tensor,
-        step: int,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
         sample: torch.Tensor,
         denoised_fn: Callable[[torch.Tensor], torch.Tensor] | None,
-    ) -> torch.Tensor:
-        """x_0 from the noise prediction, then the known pixels, then the clip: in this order, as released."""
-        x_start = self.process.predict_x_start(sample, noise_pred, step)
-        if denoised_fn is not None:
-            x_start = denoised_fn(x_start)
-        if self.config.thresholding:
-            return self._threshold_sample(x_start)
-        if self.config.clip_sample:
-            return x_start.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        return x_start
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x_0, changed by `denoised_fn` and then clipped, and the variance channels."""
+        step = self.step_index_of(timestep)
+        noise_pred, model_variance = self._split(model_output, sample)
+        x_t = sample.to(noise_pred.dtype)
+        return self.process.constrain_x_start(x_t, noise_pred, step, denoised_fn, x_start_limit(self)), model_variance
 
     @staticmethod
     def _split(model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -191,12 +188,13 @@ class GLIDEScheduler(DDPMScheduler):
                 f"`model_output` must have {channels} or {2 * channels} channels and the size of `sample` "
                 f"{list(sample.shape)}, got {list(model_output.shape)}."
             )
-        model_output = model_output.to(_at_least_float32(sample.dtype))
+        model_output = model_output.to(at_least_float32(sample.dtype))
         if model_output.shape[1] == channels:
             return model_output, None
         noise_pred, model_variance = model_output.chunk(2, dim=1)
         return noise_pred, model_variance
 
 
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to compute a step in: half precision would lose the last steps."""
     return torch.promote_types(dtype, torch.float32)

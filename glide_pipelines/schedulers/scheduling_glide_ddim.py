@@ -8,7 +8,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .scheduling_glide import GLIDEScheduler
+from .scheduling_glide import GLIDEScheduler, at_least_float32
 
 
 class GLIDEDDIMScheduler(GLIDEScheduler):
@@ -49,17 +49,38 @@ class GLIDEDDIMScheduler(GLIDEScheduler):
         Raises:
             ValueError: if the timestep is none of the chosen ones, the shapes do not fit, or `eta` is not in [0, 1].
         """
+        x_start, model_variance = self._predict(model_output, timestep, sample, denoised_fn)
+        return self.step_from_x_start(
+            x_start, model_variance, timestep, sample, eta, generator, cond_grad, return_dict=return_dict
+        )
+
+    def step_from_x_start(
+        self,
+        x_start: torch.Tensor,
+        model_variance: torch.Tensor | None,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        cond_grad: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """One step from an estimate of x_0 that is constrained already.
+
+        Args:
+            x_start (`torch.Tensor` of shape `[B, C, H, W]`): The estimate of x_0.
+            model_variance (`torch.Tensor`, *optional*): Not used.
+            timestep, sample, eta, generator, cond_grad, return_dict: As in [`~GLIDEDDIMScheduler.step`].
+
+        Returns, Raises: As [`~GLIDEDDIMScheduler.step`].
+        """
         if not 0 <= eta <= 1:
             raise ValueError(f"`eta` must lie between 0 and 1, got {eta}.")
         step = self.step_index_of(timestep)
-        noise_pred, _ = self._split(model_output, sample)
-        x_t = sample.to(noise_pred.dtype)
-        x_start = self._estimate_x_start(noise_pred, step, x_t, denoised_fn)
-        # The noise that goes with the changed and clipped x_0. A gradient shifts it, and x_0 with it; that x_0 is not
-        # clipped again.
-        noise_pred = self.process.predict_noise(x_t, x_start, step)
+        x_t = sample.to(at_least_float32(sample.dtype))
+        # A gradient shifts the noise, and x_0 with it; that x_0 is not clipped again.
+        noise_pred = self.process.noise_of(x_t, x_start, step, None if cond_grad is None else cond_grad.to(x_t.dtype))
         if cond_grad is not None:
-            noise_pred = self.process.shift_noise(noise_pred, cond_grad.to(x_t.dtype), step)
             x_start = self.process.predict_x_start(x_t, noise_pred, step)
         alpha_bar_prev = self.process.alphas_cumprod_prev[step].item()
         sigma = eta * self.process.posterior_variance[step].sqrt().item()

@@ -8,7 +8,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .scheduling_glide import LEARNED, GLIDEScheduler, _at_least_float32
+from .scheduling_glide import LEARNED, GLIDEScheduler, at_least_float32
 
 
 class GLIDEDDPMScheduler(GLIDEScheduler):
@@ -48,10 +48,32 @@ class GLIDEDDPMScheduler(GLIDEScheduler):
         Raises:
             ValueError: if the timestep is none of the chosen ones or the shapes do not fit.
         """
+        x_start, model_variance = self._predict(model_output, timestep, sample, denoised_fn)
+        return self.step_from_x_start(
+            x_start, model_variance, timestep, sample, generator, cond_grad, return_dict=return_dict
+        )
+
+    def step_from_x_start(
+        self,
+        x_start: torch.Tensor,
+        model_variance: torch.Tensor | None,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        cond_grad: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """One step from an estimate of x_0 that is constrained already.
+
+        Args:
+            x_start (`torch.Tensor` of shape `[B, C, H, W]`): The estimate of x_0.
+            model_variance (`torch.Tensor` of shape `[B, C, H, W]`, *optional*): The model's variance channels.
+            timestep, sample, generator, cond_grad, return_dict: As in [`~GLIDEDDPMScheduler.step`].
+
+        Returns, Raises: As [`~GLIDEDDPMScheduler.step`].
+        """
         step = self.step_index_of(timestep)
-        noise_pred, model_variance = self._split(model_output, sample)
-        x_t = sample.to(noise_pred.dtype)
-        x_start = self._estimate_x_start(noise_pred, step, x_t, denoised_fn)
+        x_t = sample.to(at_least_float32(sample.dtype))
         log_variance = self._log_variance(model_variance, step, x_t)
         prev_sample = self.process.posterior_mean(x_start, x_t, step)
         if cond_grad is not None:
@@ -73,4 +95,4 @@ class GLIDEDDPMScheduler(GLIDEScheduler):
         log_variance = self.process.posterior_log_variance[step]
         if self.config.variance_type == "fixed_large" and step > 0:
             log_variance = self.process.betas[step].log()
-        return log_variance.to(_at_least_float32(x_t.dtype))
+        return log_variance.to(at_least_float32(x_t.dtype))

@@ -50,7 +50,7 @@ def pipe():
         ({"num_images_per_prompt": True}, TypeError, "`num_images_per_prompt` must be an integer, got True"),
         ({"num_images_per_prompt": np.True_}, TypeError, "`num_images_per_prompt` must be an integer"),
         ({"num_images_per_prompt": np.int64(0)}, ValueError, "`num_images_per_prompt` must be 1 or more, got 0"),
-        ({"generator": [torch.Generator()] * 2}, ValueError, "`generator` is a list of 2, but 1 pictures"),
+        ({"generator": [torch.Generator()] * 2}, ValueError, "`generator` is a list of 2, but 1 images"),
         ({"generator": 0}, TypeError, "`generator` must be a torch.Generator"),
         ({"prompt": None, "prompt_embeds": EMBEDS[:0]}, ValueError, r"`prompt_embeds` must not be empty, .* \[0, 12"),
         ({"super_res_prompt_embeds": EMBEDS[:, :0]}, ValueError, "`super_res_prompt_embeds` must not be empty"),

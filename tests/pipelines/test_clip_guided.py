@@ -21,7 +21,7 @@ from tiny import (
 )
 
 from glide_pipelines import CLIPGuidedPipeline, GLIDEDDIMScheduler, GLIDEInpaintPipeline
-from glide_pipelines.pipelines.pipeline_clip_guided import clip_gradient
+from glide_pipelines.sampling import clip_gradient
 
 
 @pytest.fixture(scope="module")
@@ -392,9 +392,9 @@ EMBEDS = torch.ones(1, WIDTH)
         (
             {"height": 64},
             ValueError,
-            r"`clip_model` reads pictures of 8 x 8 pixels, .* has 16 x 8: choose `height` and `width` of 32",
+            r"`clip_model` reads images of 8 x 8 pixels, .* has 16 x 8: choose `height` and `width` of 32",
         ),
-        (picture_and_mask(40), ValueError, "`clip_model` reads pictures of 8 x 8 pixels, .* has 10 x 10"),
+        (picture_and_mask(40), ValueError, "`clip_model` reads images of 8 x 8 pixels, .* has 10 x 10"),
         ({"image": picture_and_mask()["image"]}, ValueError, "Pass `mask_image`"),
         ({"mask_image": picture_and_mask()["mask_image"]}, ValueError, "Pass `image`"),
         ({"padding_mask_crop": 4}, ValueError, "`padding_mask_crop` and `num_resample` are for inpainting"),

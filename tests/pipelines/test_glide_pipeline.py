@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
+from denoising import take_step
 from diffusers.callbacks import PipelineCallback
 from diffusers.guiders import (
     AdaptiveProjectedGuidance,
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from tiny import CONTEXT, WIDTH, tiny_call, tiny_components, tiny_pipeline, tiny_unet
 
 from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler, GLIDEPipeline, GLIDEPipelineOutput
+from glide_pipelines.sampling import SchedulerRun
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_a_size_far_from_training_gets_a_warning(base_only, caplog):
     draw(base_only, height=16, width=8)
     assert not caplog.records
     draw(base_only, height=16, width=16)
-    assert "trained on pictures of 8 x 8" in caplog.text
+    assert "trained on images of 8 x 8" in caplog.text
 
 
 # -- prompts ----------------------------------------------------------------------------------------------------------
@@ -317,20 +319,15 @@ def test_stock_schedulers_reach_the_picture(base_only, name):
 
 @pytest.mark.parametrize("name", STOCK)
 def test_known_pixels_and_gradients_work_with_stock_schedulers(base_only, name):
-    """The adapter rewrites the noise prediction, for schedulers that have no hook of their own."""
-    from glide_pipelines.schedulers import SchedulerAdapter
-
+    """The noise prediction is rewritten for schedulers that have no hook of their own."""
     scheduler = getattr(diffusers, name).from_config(base_only.scheduler.config)
     known = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
     alphas_cumprod, results = scheduler.alphas_cumprod.tolist(), {}
     for kind in ("known", "gradient", "plain"):
-        adapter = SchedulerAdapter(scheduler, num_inference_steps=20, generator=torch.Generator().manual_seed(0))
+        run = SchedulerRun(scheduler, num_inference_steps=20, generator=torch.Generator().manual_seed(0))
         generator = torch.Generator().manual_seed(1)
-        sample = torch.randn(1, 3, 8, 8, generator=generator) * 1.0
-        timesteps = adapter.start()
-        sample = sample * scheduler.init_noise_sigma
-        for i, timestep in enumerate(timesteps):
-            model_input = scheduler.scale_model_input(sample, timestep)
+        sample = torch.randn(1, 3, 8, 8, generator=generator) * run.init_noise_sigma
+        for i, timestep in enumerate(run.timesteps):
             noise = 0.5 * torch.randn(1, 3, 8, 8, generator=generator)
             hooks = {
                 "known": {"denoised_fn": lambda x_start: known},
@@ -338,7 +335,7 @@ def test_known_pixels_and_gradients_work_with_stock_schedulers(base_only, name):
                 "gradient": {"cond_grad": torch.full_like(sample, alphas_cumprod[int(timestep)] ** 0.5)},
                 "plain": {},
             }[kind]
-            sample = adapter.step(i, noise, torch.zeros_like(noise), sample, model_input, **hooks)
+            sample = take_step(run, i, noise, torch.zeros_like(noise), sample, **hooks)
         results[kind] = sample
     assert all(result.isfinite().all() for result in results.values())
     torch.testing.assert_close(results["known"], known, atol=0.1, rtol=0)

@@ -18,8 +18,7 @@ from glide_pipelines import (
     GLIDESuperResolutionPipeline,
 )
 from glide_pipelines.images import to_mask_tensor, to_tensor
-from glide_pipelines.pipelines.known_region import KnownRegion
-from glide_pipelines.schedulers import SchedulerAdapter
+from glide_pipelines.sampling import SchedulerRun
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +202,7 @@ def test_only_the_implicit_stage_resamples(implicit):
     mixed.super_res_scheduler = GLIDEDDPMScheduler()
     seen = []
     paint(mixed, num_resample=3, callback_on_step_end=lambda pipe, step, timestep, tensors: seen.append(step) or {})
-    assert seen == list(range(mixed.num_timesteps)) == list(range(3 * 2 + 2))
+    assert seen == list(range(mixed.num_timesteps)) == list(range(3 + 1 + 2))
 
 
 def test_the_progress_bar_names_the_mode(fine_tuned, implicit, capsys):
@@ -215,24 +214,29 @@ def test_the_progress_bar_names_the_mode(fine_tuned, implicit, capsys):
         assert f"base 8x8, {pipe.mode}" in shown and f"super_res 32x32, {pipe.mode}" in shown
 
 
-def test_resampling_starts_a_step_again_from_more_noise(implicit):
-    """Its first visit ends in a clean picture, within [-1, 1]; the second begins with the noise of its step."""
-    call = {"num_resample": 2, "timesteps": [999], "guidance_scale": 1.0}
+def test_resampling_undoes_all_steps_but_the_last(implicit):
+    """RePaint, algorithm 1: after the last step there is no noise to go back to. Each step that is undone ends in a
+    cleaner image, and is taken again from the noise of its own."""
+    call = {"num_resample": 2, "timesteps": [999, 500, 0], "guidance_scale": 1.0}
     with inputs_of(implicit.unet) as seen:
         paint(implicit, mask=Image.new("L", (32, 32), 255), **call)
-    first, second = (inputs["sample"] for inputs in seen)
-    assert second.abs().max() > 2 and second.std().item() == pytest.approx(1, abs=0.2)
+    assert [inputs["timestep"].item() for inputs in seen] == [999, 999, 500, 500, 0]
+    first, second = (inputs["sample"] for inputs in seen[:2])
+    assert second.std().item() == pytest.approx(1, abs=0.2)
     assert not torch.equal(first, second)
 
 
-def test_resampling_goes_back_by_one_step_of_noise(implicit):
-    """Of a white picture the signal that is left falls from that of x_{t-1} to that of x_t."""
-    adapter = SchedulerAdapter(implicit.scheduler, timesteps=[999, 500, 250, 0])
-    adapter.start()
-    known = KnownRegion(torch.ones(1, 3, 64, 64), torch.ones(1, 1, 64, 64), torch.Generator().manual_seed(0))
+def test_an_undone_step_goes_back_by_one_step_of_noise(implicit):
+    """Of a white image the signal that is left falls from that of x_{t-1} to that of x_t."""
+    run = SchedulerRun(implicit.scheduler, timesteps=[999, 500, 250, 0])
+    generator = torch.Generator().manual_seed(0)
+
+    def noise():
+        return torch.randn(1, 3, 64, 64, generator=generator)
+
     now, later = implicit.scheduler.train_process.alphas_cumprod[[500, 250]].tolist()
-    x_later = later**0.5 + (1 - later) ** 0.5 * torch.randn(1, 3, 64, 64, generator=known.generator)
-    x_now = known.step_back(x_later, adapter, 1)
+    x_later = later**0.5 + (1 - later) ** 0.5 * noise()
+    x_now = run.undo_step(x_later, noise(), 1)
     assert x_now.mean().item() == pytest.approx(now**0.5, abs=0.02)
     assert x_now.std().item() == pytest.approx((1 - now) ** 0.5, abs=0.02)
 

@@ -39,7 +39,7 @@ def test_unknown_schedule_is_named():
 def test_prediction_undoes_noising(process):
     x_start, noise = randn(3, 2, 4, 4), randn(3, 2, 4, 4, seed=1)
     steps = torch.tensor([0, 500, 900])
-    x_t = process.add_noise(x_start, noise, steps)
+    x_t = process.q_sample(x_start, noise, steps)
     torch.testing.assert_close(process.predict_x_start(x_t, noise, steps), x_start)
     torch.testing.assert_close(process.predict_noise(x_t, x_start, steps), noise)
 
@@ -54,7 +54,7 @@ def test_a_step_of_numbers_equals_a_step_of_tensors(process):
 def test_tables_go_to_a_device_in_the_dtype_of_the_sample(process):
     step, sample = torch.tensor([7, 300], device="meta"), torch.zeros(2, 3, 4, 4, device="meta")
     with OnlyTheCPUHasFloat64():
-        assert process.add_noise(sample, sample, step).dtype == torch.float32
+        assert process.q_sample(sample, sample, step).dtype == torch.float32
         assert process.learned_log_variance(sample, step).dtype == torch.float32
 
 

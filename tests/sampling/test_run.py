@@ -1,11 +1,14 @@
 """One step with known pixels and a score gradient: in which order, by GLIDE's schedulers and by diffusers' own."""
 
+import inspect
+
 import diffusers
 import pytest
 import torch
+from denoising import take_step
 
 from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler
-from glide_pipelines.schedulers import SchedulerAdapter
+from glide_pipelines.sampling import SchedulerRun
 
 
 STOCK = [
@@ -35,10 +38,14 @@ def put_back(x_start: torch.Tensor) -> torch.Tensor:
 def first_step(scheduler, **hooks) -> torch.Tensor:
     takes_timesteps = isinstance(scheduler, GLIDEDDPMScheduler | GLIDEDDIMScheduler)
     steps = {"timesteps": TIMESTEPS} if takes_timesteps else {"num_inference_steps": len(TIMESTEPS)}
-    adapter = SchedulerAdapter(scheduler, generator=torch.Generator().manual_seed(5), **steps)
-    adapter.start()
-    model_input = scheduler.scale_model_input(X_T * scheduler.init_noise_sigma, adapter.timestep(0))
-    return adapter.step(0, NOISE_PRED, VARIANCE, X_T * scheduler.init_noise_sigma, model_input, **hooks)
+    run = SchedulerRun(scheduler, generator=torch.Generator().manual_seed(5), **steps)
+    return take_step(run, 0, NOISE_PRED, VARIANCE, X_T * run.init_noise_sigma, **hooks)
+
+
+def set_timesteps(scheduler, **steps):
+    """A scheduler whose tables are those of the run."""
+    scheduler.set_timesteps(**steps)
+    return scheduler
 
 
 def unclipped(alpha_bar: torch.Tensor) -> torch.Tensor:
@@ -53,7 +60,7 @@ def estimate(alpha_bar: torch.Tensor) -> torch.Tensor:
 
 def test_ancestral_steps_move_the_mean():
     """GLIDE, section 2.3: by variance times gradient, after x_0 got its known pixels and was clipped."""
-    scheduler = GLIDEDDPMScheduler()
+    scheduler = set_timesteps(GLIDEDDPMScheduler(), timesteps=TIMESTEPS)
     guided = first_step(scheduler, denoised_fn=put_back, cond_grad=GRADIENT)
     process, step = scheduler.process, len(TIMESTEPS) - 1
     mean = process.posterior_mean(estimate(process.alphas_cumprod[step].float()), X_T, step)
@@ -64,7 +71,7 @@ def test_ancestral_steps_move_the_mean():
 
 def test_deterministic_steps_move_the_score():
     """Dhariwal and Nichol, algorithm 2: the noise prediction moves; what x_0 becomes by it is not clipped again."""
-    scheduler = GLIDEDDIMScheduler()
+    scheduler = set_timesteps(GLIDEDDIMScheduler(), timesteps=TIMESTEPS)
     guided = first_step(scheduler, denoised_fn=put_back, cond_grad=GRADIENT)
     alpha_bar, alpha_bar_prev = (scheduler.process.alphas_cumprod[step].float() for step in (3, 2))
     noise_pred = (X_T - alpha_bar.sqrt() * estimate(alpha_bar)) / (1 - alpha_bar).sqrt()
@@ -89,8 +96,11 @@ def test_stock_schedulers_step_the_same_prediction(name, config):
     assert scheduler.config.clip_sample and scheduler.config.thresholding == config["thresholding"]  # as they were
 
     plain = cls.from_config(config, clip_sample=False, thresholding=False)
-    adapter = SchedulerAdapter(plain, num_inference_steps=len(TIMESTEPS), generator=torch.Generator().manual_seed(5))
-    timestep = adapter.start()[0]
+    generator = torch.Generator().manual_seed(5)
+    plain.set_timesteps(len(TIMESTEPS))
+    if hasattr(plain, "set_begin_index"):
+        plain.set_begin_index(0)
+    timestep = plain.timesteps[0]
     alpha_bar = plain.alphas_cumprod[int(timestep)].float()
     x_start = estimate(alpha_bar)
     if config["thresholding"] and name != "HeunDiscreteScheduler":  # which has none, and clips
@@ -98,10 +108,14 @@ def test_stock_schedulers_step_the_same_prediction(name, config):
         assert x_start.abs().max() == 1 and not torch.allclose(x_start, estimate(alpha_bar))
     noise_pred = (X_T - alpha_bar.sqrt() * x_start) / (1 - alpha_bar).sqrt()
     noise_pred = noise_pred - (1 - alpha_bar).sqrt() * GRADIENT
-    output = torch.cat([noise_pred, VARIANCE], dim=1) if adapter.takes_variance else noise_pred
+    takes_variance = isinstance(plain, diffusers.DDPMScheduler) and plain.config.variance_type == "learned_range"
+    output = torch.cat([noise_pred, VARIANCE], dim=1) if takes_variance else noise_pred
     sample = X_T * plain.init_noise_sigma
     plain.scale_model_input(sample, timestep)
-    expected = plain.step(output, timestep, sample, **adapter.step_kwargs, return_dict=False)[0]
+    taken = inspect.signature(plain.step).parameters
+    offered = {"generator": generator, "use_clipped_model_output": True}
+    options = {name: value for name, value in offered.items() if name in taken}
+    expected = plain.step(output, timestep, sample, **options, return_dict=False)[0]
     torch.testing.assert_close(guided, expected, atol=1e-2, rtol=2e-3)  # at the noisy end float32 is coarse
 
 
@@ -109,16 +123,29 @@ def test_a_list_of_timesteps_counts_as_its_steps():
     """Whatever run was before it: diffusers' DDPM does not keep the number of a list of timesteps."""
     scheduler = diffusers.DDPMScheduler.from_config(GLIDEDDPMScheduler().config)
     given = {"timesteps": [999, 750, 500, 250, 0]}
-    assert SchedulerAdapter(scheduler, **given).start().tolist() == given["timesteps"]
-    SchedulerAdapter(scheduler, num_inference_steps=10).start()
-    assert SchedulerAdapter(scheduler, **given, strength=0.5).start().tolist() == [250, 0]
+    assert SchedulerRun(scheduler, **given).timesteps.tolist() == given["timesteps"]
+    scheduler.set_timesteps(10)
+    assert SchedulerRun(scheduler, **given, strength=0.5).timesteps.tolist() == [250, 0]
 
 
-def test_whether_variance_is_taken_is_asked_for_once():
-    adapter = SchedulerAdapter(diffusers.DDPMScheduler(variance_type="learned_range"))
-    assert adapter.takes_variance
-    adapter.scheduler = None
-    assert adapter.takes_variance
+@pytest.mark.parametrize("name", ["GLIDEDDPMScheduler", "DDPMScheduler", "UniPCMultistepScheduler", "PNDMScheduler"])
+def test_a_run_leaves_its_scheduler_as_it_is(name):
+    """Which other runs, in other threads, may step at the same time."""
+    cls = getattr(diffusers, name)
+    scheduler = cls.from_config(GLIDEDDPMScheduler().config)
+    before = {name: repr(value) for name, value in vars(scheduler).items()}
+    first_step(scheduler, cond_grad=GRADIENT) if name.startswith("GLIDE") else take_step(
+        SchedulerRun(scheduler, num_inference_steps=4), 0, NOISE_PRED, VARIANCE, X_T, cond_grad=GRADIENT
+    )
+    assert {name: repr(value) for name, value in vars(scheduler).items()} == before
+
+
+def test_timesteps_that_are_not_numbers_are_refused():
+    """diffusers makes them for some schedulers on the cosine schedule."""
+    config = GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2").config
+    scheduler = diffusers.KDPM2AncestralDiscreteScheduler.from_config(config)
+    with pytest.raises(ValueError, match="`super_res_num_inference_steps`: KDPM2AncestralDiscreteScheduler makes"):
+        SchedulerRun(scheduler, num_inference_steps=2, prefix="super_res_")
 
 
 # -- PNDM, which counts its calls -------------------------------------------------------------------------------------
@@ -139,10 +166,9 @@ def pndm(**config) -> diffusers.PNDMScheduler:
     ],
 )
 def test_a_run_of_pndm_repeats_its_second_timestep(strength, expected):
-    adapter = SchedulerAdapter(pndm(), num_inference_steps=10, strength=strength)
-    assert adapter.start().tolist() == expected
-    assert [adapter.timestep_value(i) for i in range(len(adapter))] == expected
-    assert adapter.scheduler.timesteps.tolist() == expected
+    run = SchedulerRun(pndm(), num_inference_steps=10, strength=strength)
+    assert run.timesteps.tolist() == expected
+    assert [run.timestep_value(i) for i in range(len(run))] == expected
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DDIMScheduler"])
@@ -150,12 +176,11 @@ def test_a_cut_run_knows_its_noise_levels(name):
     """The estimate of a model that knows the picture is the picture, at each step of what is left of the run."""
     picture, seen = randn(6).clamp(-1, 1), []
     scheduler = getattr(diffusers, name).from_config(GLIDEDDPMScheduler().config)
-    adapter = SchedulerAdapter(scheduler, num_inference_steps=10, strength=0.5)
-    timesteps = adapter.start()
-    assert len(adapter) == 5
-    for i in range(len(adapter)):
-        sample = scheduler.add_noise(picture, randn(7), timesteps[i : i + 1])
-        adapter.step(i, randn(7), None, sample, sample, denoised_fn=lambda x_start: seen.append(x_start) or x_start)
+    run = SchedulerRun(scheduler, num_inference_steps=10, strength=0.5)
+    assert len(run) == 5
+    for i in range(len(run)):
+        sample = run.add_noise(picture, randn(7), i)
+        take_step(run, i, randn(7), None, sample, denoised_fn=lambda x_start: seen.append(x_start) or x_start)
         torch.testing.assert_close(seen[-1], picture, atol=1e-4, rtol=0)
 
 
@@ -165,11 +190,10 @@ def test_noise_levels_between_the_training_ones_are_the_scheduler_s_own(name, sp
     """On the cosine schedule several of them round to one timestep; known pixels and clip are at the true one."""
     config = GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2").config
     scheduler = getattr(diffusers, name).from_config(config, **{spacing: True})
-    adapter = SchedulerAdapter(scheduler, num_inference_steps=20)
-    adapter.start()
+    run = SchedulerRun(scheduler, num_inference_steps=20)
     for i in range(4):
-        adapter.step(i, NOISE_PRED, None, X_T, X_T, denoised_fn=put_back)
-        x_start = scheduler.model_outputs[-1]
+        take_step(run, i, NOISE_PRED, None, X_T, denoised_fn=put_back)
+        x_start = run.scheduler.model_outputs[-1]
         # In float32, at noise 20,000 times as strong as the picture.
         torch.testing.assert_close(x_start[..., :4], KNOWN[..., :4].clamp(-1, 1), atol=0.02, rtol=0)
         assert x_start.abs().max() < 1.02
@@ -188,24 +212,23 @@ def test_variance_channels_that_a_scheduler_only_cuts_off_are_not_given_to_it():
 )
 def test_schedulers_that_need_more_are_refused(name, message):
     with pytest.raises(ValueError, match=f"`scheduler` must step by .*; {name}: {message}"):
-        SchedulerAdapter(getattr(diffusers, name)(num_train_timesteps=1000), num_inference_steps=4)
+        SchedulerRun(getattr(diffusers, name)(num_train_timesteps=1000), num_inference_steps=4)
 
 
 def test_a_cut_run_of_pndm_knows_its_noise_levels():
     """A model that knows the picture is asked at the noise level that the sample has."""
     scheduler, picture = pndm(timestep_spacing="leading"), randn(6).clamp(-1, 1)
-    adapter = SchedulerAdapter(scheduler, num_inference_steps=10, strength=0.5)
-    timesteps = adapter.start()
-    sample = scheduler.add_noise(picture, randn(7), timesteps[:1])
-    for i in range(len(adapter)):
-        alpha_bar = scheduler.alphas_cumprod[timesteps[i]]
+    run = SchedulerRun(scheduler, num_inference_steps=10, strength=0.5)
+    sample = run.add_noise(picture, randn(7), 0)
+    for i in range(len(run)):
+        alpha_bar = scheduler.alphas_cumprod[run.timesteps[i]]
         noise = (sample - alpha_bar.sqrt() * picture) / (1 - alpha_bar).sqrt()
         torch.testing.assert_close(noise, randn(7), atol=1e-3, rtol=0)
-        sample = adapter.step(i, noise, None, sample, sample)
+        sample = take_step(run, i, noise, None, sample)
 
 
 def test_the_runge_kutta_start_of_pndm_is_not_cut():
     scheduler = pndm(skip_prk_steps=False)
-    assert len(SchedulerAdapter(scheduler, num_inference_steps=10).start()) == 19
+    assert len(SchedulerRun(scheduler, num_inference_steps=10)) == 19
     with pytest.raises(ValueError, match=r"`strength` 0.5 cannot cut .* `skip_prk_steps=True`"):
-        SchedulerAdapter(scheduler, num_inference_steps=10, strength=0.5).start()
+        SchedulerRun(scheduler, num_inference_steps=10, strength=0.5)

@@ -1,0 +1,100 @@
+"""The components of text to image, editing and CLIP guidance: a base stage and an upsampler."""
+
+from __future__ import annotations
+
+import math
+
+from diffusers import SchedulerMixin
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from transformers import GPT2Tokenizer
+
+from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
+from ..sampling import scale_factor
+from .pipeline_utils import GLIDEPipelineBase
+
+
+class TwoStagePipeline(GLIDEPipelineBase, StableDiffusionLoraLoaderMixin):
+    """A base stage and, optionally, an upsampler. Their components, all of which pipelines may share:
+
+    Args:
+        tokenizer (`GPT2Tokenizer`): GLIDE's byte-level BPE; its `model_max_length` is the text context.
+        text_encoder ([`GLIDETextEncoder`]): Of the base model.
+        unet ([`GLIDEUNet2DConditionModel`]): The base model.
+        scheduler (`SchedulerMixin`): Of the base model; any noise-predicting diffusers scheduler.
+        super_res_text_encoder ([`GLIDETextEncoder`], *optional*): Of the upsampler, which has its own.
+        super_res_unet ([`GLIDEUNet2DConditionModel`], *optional*): The upsampler. Without it the base image is
+            returned.
+        super_res_scheduler (`SchedulerMixin`, *optional*): Of the upsampler.
+        prompt_domain (`str`, *optional*): The world that the checkpoint knows, such as `"shapes"`: prompts outside it
+            get a warning.
+        low_res_consistency (`bool`, defaults to `False`): At each step of the upsampler, correct the estimate of the
+            clean image so that, reduced, it is the small one (DDNM, arXiv 2212.00490). An upsampler that was trained
+            only briefly keeps its colours with it; OpenAI's need no correction, and would no longer equal the original.
+        default_guidance_scale (`float`, *optional*): The classifier-free guidance that the checkpoint recommends, for
+            calls that name none; without it they use that of OpenAI's notebooks.
+    """
+
+    model_cpu_offload_seq = "text_encoder->super_res_text_encoder->unet->super_res_unet"
+    _optional_components = [
+        "tokenizer",
+        "text_encoder",
+        "super_res_text_encoder",
+        "super_res_unet",
+        "super_res_scheduler",
+    ]
+    _lora_loadable_modules = ["unet", "text_encoder"]
+    _released_guidance_scale = 3.0
+
+    def __init__(
+        self,
+        tokenizer: GPT2Tokenizer,
+        text_encoder: GLIDETextEncoder,
+        unet: GLIDEUNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        super_res_text_encoder: GLIDETextEncoder | None = None,
+        super_res_unet: GLIDEUNet2DConditionModel | None = None,
+        super_res_scheduler: SchedulerMixin | None = None,
+        prompt_domain: str | None = None,
+        low_res_consistency: bool = False,
+        default_guidance_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            unet=unet,
+            scheduler=scheduler,
+            super_res_text_encoder=super_res_text_encoder,
+            super_res_unet=super_res_unet,
+            super_res_scheduler=super_res_scheduler,
+        )
+        self.register_to_config(
+            prompt_domain=prompt_domain,
+            low_res_consistency=low_res_consistency,
+            default_guidance_scale=default_guidance_scale,
+        )
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+
+    @property
+    def default_guidance_scale(self) -> float:
+        """Guidance of a call that names none: what the checkpoint recommends, else that of OpenAI's notebook."""
+        recommended = self.config.default_guidance_scale
+        return self._released_guidance_scale if recommended is None else recommended
+
+    @property
+    def scale_factor(self) -> int:
+        """How many times larger than the base image the returned one is; 1 without an upsampler."""
+        if self.super_res_unet is None:
+            return 1
+        return scale_factor(self.super_res_unet.config.sample_size, self.unet.config.sample_size)
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of the returned image must be multiples of this number of pixels."""
+        multiple = self.unet.size_multiple * self.scale_factor
+        return multiple if self.super_res_unet is None else math.lcm(multiple, self.super_res_unet.size_multiple)
+
+    def _base_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the base image that belongs to a generated image of a size."""
+        return size[0] // self.scale_factor, size[1] // self.scale_factor
