@@ -67,7 +67,7 @@ def hybrid_loss(
     process = scheduler.train_process
     noise_pred, model_variance = model_output.float().chunk(2, dim=1)
     x_start, noise = x_start.float(), noise.float()
-    x_t = process.add_noise(x_start, noise, timesteps)
+    x_t = process.q_sample(x_start, noise, timesteps)
 
     true_mean = process.posterior_mean(x_start, x_t, timesteps)
     true_log_variance = process.at(process.posterior_log_variance, timesteps, x_t)
