@@ -268,3 +268,12 @@ def one_per_sample(
         raise ValueError(f"`{name}` must be one image, {allowed}, got {len(images)}.")
     each = images * batch_size if len(images) == 1 else images
     return [image for image in each for _ in range(num_images_per_prompt)]
+
+
+def crop_square(image: Image.Image, size: int, rng: np.random.Generator | None = None) -> Image.Image:
+    """Scale an image until its shorter side is `size`, and crop a square: at random, or without `rng` the centre."""
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    left, top = (free // 2 if rng is None else int(rng.integers(free + 1)) for free in (width - size, height - size))
+    return image.crop((left, top, left + size, top + size))

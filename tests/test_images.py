@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from glide_pipelines.images import load_images, load_masks, pad_to, to_mask_tensor, to_tensor
+from glide_pipelines.images import crop_square, load_images, load_masks, pad_to, to_mask_tensor, to_tensor
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
@@ -180,3 +180,15 @@ def test_bad_values_in_masks_are_named():
 def test_a_mask_with_nothing_to_repaint_is_named():
     with pytest.raises(ValueError, match="`mask_image` 1 of 2 has nothing to repaint"):
         load_masks("mask_image", [Image.fromarray(MASK), Image.new("L", (4, 4))])
+
+
+def test_squares_are_cropped_and_never_squashed():
+    wide = Image.new("RGB", (60, 20), "black")
+    wide.paste((255, 0, 0), (44, 0, 60, 20))
+    assert crop_square(wide, 10, None).getcolors() == [(100, (0, 0, 0))]
+    offsets = {
+        crop_square(wide, 10, np.random.default_rng(seed)).resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+        for seed in range(20)
+    }
+    assert len(offsets) > 3
+    assert crop_square(Image.new("RGB", (7, 5)), 16, None).size == (16, 16)

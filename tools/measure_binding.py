@@ -22,8 +22,8 @@ from glide_pipelines import GLIDEPipeline, shapes_checkpoint
 from glide_pipelines.images import images_to_tensor
 from glide_pipelines.markdown import markdown_table
 from glide_pipelines.shapes import RELATIONS, Caption, Mention, Object, Scene, ShapesWorld, render
+from glide_pipelines.shapes.reading import INVERSE
 from glide_pipelines.shapes.scene import is_related
-from glide_pipelines.training.reading import INVERSE
 
 
 TIMESTEPS = (500, 600, 700, 800, 850)

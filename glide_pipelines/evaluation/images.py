@@ -10,8 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
-from ..images import load_images
-from ..training.data import captions_of, check_captions, crop_square, first_few, load_captioned_rows
+from ..datasets import captions_of, check_captions, first_few, load_captioned_rows
+from ..images import crop_square, load_images
 
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class DatasetImages:
         # Training takes a blank caption for the empty prompt; here it is nothing to measure an image against.
         captions = [next(filter(str.strip, captions_of(value)), None) for value in rows[caption_column]]
         check_captions(captions, caption_column)
-        self.captions: list[str] = captions
+        self.captions = [caption for caption in captions if caption is not None]  # all of them, as checked
         # As bytes, so that one that cannot be read does not stop everything.
         self.files = rows.cast_column(image_column, datasets.Image(decode=False))[image_column]
 

@@ -2,7 +2,7 @@
 
 from .noised_clip import NoisedCLIPConfig, NoisedCLIPModel, contrastive_loss
 from .text_encoder import GLIDETextConfig, GLIDETextEncoder
-from .tokenization import tokenize_prompts
+from .tokenization import tokenize_prompts, train_tokenizer
 from .unet import GLIDEUNet2DConditionModel
 
 
@@ -14,4 +14,5 @@ __all__ = [
     "NoisedCLIPModel",
     "contrastive_loss",
     "tokenize_prompts",
+    "train_tokenizer",
 ]

@@ -1,16 +1,23 @@
-"""Prompts to token ids, as the models were trained on them."""
+"""Prompts to token ids, as the models were trained on them, and tokenizers for new models."""
 
 from __future__ import annotations
 
 import html
+import json
 import logging
 import threading
+from collections.abc import Iterable
+from pathlib import Path
 
 import ftfy
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import BatchEncoding, CLIPTokenizer, PreTrainedTokenizerBase
+
+from ..files import updated_folder
 
 
 logger = logging.getLogger(__name__)
+END = "<|endoftext|>"
 
 # A fast tokenizer keeps padding and truncation as its own state, which two threads cannot set at the same time.
 _LOCK = threading.Lock()
@@ -52,3 +59,52 @@ def tokenize_prompts(
 def _mend(text: str) -> str:
     """Text as OpenAI's CLIP reads it: encoding errors mended, HTML entities resolved (twice), white space folded."""
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
+def train_tokenizer(
+    folder: str | Path, captions: Iterable[str], vocab_size: int = 8192, model_max_length: int = 128
+) -> int:
+    """Train a byte-level BPE tokenizer, of the same class as GLIDE's, on captions in lower case.
+
+    It is saved for `transformers.GPT2Tokenizer.from_pretrained(folder)`. Any text can be encoded, from the 256 byte
+    symbols. The same arguments give the same files.
+
+    Args:
+        folder (`str` or `Path`): Where to write `vocab.json`, `merges.txt` and `tokenizer_config.json`; made if
+            missing. Its other files stay.
+        captions (`Iterable[str]`): What to train on.
+        vocab_size (`int`, defaults to 8192): Upper limit of the vocabulary, at least 257 (the bytes and
+            `<|endoftext|>`). It stops growing earlier where every word of the captions has become one token.
+        model_max_length (`int`, defaults to 128): Context of the text encoder, in tokens.
+
+    Returns:
+        `int`: entries in the vocabulary.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+    if vocab_size < 257:
+        raise ValueError(f"`vocab_size` must be at least 257, got {vocab_size}.")
+    if model_max_length < 1:
+        raise ValueError(f"`model_max_length` must be at least 1, got {model_max_length}.")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((caption.lower() for caption in captions), trainer)
+    settings = {
+        "tokenizer_class": "GPT2Tokenizer",
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END),
+        "add_prefix_space": False,
+        "model_max_length": model_max_length,
+        # A prompt that spells <|endoftext|> is text, not the end of it.
+        "split_special_tokens": True,
+    }
+    with updated_folder(Path(folder)) as temporary:
+        tokenizer.model.save(str(temporary))
+        (temporary / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return tokenizer.get_vocab_size()

@@ -6,6 +6,7 @@ from .detect import Detection, Found, detect
 from .judge import ObjectVerdict, Verdict, judge
 from .render import render, render_sizes
 from .scene import BACKGROUNDS, COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Object, Scene, sample_scene
+from .source import ShapesSource
 from .tokenizer import train_tokenizer
 
 
@@ -24,6 +25,7 @@ __all__ = [
     "Object",
     "ObjectVerdict",
     "Scene",
+    "ShapesSource",
     "ShapesWorld",
     "Verdict",
     "describe",

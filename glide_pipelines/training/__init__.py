@@ -1,13 +1,19 @@
-"""Losses, data and the loop that the training scripts share."""
+"""Training of every part of GLIDE: losses, data, and the loop that they share."""
 
-from .data import DatasetSource, LowResolution, ShapesSource, TextToImageDataset
-from .inpainting import widen_for_inpainting
+from .contrastive import noised_clip_loss
+from .dataset import TextToImageDataset
+from .inpainting import prepare_for_inpainting, widen_for_inpainting
 from .learning_rate import LearningRate
 from .losses import HybridLoss, hybrid_loss
-from .masks import draw_mask
-from .text_to_image import TextConditionedUNet, text_to_image_loss
+from .low_resolution import LowResolution
+from .masks import random_mask
+from .new_models import new_noised_clip, new_stage, new_text_encoder, prepare_tokenizer
+from .pipeline_parts import PipelineParts
+from .sources import DatasetSource
+from .text_to_image import text_to_image_loss, train_stage
 from .timesteps import TimestepWeighting
 from .trainer import TrainingConfig, train
+from .validation import save_validation_images
 
 
 __all__ = [
@@ -15,14 +21,21 @@ __all__ = [
     "HybridLoss",
     "LearningRate",
     "LowResolution",
-    "ShapesSource",
-    "TextConditionedUNet",
+    "PipelineParts",
     "TextToImageDataset",
     "TimestepWeighting",
     "TrainingConfig",
-    "draw_mask",
     "hybrid_loss",
+    "new_noised_clip",
+    "new_stage",
+    "new_text_encoder",
+    "noised_clip_loss",
+    "prepare_for_inpainting",
+    "prepare_tokenizer",
+    "random_mask",
+    "save_validation_images",
     "text_to_image_loss",
     "train",
+    "train_stage",
     "widen_for_inpainting",
 ]

@@ -1,26 +1,27 @@
-"""Folders of checkpoints, each written aside and renamed when it is whole."""
+"""The folder of a run: its checkpoints, each of which is whole or not there."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
+
+from ..files import partial_path, replace_folder
 
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The whole checkpoints in a folder, oldest first."""
-    return sorted((path for path in Path(output_dir).glob("checkpoint-*") if _NAME.fullmatch(path.name)), key=_step)
+    """The checkpoints in a folder, oldest first."""
+    paths = Path(output_dir).glob("checkpoint-*")
+    return sorted((path for path in paths if _NAME.fullmatch(path.name)), key=_step)
 
 
 def _step(path: Path) -> int:
-    return int(_NAME.fullmatch(path.name)[1])
+    return int(path.name.removeprefix("checkpoint-"))
 
 
 def find_checkpoint(output_dir: str | Path, name: str) -> Path | None:
@@ -48,8 +49,8 @@ def find_checkpoint(output_dir: str | Path, name: str) -> Path | None:
 
 
 def check_none_later(output_dir: str | Path, step: int) -> None:
-    """Refuse to train on from a step (0: from the start) where the folder of the run has checkpoints of later ones: the
-    next `"latest"` would go back to these, and `total_limit` would delete the new ones as the oldest.
+    """Refuse to continue from a step (0: from the start) in a folder that holds checkpoints of later steps: the next
+    `"latest"` would return to these, and `total_limit` would delete the new ones as the oldest.
 
     Raises:
         ValueError: if there are any.
@@ -64,41 +65,31 @@ def check_none_later(output_dir: str | Path, step: int) -> None:
 
 
 def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int, total_limit: int | None) -> Path:
-    """Write `checkpoint-<step>` with all that accelerate holds, and then delete the oldest ones over the limit, though
-    never this one: the folder may hold later ones of another run.
+    """Save everything that accelerate holds as `checkpoint-<step>`, and delete the oldest checkpoints over the limit,
+    though never this one: the folder may hold later ones of another run. Every process must call it.
 
-    Every process must call it.
+    Args:
+        accelerator (`Accelerator`): Holds models, optimizers and what was registered for checkpointing.
+        output_dir (`str` or `Path`): The folder of the run.
+        step (`int`): Steps done.
+        total_limit (`int`, *optional*): How many checkpoints are kept.
+
+    Returns:
+        `Path`: The checkpoint.
     """
     final = Path(output_dir) / f"checkpoint-{step}"
-    partial = final.with_name(final.name + ".partial")
+    # Not `atomic_folder`: all processes write into it.
+    partial = partial_path(final)
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        replace_folder(partial, final)
         if total_limit is not None:
             for old in list_checkpoints(output_dir)[:-total_limit]:
                 if old != final:
                     shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return final
-
-
-@contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, whose entries replace those of `folder` once all are written; what else stands in
-    `folder` stays."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    folder.mkdir(parents=True, exist_ok=True)
-    for entry in partial.iterdir():
-        target = folder / entry.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        entry.replace(target)
-    partial.rmdir()

@@ -5,11 +5,25 @@ from __future__ import annotations
 import torch
 
 from ..models import GLIDEUNet2DConditionModel
+from ..sampling import Stage
+from ..schedulers import GLIDEDDPMScheduler
+
+
+def prepare_for_inpainting(stage: Stage) -> None:
+    """Make an inpainting stage of a text-to-image one, in place; an inpainting stage stays one. Like both released
+    inpainting models it is sampled ancestrally.
+
+    Args:
+        stage ([`Stage`]): A stage with a scheduler.
+    """
+    if not stage.unet.is_inpainter:
+        stage.unet = widen_for_inpainting(stage.unet)
+    stage.scheduler = GLIDEDDPMScheduler.from_config(stage.scheduler.config)
 
 
 def widen_for_inpainting(unet: GLIDEUNet2DConditionModel) -> GLIDEUNet2DConditionModel:
-    """A copy of a model that takes the known picture and its mask too, with zero weights for them: until it is
-    trained it computes what the old one did, whatever the picture and the mask.
+    """A copy of a model that takes the known image and its mask too, with zero weights for them: until it is trained
+    it computes what the old one did, whatever the image and the mask.
 
     The four new channels stand behind x_t, so an upsampler's low-resolution channels move (see
     [`GLIDEUNet2DConditionModel`]).

@@ -6,18 +6,20 @@ import math
 from dataclasses import dataclass
 
 
-SHAPES_OF_DECAY = ("constant", "linear", "cosine")
+DECAYS = ("constant", "linear", "cosine")
 
 
+# The curve of `transformers.get_wsd_schedule`, one step ahead, because there the first step has the rate 0. That one is
+# stepped (by accelerate once per process), and warm-up and decay must not overlap; this is a function of the step.
 @dataclass(frozen=True)
 class LearningRate:
-    """Linear warm-up, a constant stretch, and a decay to zero over the last steps.
+    """Linear warm-up, a constant phase, and a decay to zero over the last steps.
 
-    No state is kept: a run that is resumed with another `max_train_steps` or `decay_steps` follows the new curve from
-    that step on. (A schedule that is stepped, as accelerate does once per process, could not.)
+    A run that is resumed with another `max_train_steps` or `decay_steps` follows the new curve from that step on. Where
+    warm-up and decay overlap, their factors are multiplied.
 
     Args:
-        peak (`float`): The rate of the constant stretch.
+        peak (`float`): The rate of the constant phase.
         max_train_steps (`int`): Where the run ends.
         warmup_steps (`int`): Steps from 0 to `peak`.
         decay (`str`): `"constant"` (none), `"linear"` or `"cosine"`.
@@ -40,8 +42,8 @@ class LearningRate:
             raise ValueError(f"`max_train_steps` must be at least 1, got {self.max_train_steps}.")
         if self.warmup_steps < 0:
             raise ValueError(f"`lr_warmup_steps` must be at least 0, got {self.warmup_steps}.")
-        if self.decay not in SHAPES_OF_DECAY:
-            raise ValueError(f"`lr_scheduler` must be one of {', '.join(SHAPES_OF_DECAY)}, got {self.decay!r}.")
+        if self.decay not in DECAYS:
+            raise ValueError(f"`lr_scheduler` must be one of {', '.join(DECAYS)}, got {self.decay!r}.")
         if self.decay_steps is not None and self.decay_steps < 1:
             raise ValueError(f"`lr_decay_steps` must be at least 1, got {self.decay_steps}.")
 

@@ -10,20 +10,20 @@ from PIL import Image, ImageDraw
 SHARES = {"rectangles": 0.5, "strokes": 0.35, "whole": 0.1, "none": 0.05}
 
 
-def draw_mask(rng: np.random.Generator, height: int, width: int) -> torch.Tensor:
-    """Draw which part of a picture is to be repainted.
+def random_mask(rng: np.random.Generator, height: int, width: int) -> torch.Tensor:
+    """A random mask of the part of an image that is to be repainted.
 
     The paper erases "random regions" (arXiv 2112.10741, section 3.2) and says no more; this is the package's choice:
 
     | kind | share | what is repainted |
     |---|---|---|
-    | rectangles | 50 % | one or two, anywhere, each side a fifth to seven tenths of the picture's |
-    | strokes | 35 % | one to three through two to five points, 1/16 to 1/4 of the picture wide |
+    | rectangles | 50 % | one or two, anywhere, each side a fifth to seven tenths of the image's |
+    | strokes | 35 % | one to three through two to five points, 1/16 to 1/4 of the image wide |
     | whole | 10 % | everything: text to image |
     | none | 5 % | nothing |
 
     Args:
-        rng (`np.random.Generator`): Where the randomness comes from.
+        rng (`np.random.Generator`): Source of the randomness.
         height, width (`int`): Size of the mask, in pixels.
 
     Returns:

@@ -1,50 +1,28 @@
-"""Training text to image: the base model and the upsampler."""
+"""Training a stage of text to image: the base model or the upsampler, for inpainting too."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from accelerate import Accelerator
 from diffusers import SchedulerMixin
 from torch import nn
 
-from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
+from ..sampling import Stage
+from ..schedulers import GLIDEDDPMScheduler
+from .dataset import TextToImageDataset
 from .losses import hybrid_loss
 from .timesteps import TimestepWeighting
-from .trainer import LossFunction
-
-
-class TextConditionedUNet(nn.Module):
-    """A text encoder and its UNet, trained together.
-
-    Args:
-        text_encoder ([`GLIDETextEncoder`]): The text encoder.
-        unet ([`GLIDEUNet2DConditionModel`]): The UNet.
-    """
-
-    def __init__(self, text_encoder: GLIDETextEncoder, unet: GLIDEUNet2DConditionModel) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-        self.unet = unet
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timesteps: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        **conditions: torch.Tensor,
-    ) -> torch.Tensor:
-        """Noise and variance `[B, 6, H, W]` for x_t `[B, 3, H, W]`, timesteps `[B]` and tokens `[B, L]`; `conditions`
-        are what the UNet takes besides (`low_res`, `image`, `mask`)."""
-        hidden_states = self.text_encoder(input_ids, attention_mask=attention_mask).last_hidden_state
-        return self.unet(sample, timesteps, encoder_hidden_states=hidden_states, **conditions).sample
+from .trainer import LossFunction, TrainingConfig, train
 
 
 def text_to_image_loss(scheduler: SchedulerMixin, weighting: TimestepWeighting) -> LossFunction:
-    """The loss function of a [`TextConditionedUNet`] on batches of a [`TextToImageDataset`].
+    """The loss function of a [`Stage`] on batches of a [`TextToImageDataset`].
 
     Args:
         scheduler ([`GLIDEDDPMScheduler`] or [`GLIDEDDIMScheduler`]): The noise schedule to train on.
-        weighting ([`TimestepWeighting`]): What the batches' timesteps were drawn by.
+        weighting ([`TimestepWeighting`]): What the timesteps of the batches were sampled by.
     """
 
     def compute_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -57,3 +35,41 @@ def text_to_image_loss(scheduler: SchedulerMixin, weighting: TimestepWeighting) 
         return loss, {"mse": terms.mse, "vb": terms.vb}
 
     return compute_loss
+
+
+def train_stage(
+    accelerator: Accelerator,
+    config: TrainingConfig,
+    stage: Stage,
+    dataset: TextToImageDataset,
+    freeze_text_encoder: bool = False,
+    gradient_checkpointing: bool = False,
+    on_checkpoint: Callable[[int], None] | None = None,
+) -> int:
+    """Train a stage, or go on training it, and leave the moving average of its weights in it.
+
+    Args:
+        accelerator (`Accelerator`): Devices, processes, precision and gradient accumulation.
+        config ([`TrainingConfig`]): The run.
+        stage ([`Stage`]): Text encoder and UNet, in float32, and the scheduler with the noise schedule to train on.
+        dataset ([`TextToImageDataset`]): Examples that fit the stage.
+        freeze_text_encoder (`bool`, defaults to `False`): Train the UNet only.
+        gradient_checkpointing (`bool`, defaults to `False`): Recompute activations in the backward pass.
+        on_checkpoint (`Callable[[int], None]`, *optional*): See [`train`].
+
+    Returns:
+        `int`: The steps done so far; fewer than `config.max_train_steps` if the run was stopped.
+
+    Raises:
+        ValueError: if the stage lacks its text encoder or its scheduler; and as [`train`] does.
+    """
+    if stage.text_encoder is None or stage.scheduler is None:
+        raise ValueError("`stage` must have a text encoder and a scheduler to be trained.")
+    stage.text_encoder.requires_grad_(not freeze_text_encoder)
+    if gradient_checkpointing:
+        stage.unet.enable_gradient_checkpointing()
+        stage.text_encoder.activation_checkpointing_enable()
+    # The process is the same whatever the stage is sampled with, be it a scheduler of diffusers' own.
+    scheduler = GLIDEDDPMScheduler.from_config(stage.scheduler.config)
+    loss = text_to_image_loss(scheduler, dataset.weighting)
+    return train(accelerator, config, stage, dataset, loss, scheduler.config.num_train_timesteps, on_checkpoint)

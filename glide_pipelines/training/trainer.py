@@ -1,18 +1,18 @@
-"""The training loop that every stage shares: accelerate, EMA, whole checkpoints, and a log that hides nothing."""
+"""The training loop that every stage shares: accelerate, a moving average of the weights, checkpoints, and a log."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -20,32 +20,36 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .checkpoints import check_none_later, find_checkpoint, save_checkpoint
-from .data import make_loader
 from .learning_rate import LearningRate
+from .loader import make_loader
+from .log import TrainingLog
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a run is run; the names are those of the scripts' arguments.
+    """The settings of a run; the names are those of the command line's options.
 
     Args:
         output_dir (`str`): Where the log and the checkpoints go.
         max_train_steps (`int`): Steps in all, those before a resumption included.
-        learning_rate ([`LearningRate`]): By step.
-        seed (`int`, defaults to 0): Of everything drawn in the run.
+        learning_rate ([`LearningRate`]): The rate of each step.
+        seed (`int`, defaults to 0): Of everything random in the run.
         train_batch_size (`int`, defaults to 16): Examples per process and micro batch.
         gradient_accumulation_steps (`int`, defaults to 1): Micro batches per step.
         adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon (`float`): AdamW's; by default
             0.9, 0.999, 0.01 and 1e-8.
-        max_grad_norm (`float`, defaults to 1.0): Longer gradients are scaled down to this length.
-        ema_decay (`float`, defaults to 0.9999): Of the moving average of the weights, which is what is kept in the
-            end. It ramps up over the first steps; 0 keeps the weights themselves.
-        checkpointing_steps (`int`, *optional*): A checkpoint every so many steps.
-        checkpointing_minutes (`float`, *optional*): A checkpoint whenever so many minutes have passed.
-        checkpoints_total_limit (`int`, *optional*): So many are kept.
+        max_grad_norm (`float`, defaults to 1.0): Gradients with a larger norm are scaled down to it.
+        ema_decay (`float`, defaults to 0.9999): Decay of the moving average of the weights, which is the trained model.
+            It ramps up over the first steps; 0 keeps the weights themselves.
+        checkpointing_steps (`int`, *optional*): Steps between two checkpoints.
+        checkpointing_minutes (`float`, *optional*): Minutes between two checkpoints.
+        checkpoints_total_limit (`int`, *optional*): How many checkpoints are kept.
         resume_from_checkpoint (`str`, *optional*): `"latest"`, or a checkpoint.
-        logging_steps (`int`, defaults to 50): A line of the log covers so many steps.
+        logging_steps (`int`, defaults to 50): Steps that a line of the log covers.
         dataloader_num_workers (`int`, defaults to 0): Processes that make examples; 0 makes them between the steps.
+
+    Raises:
+        ValueError: if a value is out of its range.
     """
 
     output_dir: str
@@ -80,13 +84,13 @@ class TrainingConfig:
             raise ValueError(f"`max_grad_norm` must be above 0, got {self.max_grad_norm}.")
 
 
-# `(model, batch)` to the loss `[B]` that is minimised and what is logged of it by timestep, each `[B]`.
+# `(model, batch)` to the loss `[B]` that is minimised, and further values for the log, each `[B]`.
 LossFunction = Callable[[nn.Module, dict[str, torch.Tensor]], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
 @dataclass
 class _Progress:
-    """Where in the run and in the data a checkpoint was made."""
+    """The position in the run and in the data that a checkpoint holds."""
 
     seed: int
     step: int = 0
@@ -105,29 +109,30 @@ def train(
     accelerator: Accelerator,
     config: TrainingConfig,
     model: nn.Module,
-    dataset: Dataset,
+    dataset: Dataset[Any],
     compute_loss: LossFunction,
     num_train_timesteps: int,
     on_checkpoint: Callable[[int], None] | None = None,
 ) -> int:
     """Train a model, or go on training it, and leave the moving average of its weights in it.
 
-    A run that was stopped and resumed equals an unbroken one to the bit. Without dropout, which each process draws by
-    itself, what a step does is a function of the seed and the step alone: several processes equal one at the same
-    global batch up to the order of summation.
+    A run that was stopped and resumed equals an unbroken one to the bit. Several processes equal one at the same global
+    batch, up to the order of summation, because a step is a function of the seed and the step's number alone. (Dropout
+    is the exception: its masks come from the random state of each process, which is seeded here.)
 
-    SIGTERM and SIGINT make the run save a checkpoint after the step it is in, and end.
+    SIGTERM and SIGINT make the run finish its step, save a checkpoint, and end.
 
     Args:
         accelerator (`Accelerator`): Devices, processes, precision and gradient accumulation.
         config ([`TrainingConfig`]): The run.
-        model (`nn.Module`): What is trained: everything that takes part, in one module, in float32.
+        model (`nn.Module`): Everything that is trained, in one module, in float32.
         dataset (`Dataset`): Examples by number, without end; each a `dict` with `timesteps`.
-        compute_loss (`Callable`): See `LossFunction`.
-        num_train_timesteps (`int`): Steps T of the process, for the log by quarter.
+        compute_loss (`Callable`): Takes the model and a batch; returns the loss `[B]` and a `dict` of further values
+            `[B]` for the log.
+        num_train_timesteps (`int`): Steps T of the process; the log has means by quarter of the timesteps.
         on_checkpoint (`Callable[[int], None]`, *optional*): Called in the main process with the step whenever a
-            checkpoint was saved, while the model holds the averaged weights. It may draw random numbers: the run does
-            not notice.
+            checkpoint was saved, while the model holds the averaged weights. The random numbers that it uses do not
+            change the run.
 
     Returns:
         `int`: The steps done so far; fewer than `config.max_train_steps` if the run was stopped.
@@ -137,9 +142,10 @@ def train(
         ValueError: if the checkpoint to resume from does not exist or belongs to a run with another seed, or if the
             folder holds later checkpoints than the one to go on from, or any when the run is new.
     """
+    set_seed(config.seed, device_specific=True)
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(
-        model.parameters(),  # the frozen ones too, so that a run may thaw them when it goes on
+        model.parameters(),  # the frozen ones too: a resumed run may train them
         lr=config.learning_rate.peak,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.adam_weight_decay,
@@ -155,8 +161,8 @@ def train(
         path = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
         if path is not None:
             accelerator.load_state(str(path))
-            # accelerate would go on counting micro batches, out of phase where `gradient_accumulation_steps` is another
-            # now; checkpoints are only written between whole steps.
+            # accelerate would go on counting micro batches, out of phase if `gradient_accumulation_steps` has changed;
+            # checkpoints are only written between whole steps.
             accelerator.step = 0
             ema.decay = config.ema_decay
     if progress.step < config.max_train_steps:
@@ -164,7 +170,7 @@ def train(
     ema.to(accelerator.device)
 
     model.train()
-    log = _Log(accelerator, Path(config.output_dir) / "log.jsonl", num_train_timesteps, progress.step)
+    log = TrainingLog(accelerator, Path(config.output_dir) / "log.jsonl", num_train_timesteps, progress.step)
     saved_step, saved_time = progress.step, time.monotonic()
     loader = make_loader(
         dataset,
@@ -205,7 +211,7 @@ def train(
                     rate = config.learning_rate(progress.step)
                     for group in optimizer.param_groups:
                         group["lr"] = rate
-                    log.gradient(accelerator.clip_grad_norm_(parameters, config.max_grad_norm), rate)
+                    log.add_gradient(accelerator.clip_grad_norm_(parameters, config.max_grad_norm), rate)
                 optimizer.step()
                 optimizer.zero_grad()
             if not accelerator.sync_gradients:
@@ -218,20 +224,20 @@ def train(
                 log.flush(progress.step)
             elapsed = (time.monotonic() - saved_time) / 60
             late = config.checkpointing_minutes is not None and elapsed >= config.checkpointing_minutes
-            # One process may be told to stop, or see the time pass, before the others.
+            # One process may receive the signal, or see the time pass, before the others.
             stopping, late = _any_process(accelerator, stop.is_set, late)
             if stopping:
                 break
             if late or (config.checkpointing_steps and progress.step % config.checkpointing_steps == 0):
                 save()
-        save()  # in here, where a signal does not end the process halfway
+        save()  # in here, where a signal does not end the process
     ema.copy_to(parameters)
     return progress.step
 
 
 @contextlib.contextmanager
 def _averaged(model: nn.Module, ema: EMAModel) -> Iterator[None]:
-    """The model with the averaged weights in it, ready to sample from."""
+    """Put the averaged weights into the model, ready to sample from."""
     parameters = list(model.parameters())
     ema.store(parameters)
     ema.copy_to(parameters)
@@ -243,75 +249,9 @@ def _averaged(model: nn.Module, ema: EMAModel) -> Iterator[None]:
         ema.restore(parameters)
 
 
-class _Log:
-    """Means over the steps since the last line: overall, and by quarter of the timesteps, whose losses differ by
-    orders of magnitude. One JSON object per line."""
-
-    def __init__(self, accelerator: Accelerator, path: Path, num_train_timesteps: int, step: int) -> None:
-        self.accelerator = accelerator
-        self.path = path
-        self.num_train_timesteps = num_train_timesteps
-        self._start(step)
-
-    def _start(self, step: int) -> None:
-        self.first_step, self.started = step, time.monotonic()
-        self.counts = torch.zeros(4, device=self.accelerator.device)
-        self.sums: dict[str, torch.Tensor] = {}
-        # The sum over the steps where it is finite, and their number.
-        self.grad_norm, self.finite_steps = torch.zeros(2, device=self.accelerator.device)
-        self.rate = 0.0
-
-    def add(self, timesteps: torch.Tensor, metrics: dict[str, torch.Tensor]) -> None:
-        quarter = timesteps * 4 // self.num_train_timesteps
-        self.counts += torch.bincount(quarter, minlength=4)
-        for name, values in metrics.items():
-            sums = self.sums.setdefault(name, torch.zeros_like(self.counts))
-            sums.index_add_(0, quarter, values.detach().to(sums.dtype))
-
-    def gradient(self, norm: torch.Tensor, rate: float) -> None:
-        finite = norm.isfinite()
-        self.grad_norm += norm.detach().where(finite, 0.0)
-        self.finite_steps += finite
-        self.rate = rate
-
-    def flush(self, step: int) -> None:
-        """Write a line, unless there is nothing new; every process must call it."""
-        steps = step - self.first_step
-        if steps == 0:
-            return
-        counts = self.accelerator.reduce(self.counts, "sum").cpu()
-        line: dict[str, object] = {"step": step}
-        for name, sums in self.sums.items():
-            sums = self.accelerator.reduce(sums, "sum").cpu()
-            line[name] = _rounded(sums.sum() / counts.sum())
-            if name != "loss":
-                line[f"{name}_by_quarter"] = [_rounded(mean) for mean in sums / counts]
-        line["grad_norm"] = _rounded(self.grad_norm / self.finite_steps)
-        line["learning_rate"] = self.rate
-        line["seconds_per_step"] = _rounded((time.monotonic() - self.started) / steps)
-        line["time"] = time.strftime("%Y-%m-%dT%H:%M:%S")
-        self.accelerator.log({name: value for name, value in line.items() if isinstance(value, float)}, step=step)
-        if self.accelerator.is_main_process:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
-        broken = line["loss"] is None
-        # Under fp16 a gradient that overflows is skipped by the gradient scaler.
-        if self.accelerator.mixed_precision != "fp16":
-            broken |= self.finite_steps.item() < steps
-        if broken:
-            raise FloatingPointError(
-                f"The loss or the gradient was not finite between steps {self.first_step} and {step}: {line}"
-            )
-        self._start(step)
-
-
-def _rounded(value: torch.Tensor | float) -> float | None:
-    """5 digits; None for infinity and NaN (also that of 0 / 0, a mean over nothing), which are no JSON."""
-    return float(f"{float(value):.5g}") if math.isfinite(value) else None
-
-
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[_Flag]:
+    """A flag that SIGTERM and SIGINT set inside the block, in place of ending the process."""
     flag = _Flag()
     previous = {number: signal.signal(number, flag.set) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -329,13 +269,14 @@ class _Flag:
 
 
 def _any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """Each flag, true if it is true in any process."""
     if accelerator.num_processes == 1:
         return list(flags)
     counts = accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=accelerator.device), "sum")
     return (counts > 0).tolist()
 
 
-def _fast_attention(device: torch.device) -> contextlib.AbstractContextManager:
+def _fast_attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
     # On a CPU the fused kernel's bfloat16 backward pass takes 2 to 4 times as long as the plain one, at the lengths of
     # small models: 15 % of a step (torch 2.13).
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()

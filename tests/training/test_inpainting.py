@@ -1,17 +1,18 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import tiny_pipeline, tiny_unet
+from trainings import run_training
 
-from examples import train_inpaint as script
 from glide_pipelines import GLIDEDDPMScheduler, GLIDEInpaintPipeline, GLIDEPipeline
-from glide_pipelines.training import draw_mask, widen_for_inpainting
+from glide_pipelines.training import random_mask, widen_for_inpainting
 from glide_pipelines.training.masks import SHARES
 
 
 @pytest.fixture
 def masks():
-    return [draw_mask(np.random.default_rng(seed), 24, 32)[0] for seed in range(600)]
+    return [random_mask(np.random.default_rng(seed), 24, 32)[0] for seed in range(600)]
 
 
 def test_masks_are_of_the_documented_kinds(masks):
@@ -23,19 +24,19 @@ def test_masks_are_of_the_documented_kinds(masks):
     assert 0.2 < between.mean() < 0.5  # regions worth painting, and something to go by
 
 
-def test_masks_reach_every_part_of_a_picture(masks):
+def test_masks_reach_every_part_of_an_image(masks):
     share = torch.stack(masks).mean(0)
     assert share.min() > 0.1 and share.max() < 0.7
 
 
 def test_a_mask_is_a_function_of_its_generator():
-    first, again = (draw_mask(np.random.default_rng(3), 16, 16) for _ in range(2))
+    first, again = (random_mask(np.random.default_rng(3), 16, 16) for _ in range(2))
     assert torch.equal(first, again)
 
 
 @pytest.mark.parametrize("in_channels", [3, 6])
 def test_a_widened_model_computes_what_the_old_one_did(in_channels):
-    """Whatever the picture and the mask: the first step of the fine-tuning starts from the old model."""
+    """Whatever the image and the mask: the first step of the fine-tuning starts from the old model."""
     old = tiny_unet(in_channels=in_channels)
     new = widen_for_inpainting(old)
     assert new.config.in_channels == in_channels + 4 and new.is_inpainter
@@ -60,7 +61,12 @@ def test_an_inpainting_model_is_not_widened_again():
 
 
 def arguments(tmp_path, stage, source, *more):
-    fixed = {"stage": stage, "output_dir": tmp_path / stage, "pipeline_dir": tmp_path / "pipeline"}
+    fixed = {
+        "dataset_name": "shapes",
+        "stage": stage,
+        "output_dir": tmp_path / stage,
+        "pipeline_dir": tmp_path / "pipeline",
+    }
     fixed |= {"pretrained_model_name_or_path": source, "max_train_steps": 2, "train_batch_size": 2}
     fixed |= {"learning_rate": 1e-2, "ema_decay": 0}
     return [part for name, value in fixed.items() for part in (f"--{name}", str(value))] + list(more)
@@ -71,7 +77,7 @@ def test_two_stages_make_one_inpainting_pipeline(tmp_path):
     before = tiny_pipeline()
     before.register_to_config(low_res_consistency=True)
     before.save_pretrained(source)
-    script.main(arguments(tmp_path, "base", source))
+    run_training("inpaint", arguments(tmp_path, "base", source))
 
     # The other stage comes along, widened and not yet trained.
     pipe = GLIDEInpaintPipeline.from_pretrained(tmp_path / "pipeline")
@@ -85,21 +91,21 @@ def test_two_stages_make_one_inpainting_pipeline(tmp_path):
         pipe.unet.conv_in.weight[:, :3], before.unet.conv_in.weight
     )
 
-    script.main(arguments(tmp_path, "super_res", source, "--crop_size", "16"))
+    run_training("inpaint", arguments(tmp_path, "super_res", source, "--crop_size", "16"))
     both = GLIDEInpaintPipeline.from_pretrained(tmp_path / "pipeline")
     assert both.super_res_unet.conv_in.weight[:, 3:7].any()
     assert torch.equal(both.unet.conv_in.weight, pipe.unet.conv_in.weight)
     assert both.config.low_res_consistency
 
     # And from there on, an inpainting pipeline is what a run starts from.
-    script.main(arguments(tmp_path, "base", tmp_path / "pipeline", "--output_dir", str(tmp_path / "more")))
+    run_training("inpaint", arguments(tmp_path, "base", tmp_path / "pipeline", "--output_dir", str(tmp_path / "more")))
     again = GLIDEInpaintPipeline.from_pretrained(tmp_path / "pipeline")
     assert again.unet.config.in_channels == 7
     assert not torch.equal(again.unet.conv_in.weight, both.unet.conv_in.weight)
 
 
 def test_the_known_part_is_what_the_model_is_shown(tmp_path, monkeypatch):
-    """The masked picture at full size, the small picture whole: as the upsampler meets them when sampling."""
+    """The masked image at full size, the small image whole: as the upsampler meets them when sampling."""
     seen = []
 
     def spy(self, sample, low_res, image, mask):
@@ -111,7 +117,7 @@ def test_the_known_part_is_what_the_model_is_shown(tmp_path, monkeypatch):
     original = GLIDEUNet2DConditionModel._stack_channels
     monkeypatch.setattr(GLIDEUNet2DConditionModel, "_stack_channels", spy)
     tiny_pipeline().save_pretrained(tmp_path / "source")
-    script.main(arguments(tmp_path, "super_res", tmp_path / "source", "--train_batch_size", "8"))
+    run_training("inpaint", arguments(tmp_path, "super_res", tmp_path / "source", "--train_batch_size", "8"))
     low_res, image, mask = (torch.cat(parts) for parts in zip(*seen, strict=True))
     assert 0 < mask.mean() < 1
     reduced = torch.nn.functional.avg_pool2d(image, 4)
@@ -125,9 +131,9 @@ def test_resuming_equals_never_stopping(tmp_path):
         own = ["--output_dir", str(tmp_path / name), "--pipeline_dir", str(tmp_path / f"{name}-pipeline")]
         if name == "parts":
             first = arguments(tmp_path, "base", source, *own, "--checkpointing_steps", "1")
-            script.main([*first, "--max_train_steps", "1"])
+            run_training("inpaint", [*first, "--max_train_steps", "1"])
             own += ["--resume_from_checkpoint", "latest"]
-        script.main(arguments(tmp_path, "base", source, *own))
+        run_training("inpaint", arguments(tmp_path, "base", source, *own))
     whole, parts = (GLIDEPipeline.load_config(tmp_path / f"{name}-pipeline") for name in ("whole", "parts"))
     assert whole["_class_name"] == parts["_class_name"] == "GLIDEInpaintPipeline"
     whole, parts = (GLIDEInpaintPipeline.from_pretrained(tmp_path / f"{name}-pipeline") for name in ("whole", "parts"))
@@ -136,6 +142,16 @@ def test_resuming_equals_never_stopping(tmp_path):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_widened_model_is_as_ready_to_draw_as_the_old_one(training):
-    """With dropout, which OpenAI's models have, a model in training mode draws something else each time."""
+def test_a_widened_model_is_as_ready_to_sample_as_the_old_one(training):
+    """With dropout, which OpenAI's models have, a model in training mode generates something else each time."""
     assert widen_for_inpainting(tiny_unet().train(training)).training is training
+
+
+def test_only_the_shapes_world_has_a_model_to_start_from_by_default(tmp_path):
+    """On a person's own images the checkpoint of coloured shapes would be a silent choice."""
+    own = ["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path / "run"), "--max_train_steps", "1"]
+    pytest.importorskip("datasets")
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "black"}\n')
+    with pytest.raises(ValueError, match="`pretrained_model_name_or_path` must name the pipeline to start from"):
+        run_training("inpaint", own)

@@ -1,4 +1,6 @@
 import pytest
+import torch
+from transformers import get_wsd_schedule
 
 from glide_pipelines.training import LearningRate
 
@@ -14,6 +16,17 @@ def test_decay_over_the_last_steps():
     cosine = LearningRate(1.0, 100, decay="cosine", decay_steps=20)
     assert [cosine(step) for step in (0, 80, 90, 100)] == pytest.approx([1, 1, 0.5, 0])
     assert LearningRate(1.0, 110, 10, "linear")(60) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_it_is_the_warmup_stable_decay_schedule_one_step_ahead(decay):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    schedule = get_wsd_schedule(optimizer, 11, 30, num_stable_steps=59, decay_type=decay)
+    rate = LearningRate(2.0, 99, warmup_steps=10, decay=decay, decay_steps=30)
+    for step in range(99):
+        optimizer.step()
+        schedule.step()
+        assert rate(step) == pytest.approx(schedule.get_last_lr()[0], abs=1e-9)
 
 
 def test_the_end_can_be_moved():

@@ -7,32 +7,39 @@ from glide_pipelines import GLIDEDDPMScheduler
 from glide_pipelines.training import HybridLoss, TimestepWeighting
 
 
-def draw(weighting, number, seed=0, first=0):
-    return np.array([weighting.draw(index, seed) for index in range(first, first + number)])
+def sample(weighting, number, seed=0, first=0):
+    return np.array([weighting.sample(index, seed) for index in range(first, first + number)])
 
 
 def test_uniform_by_default_in_every_run_of_examples():
     weighting = TimestepWeighting(1000)
     for first in (0, 12_345_678_901):
-        drawn = draw(weighting, 10_000, first=first)
-        counts = np.bincount(drawn, minlength=1000)
+        sampled = sample(weighting, 10_000, first=first)
+        counts = np.bincount(sampled, minlength=1000)
         assert len(counts) == 1000 and counts.min() >= 8 and counts.max() <= 12
-    assert draw(weighting, 8, seed=1).tolist() != draw(weighting, 8, seed=2).tolist()
+    assert sample(weighting, 8, seed=1).tolist() != sample(weighting, 8, seed=2).tolist()
 
 
-def test_noisy_share_moves_timesteps_to_the_noisier_half():
-    drawn = draw(TimestepWeighting(1000, noisy_share=0.3), 10_000)
-    assert (drawn >= 500).mean() == pytest.approx(0.3 + 0.7 / 2, abs=0.002)
-    assert np.bincount(drawn // 100).tolist() == pytest.approx([700] * 5 + [1300] * 5, abs=10)
-    drawn = draw(TimestepWeighting(1000, noisy_share=-0.5), 10_000)
-    assert np.bincount(drawn // 100).tolist() == pytest.approx([1500] * 5 + [500] * 5, abs=10)
+@pytest.mark.parametrize(
+    ("strategy", "multiplier", "portion", "counts"),
+    [
+        ("later", 3, 0.5, [500] * 5 + [1500] * 5),
+        ("earlier", 3, 0.5, [1500] * 5 + [500] * 5),
+        ("later", 6, 0.2, [500] * 8 + [3000] * 2),
+        ("earlier", 0.5, 0.2, [500 / 0.9] * 2 + [1000 / 0.9] * 8),
+    ],
+)
+def test_a_bias_samples_a_portion_so_many_times_more_often(strategy, multiplier, portion, counts):
+    """As the weights of diffusers' SDXL script do: multiplied there, and normalised."""
+    sampled = sample(TimestepWeighting(1000, strategy, multiplier, portion), 10_000)
+    assert np.bincount(sampled // 100).tolist() == pytest.approx(counts, abs=10)
 
 
-@pytest.mark.parametrize("noisy_share", [0.3, -0.3])
-def test_the_bound_stays_the_same_bound(noisy_share):
+@pytest.mark.parametrize(("strategy", "multiplier", "portion"), [("later", 2, 0.5), ("earlier", 4, 0.3)])
+def test_the_bound_stays_the_same_bound(strategy, multiplier, portion):
     process = GLIDEDDPMScheduler().train_process
-    weighting = TimestepWeighting(1000, noisy_share, snr_weight_range=(1, 5))
-    timesteps = torch.from_numpy(draw(weighting, 20_000))
+    weighting = TimestepWeighting(1000, strategy, multiplier, portion, snr_weight_range=(1, 5))
+    timesteps = torch.from_numpy(sample(weighting, 20_000))
     bound = timesteps.float() ** 2
     loss = HybridLoss(mse=torch.zeros_like(bound), vb=bound, vb_scale=1.0)
     uniform = torch.arange(1000.0).square().mean()
@@ -56,7 +63,21 @@ def test_weights_go_to_a_device_in_float32():
         assert weighting.apply(loss, GLIDEDDPMScheduler().train_process, timesteps).dtype == torch.float32
 
 
-@pytest.mark.parametrize("change", [{"noisy_share": 1.0}, {"noisy_share": -1.0}, {"snr_weight_range": (5, 1)}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"timestep_bias_strategy": "range", "timestep_bias_multiplier": 2.0},
+        {"timestep_bias_multiplier": -1.0, "timestep_bias_strategy": "later"},
+        {"timestep_bias_multiplier": 2.0},
+        {"timestep_bias_portion": 1.0},
+        {"snr_weight_range": (5, 1)},
+    ],
+)
 def test_values_out_of_range_are_named(change):
     with pytest.raises(ValueError, match=f"`{next(iter(change))}`"):
         TimestepWeighting(1000, **change)
+
+
+def test_a_strategy_without_a_multiplier_is_no_silent_choice():
+    with pytest.raises(ValueError, match="`timestep_bias_strategy` and `timestep_bias_multiplier` go together"):
+        TimestepWeighting(1000, "later")

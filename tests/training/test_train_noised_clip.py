@@ -5,10 +5,11 @@ import pytest
 import torch
 from test_train_text_to_image import launch
 from tiny import tiny_pipeline
+from trainings import run_training
 from transformers import AutoTokenizer
 
-from examples import train_noised_clip as script
-from glide_pipelines import NoisedCLIPModel
+from glide_cli import UserError, train
+from glide_pipelines import NoisedCLIPModel, training
 from glide_pipelines.models.noised_clip import contrastive_loss
 
 
@@ -30,8 +31,8 @@ SIZES = {
     },
     "projection_dim": 8,
 }
-SCRIPT = Path(script.__file__)
-BASE = SCRIPT.parent / "model_configs" / "shapes_base.json"
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_noised_clip.py"
+BASE = train.MODEL_CONFIGS / "shapes_base.json"
 
 
 @pytest.fixture
@@ -40,8 +41,9 @@ def arguments(tmp_path):
     tiny_pipeline(upsampler=False).save_pretrained(tmp_path / "guided")
     (tmp_path / "sizes.json").write_text(json.dumps(SIZES))
 
-    def make(name, *more, steps=2):
-        fixed = {"model_config": tmp_path / "sizes.json", "guided_model": tmp_path / "guided"}
+    def make(name, *more, steps=2, dataset_name="shapes"):
+        fixed = {"dataset_name": dataset_name} if dataset_name else {}
+        fixed |= {"model_config": tmp_path / "sizes.json", "guided_model": tmp_path / "guided"}
         fixed |= {"output_dir": tmp_path / name, "max_train_steps": steps, "train_batch_size": 4}
         fixed |= {"learning_rate": 1e-2, "ema_decay": 0.5, "adam_epsilon": 1e-3}
         return [part for name, value in fixed.items() for part in (f"--{name}", str(value))] + list(more)
@@ -50,7 +52,7 @@ def arguments(tmp_path):
 
 
 def test_a_trained_model_opens_with_its_tokenizer_and_can_be_trained_on(arguments, tmp_path):
-    script.main(arguments("first", "--save_dtype", "fp16", "--logging_steps", "1"))
+    run_training("noised-clip", arguments("first", "--save_dtype", "fp16", "--logging_steps", "1"))
     folder = tmp_path / "first" / "model"
     model, tokenizer = NoisedCLIPModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.config.text_config.vocab_size == len(tokenizer)
@@ -59,30 +61,35 @@ def test_a_trained_model_opens_with_its_tokenizer_and_can_be_trained_on(argument
     assert [line["step"] for line in lines] == [1, 2]
     assert all(0 <= line["accuracy"] <= 1 and line["loss"] > 0 for line in lines)
 
-    script.main(arguments("more", "--pretrained_model_name_or_path", str(folder)))
+    run_training("noised-clip", arguments("more", "--pretrained_model_name_or_path", str(folder)))
     more = NoisedCLIPModel.from_pretrained(tmp_path / "more" / "model")
     assert not torch.equal(more.visual_projection.weight, model.visual_projection.weight)
 
 
-def test_cleaner_timesteps_may_be_drawn_more_often(arguments, monkeypatch):
+def test_cleaner_timesteps_may_be_sampled_more_often(arguments, monkeypatch):
     def clean_share(*more):
         seen = []
         with monkeypatch.context() as patch:
-            patch.setattr(script, "train", lambda accelerator, config, model, dataset, *rest: seen.append(dataset) or 0)
-            script.main(arguments("run", *more))
+            patch.setattr(training, "train", lambda *arguments: seen.append(arguments[3]) or 0)
+            run_training("noised-clip", arguments("run", *more))
         drawn = [int(seen[0][index]["timesteps"]) for index in range(200)]
         return sum(timestep < 500 for timestep in drawn) / len(drawn)
 
     assert clean_share() == pytest.approx(0.5, abs=0.02)
-    assert clean_share("--noisy_share", "-0.9") == pytest.approx(0.95, abs=0.02)
+    bias = ["--timestep_bias_strategy", "earlier", "--timestep_bias_multiplier", "19", "--timestep_bias_portion", "0.5"]
+    assert clean_share(*bias) == pytest.approx(0.95, abs=0.02)
+    with pytest.warns(FutureWarning, match="`--noisy_share` is deprecated: pass `--timestep_bias_strategy`"):
+        assert clean_share("--noisy_share", "-0.9") == pytest.approx(0.95, abs=0.02)
 
 
 def test_two_processes_equal_one_with_twice_the_batch(arguments, tmp_path):
     """Each sees the other's captions as negatives, and gradients flow back through them; also across a resumption."""
-    script.main(arguments("one", "--train_batch_size", "8", steps=3))
+    run_training("noised-clip", arguments("one", "--train_batch_size", "8", steps=3))
     result = launch(2, arguments("two", "--checkpointing_steps", "2"), SCRIPT)
     assert result.returncode == 0, result.stderr
-    script.main(arguments("two", "--train_batch_size", "8", "--resume_from_checkpoint", "latest", steps=3))
+    run_training(
+        "noised-clip", arguments("two", "--train_batch_size", "8", "--resume_from_checkpoint", "latest", steps=3)
+    )
     one, two = (NoisedCLIPModel.from_pretrained(tmp_path / name / "model") for name in ("one", "two"))
     for (name, expected), got in zip(one.named_parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0, msg=name)
@@ -94,13 +101,13 @@ def test_the_loss_is_that_of_the_global_batch(arguments, tmp_path):
     """Not of each process's half: with twice as many captions to choose from it starts at log 8, not log 4."""
     still = ["--learning_rate", "1e-9", "--logging_steps", "1"]
     assert launch(2, arguments("two", *still, steps=1), SCRIPT).returncode == 0
-    script.main(arguments("one", *still, "--train_batch_size", "8", steps=1))
+    run_training("noised-clip", arguments("one", *still, "--train_batch_size", "8", steps=1))
     two, one = (json.loads((tmp_path / name / "log.jsonl").read_text()) for name in ("two", "one"))
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
     assert two["accuracy"] == one["accuracy"]
 
 
-def test_captions_that_repeat_are_right_for_each_others_pictures(arguments, tmp_path, monkeypatch):
+def test_captions_that_repeat_are_right_for_each_others_images(arguments, tmp_path, monkeypatch):
     seen = []
 
     def spy(images, texts, scale, positives):
@@ -118,7 +125,7 @@ def test_captions_that_repeat_are_right_for_each_others_pictures(arguments, tmp_
         rows.append({"file_name": f"{index}.png", "text": caption})
     pytest.importorskip("datasets")
     (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    script.main(arguments("run", "--train_data_dir", str(data), steps=1))
+    run_training("noised-clip", arguments("run", "--train_data_dir", str(data), steps=1, dataset_name=None))
     (positives,) = seen
     assert positives.sum(dim=1).sort().values.tolist() == [1, 1, 2, 2]
     assert torch.equal(positives, positives.T) and positives.diagonal().all()
@@ -127,11 +134,12 @@ def test_captions_that_repeat_are_right_for_each_others_pictures(arguments, tmp_
 def test_the_temperature_stays_below_100(arguments, tmp_path):
     sizes = SIZES | {"logit_scale_init_value": 6.0}
     (tmp_path / "hot.json").write_text(json.dumps(sizes))
-    script.main(arguments("run", "--model_config", str(tmp_path / "hot.json"), "--ema_decay", "0"))
+    run_training("noised-clip", arguments("run", "--model_config", str(tmp_path / "hot.json"), "--ema_decay", "0"))
     model = NoisedCLIPModel.from_pretrained(tmp_path / "run" / "model")
     assert model.logit_scale.exp().item() < 101
 
 
+@pytest.mark.filterwarnings("ignore:`--noisy_share`:FutureWarning")
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -144,20 +152,35 @@ def test_the_temperature_stays_below_100(arguments, tmp_path):
         (["--push_to_hub"], "`push_to_hub` and `hub_model_id` go together"),
         (["--noisy_share", "-1"], "`noisy_share` must be between -1 and 1, got -1.0"),
         (["--proportion_full_captions", "2"], "`proportion_full_captions` must lie between 0 and 1, got 2.0"),
-        (
-            ["--proportion_full_captions", "1", "--train_data_dir", "x"],
-            "`proportion_full_captions` is for the shapes world",
-        ),
     ],
 )
 def test_bad_arguments_are_named(arguments, more, message):
-    with pytest.raises(ValueError) as error:
-        script.main(arguments("run", *more))
+    with pytest.raises((ValueError, UserError)) as error:
+        run_training("noised-clip", arguments("run", *more))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "There is no training data: pass `--train_data_dir`"),
+        (["--train_data_dir", "x", "--proportion_full_captions", "1"], "`proportion_full_captions` is for the shapes"),
+    ],
+)
+def test_bad_data_arguments_are_named(arguments, more, message):
+    with pytest.raises(UserError, match=message):
+        run_training("noised-clip", arguments("run", *more, dataset_name=None))
+
+
+def test_only_the_shapes_world_has_a_model_to_guide_by_default(tmp_path):
+    """On a person's own images the tokenizer and the noise schedule of coloured shapes would be a silent choice."""
+    own = ["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path / "run"), "--max_train_steps", "1"]
+    with pytest.raises(ValueError, match="`guided_model` must name the pipeline that is to be guided"):
+        run_training("noised-clip", own)
 
 
 def test_a_model_for_another_number_of_timesteps_is_refused(arguments, tmp_path):
     sizes = SIZES | {"vision_config": SIZES["vision_config"] | {"num_train_timesteps": 100}}
     (tmp_path / "short.json").write_text(json.dumps(sizes))
     with pytest.raises(ValueError, match="`guided_model` has 1000 timesteps, the noised CLIP 100"):
-        script.main(arguments("run", "--model_config", str(tmp_path / "short.json")))
+        run_training("noised-clip", arguments("run", "--model_config", str(tmp_path / "short.json")))

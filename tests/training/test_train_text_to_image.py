@@ -7,23 +7,34 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import accelerate
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny_pipeline, tiny_text_encoder
+from trainings import parse, run_training
 from transformers import GPT2Tokenizer
 
-from examples import train_text_to_image as script
-from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler, GLIDEPipeline, GLIDEUNet2DConditionModel
+from glide_cli import UserError, hub
+from glide_cli import train as command
+from glide_cli.train_options import training_config
+from glide_pipelines import (
+    GLIDEDDIMScheduler,
+    GLIDEDDPMScheduler,
+    GLIDEPipeline,
+    GLIDEUNet2DConditionModel,
+    shapes_checkpoint,
+    training,
+)
 from glide_pipelines.shapes import train_tokenizer
-from glide_pipelines.training import arguments as training_arguments
-from glide_pipelines.training import stages
+from glide_pipelines.training import LearningRate, PipelineParts, TrainingConfig, save_validation_images
 
 
 ROOT = Path(__file__).parents[2]
-NOISED_CLIP = ROOT / "examples" / "model_configs" / "shapes_noised_clip.json"
+NOISED_CLIP = command.MODEL_CONFIGS / "shapes_noised_clip.json"
 SMALL = {
     "text_encoder": {
         "hidden_size": 16,
@@ -56,7 +67,7 @@ def tokenizer(tmp_path_factory):
 def arguments(tmp_path, tokenizer):
     """Arguments of a tiny run of a stage."""
 
-    def make(stage, *more, steps=2):
+    def make(stage, *more, steps=2, dataset_name="shapes"):
         sizes = json.loads(json.dumps(SMALL))
         if stage == "super_res":
             sizes["unet"] |= {"sample_size": 32, "in_channels": 6}
@@ -67,6 +78,8 @@ def arguments(tmp_path, tokenizer):
         fixed = {"stage": stage, "model_config": path, "output_dir": tmp_path / stage, "max_train_steps": steps}
         fixed |= {"train_batch_size": 2, "pipeline_dir": tmp_path / "pipeline"}
         fixed |= {"tokenizer_name": tokenizer}
+        if dataset_name is not None:
+            fixed["dataset_name"] = dataset_name
         return [part for name, value in fixed.items() for part in (f"--{name}", str(value))] + list(more)
 
     return make
@@ -74,10 +87,10 @@ def arguments(tmp_path, tokenizer):
 
 def test_two_stages_make_one_pipeline(arguments, tmp_path, monkeypatch):
     # The upsampler may be ready first.
-    script.main(arguments("super_res", "--save_dtype", "fp16"))
+    run_training("text-to-image", arguments("super_res", "--save_dtype", "fp16"))
     folder = tmp_path / "pipeline"
     assert not (folder / "model_index.json").exists()
-    script.main(arguments("base", "--save_dtype", "fp16"))
+    run_training("text-to-image", arguments("base", "--save_dtype", "fp16"))
     assert not list(tmp_path.glob("*.partial"))
 
     pipe = GLIDEPipeline.from_pretrained(folder)
@@ -87,14 +100,14 @@ def test_two_stages_make_one_pipeline(arguments, tmp_path, monkeypatch):
     assert pipe.super_res_scheduler.config.beta_schedule == "linear"
     assert pipe.config.prompt_domain == "shapes"
     assert load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.bias"].dtype == torch.float16
-    picture = pipe("a red circle", num_inference_steps=2, super_res_num_inference_steps=2).images[0]
-    assert picture.size == (32, 32)
+    image = pipe("a red circle", num_inference_steps=2, super_res_num_inference_steps=2).images[0]
+    assert image.size == (32, 32)
 
     # Going on from it trains the same model further, at its own sizes, and leaves the other stage as it is.
     more = ["--pretrained_model_name_or_path", str(folder), "--learning_rate", "1e-2", "--ema_decay", "0"]
     for target in (folder, tmp_path / "tuned"):
         run = str(tmp_path / f"to-{target.name}")
-        script.main(arguments("base", *more, "--output_dir", run, "--pipeline_dir", str(target)))
+        run_training("text-to-image", arguments("base", *more, "--output_dir", run, "--pipeline_dir", str(target)))
         tuned = GLIDEPipeline.from_pretrained(target)
         assert not torch.equal(tuned.unet.conv_in.weight, pipe.unet.conv_in.weight)
         assert torch.equal(tuned.super_res_unet.conv_in.weight, pipe.super_res_unet.conv_in.weight)
@@ -104,14 +117,14 @@ def test_two_stages_make_one_pipeline(arguments, tmp_path, monkeypatch):
 @pytest.mark.parametrize("recorded", [True, None])
 def test_the_other_stage_keeps_its_consistency(arguments, tmp_path, recorded):
     """Also where `model_index.json` was written before there was any."""
-    script.main(arguments("super_res", steps=1))
-    script.main(arguments("base", steps=1))
+    run_training("text-to-image", arguments("super_res", steps=1))
+    run_training("text-to-image", arguments("base", steps=1))
     path = tmp_path / "pipeline" / "model_index.json"
     index = json.loads(path.read_text()) | {"low_res_consistency": recorded}
     if recorded is None:
         del index["low_res_consistency"]
     path.write_text(json.dumps(index))
-    script.main(arguments("base", "--output_dir", str(tmp_path / "again"), steps=1))
+    run_training("text-to-image", arguments("base", "--output_dir", str(tmp_path / "again"), steps=1))
     assert json.loads(path.read_text())["low_res_consistency"] is bool(recorded)
 
 
@@ -121,93 +134,122 @@ def test_a_tokenizer_without_padding_pads_with_the_end(arguments, tokenizer, tmp
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(tokenizer / name, tmp_path / "bare")
     assert GPT2Tokenizer.from_pretrained(tmp_path / "bare").pad_token is None
-    args = script.parse_args(arguments("base", "--tokenizer_name", str(tmp_path / "bare")))
-    bare = script.build_components(args)["tokenizer"]
-    assert bare.pad_token == bare.eos_token
-    script.main(arguments("base", "--tokenizer_name", str(tmp_path / "bare")))
-    assert GLIDEPipeline.from_pretrained(tmp_path / "pipeline").tokenizer.pad_token == bare.eos_token
+    run_training("text-to-image", arguments("base", "--tokenizer_name", str(tmp_path / "bare")))
+    trained = GLIDEPipeline.from_pretrained(tmp_path / "pipeline").tokenizer
+    assert trained.pad_token == trained.eos_token == "<|endoftext|>"
 
 
-def test_a_folder_of_pictures(arguments, tmp_path):
+@pytest.fixture
+def image_folder(tmp_path):
     pytest.importorskip("datasets")
     data = tmp_path / "data"
     data.mkdir()
     rows = []
     for index in range(3):
         Image.new("RGB", (24, 16), (60 * index, 0, 0)).save(data / f"{index}.png")
-        rows.append({"file_name": f"{index}.png", "caption": f"picture {index}"})
+        rows.append({"file_name": f"{index}.png", "caption": f"A Lighthouse {index}"})
     (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    script.main(arguments("base", "--train_data_dir", str(data), "--caption_column", "caption"))
+    return ["--train_data_dir", str(data), "--caption_column", "caption"]
+
+
+def test_a_folder_of_images(arguments, image_folder, tmp_path):
+    run_training("text-to-image", arguments("base", *image_folder, dataset_name=None))
     pipe = GLIDEPipeline.from_pretrained(tmp_path / "pipeline")
     assert pipe.config.prompt_domain is None and pipe.super_res_unet is None
 
 
+def test_a_new_model_reads_the_captions_that_it_is_trained_on(arguments, image_folder, tmp_path, capsys):
+    """In tokens of its own, of lower case like its prompts; not in those of the shapes world."""
+
+    def train(stage, *more):
+        options = arguments(stage, *image_folder, *more, dataset_name=None)
+        place = options.index("--tokenizer_name")
+        run_training("text-to-image", options[:place] + options[place + 2 :])
+        return capsys.readouterr().out
+
+    assert "tokenizer of 270 entries on the captions of data" in train("base")
+    tokenizer = GLIDEPipeline.from_pretrained(tmp_path / "pipeline").tokenizer
+    assert tokenizer.tokenize("a lighthouse") == ["a", "Ġlighthouse"]
+    # The upsampler beside it must read the same tokens, whatever it is trained on.
+    assert f"The tokenizer is that of the pipeline, {tmp_path / 'pipeline' / 'tokenizer'}" in train("super_res")
+    assert GLIDEPipeline.from_pretrained(tmp_path / "pipeline").tokenizer.get_vocab() == tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("more", [[], ["--pretrained_model_name_or_path", str(shapes_checkpoint())]])
+def test_nothing_is_trained_without_data(arguments, tmp_path, more):
+    """Least of all a person's own model on coloured shapes."""
+    with pytest.raises(UserError, match=r"no training data: pass `--train_data_dir`, .* `--dataset_name`, .* `shapes`"):
+        run_training("text-to-image", arguments("base", *more, dataset_name=None))
+    assert not (tmp_path / "base").exists()
+
+
+def test_the_defaults_are_the_library_s():
+    config = training_config(parse("text-to-image", ["--output_dir", "x", "--max_train_steps", "3"]))
+    assert config == TrainingConfig(output_dir="x", max_train_steps=3, learning_rate=LearningRate(1e-4, 3))
+
+
 def test_a_stopped_run_makes_no_pipeline(arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stages, "train", lambda *_, **__: 1)
-    script.main(arguments("base"))
+    monkeypatch.setattr(training, "train_stage", lambda *_, **__: 1)
+    run_training("text-to-image", arguments("base"))
     assert "Stopped at step 1 of 2" in capsys.readouterr().out
     assert not (tmp_path / "pipeline").exists()
 
 
-def test_validation_pictures_come_with_each_checkpoint_and_change_nothing(arguments, tmp_path):
+def test_validation_images_come_with_each_checkpoint_and_change_nothing(arguments, tmp_path):
     """Not even the random numbers of a dropout that follows."""
     sizes = json.loads(json.dumps(SMALL))
     sizes["unet"]["dropout"] = 0.3
     (tmp_path / "dropout.json").write_text(json.dumps(sizes))
     fixed = ["--checkpointing_steps", "1", "--learning_rate", "1e-2", "--model_config", str(tmp_path / "dropout.json")]
-    for name, more in (("plain", []), ("drawn", ["--validation_prompts", "a red circle", "a blue star"])):
+    for name, more in (("plain", []), ("sampled", ["--validation_prompts", "a red circle", "a blue star"])):
         own = ["--output_dir", str(tmp_path / name), "--pipeline_dir", str(tmp_path / f"{name}-pipeline")]
-        script.main(arguments("base", *fixed, *own, *more))
-    pictures = sorted((tmp_path / "drawn" / "validation").iterdir())
-    assert [path.name for path in pictures] == ["step-000001.png", "step-000002.png"]
-    assert Image.open(pictures[0]).size == (16, 8)  # two of 8 pixels beside each other
-    plain, drawn = (
+        run_training("text-to-image", arguments("base", *fixed, *own, *more))
+    images = sorted((tmp_path / "sampled" / "validation").iterdir())
+    assert [path.name for path in images] == ["step-000001.png", "step-000002.png"]
+    assert Image.open(images[0]).size == (16, 8)  # two of 8 pixels beside each other
+    plain, sampled = (
         load_file(tmp_path / f"{name}-pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
-        for name in ("plain", "drawn")
+        for name in ("plain", "sampled")
     )
-    assert all(torch.equal(drawn[name], value) for name, value in plain.items())
+    assert all(torch.equal(sampled[name], value) for name, value in plain.items())
 
 
-def test_validation_pictures_are_drawn_where_the_trained_stage_is(tmp_path, monkeypatch):
+def test_validation_images_are_sampled_where_the_trained_stage_is(tmp_path, monkeypatch):
     """accelerate moves what is trained; the other stage is still where it was loaded."""
     pair = tiny_pipeline()
     pair.register_to_config(default_guidance_scale=2.0)
     pair.save_pretrained(tmp_path / "pair")
-    components = stages.load_stage(GLIDEPipeline, str(tmp_path / "pair"), "base")
-    components["unet"].to("meta"), components["text_encoder"].to("meta")
-    drawn = []
+    parts = PipelineParts.from_pretrained(GLIDEPipeline, tmp_path / "pair", "base")
+    parts.stage.to("meta")
+    calls = []
 
-    def draw(pipe, prompts, generator):
+    def sample(pipe, prompts, generator):
         networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-        drawn.append(([network.device.type for network in networks], pipe.default_guidance_scale))
+        calls.append(([network.device.type for network in networks], pipe.default_guidance_scale))
         return SimpleNamespace(images=[Image.new("RGB", (8, 8)) for _ in prompts])
 
-    monkeypatch.setattr(GLIDEPipeline, "__call__", draw)
+    monkeypatch.setattr(GLIDEPipeline, "__call__", sample)
     monkeypatch.setattr(torch.nn.Module, "cpu", lambda network: network.to_empty(device="cpu"))  # "meta" has no values
-    args = SimpleNamespace(
-        stage="base", low_res_consistency=False, validation_prompts=["a"], seed=0, output_dir=tmp_path
-    )
-    script.draw_validation_pictures(args, components, 1)
-    assert drawn == [(["meta"] * 4, 2.0)]
-    others = [part for part in components["others"].values() if isinstance(part, torch.nn.Module)]
-    assert [part.device.type for part in others] == ["cpu"] * 2  # the memory is the training's again
+    save_validation_images(parts, ["a"], 0, tmp_path / "validation" / "1.png")
+    assert calls == [(["meta"] * 4, 2.0)]
+    assert {parameter.device.type for parameter in parts.other.parameters()} == {"cpu"}  # training needs the memory
 
 
 def test_a_new_resolution_is_the_model_s(arguments, tmp_path, monkeypatch, capsys):
     tiny_pipeline().save_pretrained(tmp_path / "pair")
     pair = ["--pretrained_model_name_or_path", str(tmp_path / "pair")]
-    script.main(arguments("base", *pair, "--resolution", "16", steps=1))
+    run_training("text-to-image", arguments("base", *pair, "--resolution", "16", steps=1))
     assert GLIDEUNet2DConditionModel.load_config(tmp_path / "pipeline" / "unet")["sample_size"] == 16
     assert "will have to enlarge 2 times: train it next" in capsys.readouterr().out
-    # The upsampler learns to enlarge what that base draws, not what a quarter of it would be or the pair's own base.
-    seen, drawn = [], []
-    make_dataset, call = stages.make_dataset, GLIDEPipeline.__call__
-    monkeypatch.setattr(stages, "make_dataset", lambda *a: seen.append(made := make_dataset(*a)) or made)
-    monkeypatch.setattr(GLIDEPipeline, "__call__", lambda pipe, *a, **k: drawn.append(pipe) or call(pipe, *a, **k))
+    # The upsampler learns to enlarge that base's images, not a quarter of its own or those of the pair's base.
+    seen, sampled = [], []
+    make_dataset, call = command.make_dataset, GLIDEPipeline.__call__
+    monkeypatch.setattr(command, "make_dataset", lambda *a: seen.append(made := make_dataset(*a)) or made)
+    monkeypatch.setattr(GLIDEPipeline, "__call__", lambda pipe, *a, **k: sampled.append(pipe) or call(pipe, *a, **k))
     more = ["--validation_prompts", "a", "--checkpointing_steps", "1"]
-    script.main(arguments("super_res", *pair, *more, steps=1))
+    run_training("text-to-image", arguments("super_res", *pair, *more, steps=1))
     assert seen[0].low_resolution.low_resolution == 16
-    assert [pipe.scale_factor for pipe in drawn] == [2]
+    assert [pipe.scale_factor for pipe in sampled] == [2]
 
 
 def test_the_base_of_a_pair_cannot_get_a_size_that_does_not_suit_the_upsampler(arguments, tmp_path):
@@ -216,38 +258,53 @@ def test_the_base_of_a_pair_cannot_get_a_size_that_does_not_suit_the_upsampler(a
     with pytest.raises(
         ValueError, match=r"whole number of times the base's 12, got 32\. Start from a pipeline without"
     ):
-        script.main(arguments("base", *more))
+        run_training("text-to-image", arguments("base", *more))
 
 
 def test_a_pipeline_with_another_scheduler_is_trained_and_keeps_it(arguments, tmp_path):
     pipe = tiny_pipeline()
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.save_pretrained(tmp_path / "solver")
-    script.main(arguments("base", "--pretrained_model_name_or_path", str(tmp_path / "solver"), steps=1))
+    run_training(
+        "text-to-image", arguments("base", "--pretrained_model_name_or_path", str(tmp_path / "solver"), steps=1)
+    )
     trained = GLIDEPipeline.from_pretrained(tmp_path / "pipeline")
     assert isinstance(trained.scheduler, DPMSolverMultistepScheduler)
 
 
-def test_the_trained_pipeline_is_uploaded(arguments, tmp_path, monkeypatch, capsys):
-    uploads = []
+@pytest.mark.parametrize("has_card", [False, True])
+def test_the_trained_pipeline_is_uploaded_with_a_card(arguments, tmp_path, monkeypatch, capsys, has_card):
+    """A card that is there already may have been written by a person, and stays."""
+    uploads, cards = [], []
 
     class Hub:
         def create_repo(self, repo_id, exist_ok):
             assert exist_ok
 
+        def file_exists(self, repo_id, filename):
+            return has_card
+
         def upload_folder(self, repo_id, folder_path):
             uploads.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
             return "https://hub/commit/1"
 
-    monkeypatch.setattr(training_arguments, "HfApi", Hub)
-    script.main(arguments("base", "--push_to_hub", "--hub_model_id", "someone/shapes"))
+    monkeypatch.setattr(hub, "HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.ModelCard.push_to_hub", lambda card, repo_id: cards.append((repo_id, card)))
+    run_training("text-to-image", arguments("base", "--push_to_hub", "--hub_model_id", "someone/shapes"))
     assert uploads == [("someone/shapes", ["model_index.json", "scheduler", "text_encoder", "tokenizer", "unet"])]
     assert "https://hub/commit/1" in capsys.readouterr().out
+    if has_card:
+        assert not cards
+        return
+    [(repo_id, card)] = cards
+    assert repo_id == "someone/shapes" and card.data.pipeline_tag == "text-to-image"
+    assert 'GLIDEPipeline.from_pretrained("someone/shapes")' in card.text
+    assert "Trained on the shapes world" in card.text and "| steps | 2 |" in card.text
 
 
-def test_a_tracker_is_told_what_the_log_holds(arguments, monkeypatch):
+def test_a_tracker_gets_what_the_log_holds(arguments, monkeypatch):
     logged = []
-    from accelerate.tracking import GeneralTracker
+    accelerator_class = accelerate.Accelerator
 
     class Tracker(GeneralTracker):
         name, requires_logging_directory, main_process_only = "test", False, True
@@ -263,11 +320,10 @@ def test_a_tracker_is_told_what_the_log_holds(arguments, monkeypatch):
         def log(self, values, step, **_):
             logged.append((step, values))
 
-    accelerator_class = training_arguments.Accelerator
     monkeypatch.setattr(
-        training_arguments, "Accelerator", lambda **settings: accelerator_class(**settings | {"log_with": Tracker()})
+        accelerate, "Accelerator", lambda **settings: accelerator_class(**settings | {"log_with": Tracker()})
     )
-    script.main(arguments("base", "--report_to", "test", "--logging_steps", "1"))
+    run_training("text-to-image", arguments("base", "--report_to", "test", "--logging_steps", "1"))
     assert [step for step, _ in logged] == [1, 2]
     assert {"loss", "mse", "vb", "grad_norm", "learning_rate"} <= set(logged[0][1])
 
@@ -284,21 +340,33 @@ def test_a_tracker_is_told_what_the_log_holds(arguments, monkeypatch):
             ["--model_config", str(NOISED_CLIP)],
             "shapes_noised_clip.json is of another kind of model: it lacks 'text_encoder'",
         ),
-        (["--train_data_dir", "nothing"], "`train_data_dir` must be a folder, got 'nothing'"),
-        (["--dataset_name", "shapes", "--train_data_dir", "x"], "only one of `dataset_name` and `train_data_dir`"),
+        (["--train_data_dir", "x"], "only one of `dataset_name` and `train_data_dir`"),
         (["--resume_from_checkpoint", "checkpoint-7"], "`resume_from_checkpoint` must be 'latest' or a checkpoint"),
         (
             ["--num_objects_shares", "1", "1", "1"],
             "`num_objects_shares` must be three shares whose sum is 1, got (1.0,",
         ),
-        (["--num_objects_shares", "1", "0", "0", "--train_data_dir", "x"], "`num_objects_shares` is for the shapes"),
+        (["--timestep_bias_multiplier", "2"], "`timestep_bias_strategy` and `timestep_bias_multiplier` go together"),
         (["--crop_size", "16"], "`crop_size` is for the stage super_res"),
         (["--proportion_empty_prompts", "2"], "`proportion_empty_prompts` must lie between 0 and 1"),
     ],
 )
 def test_bad_arguments_are_named(arguments, more, message):
-    with pytest.raises(ValueError) as error:
-        script.main(arguments("base", *more))
+    with pytest.raises((ValueError, UserError)) as error:
+        run_training("text-to-image", arguments("base", *more))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--train_data_dir", "nothing"], "`train_data_dir` must be a folder, got 'nothing'"),
+        (["--num_objects_shares", "1", "0", "0", "--train_data_dir", "x"], "`num_objects_shares` is for the shapes"),
+    ],
+)
+def test_bad_data_arguments_are_named(arguments, more, message):
+    with pytest.raises((ValueError, UserError)) as error:
+        run_training("text-to-image", arguments("base", *more, dataset_name=None))
     assert message in str(error.value)
 
 
@@ -325,16 +393,17 @@ def test_bad_arguments_of_the_upsampler_are_named(arguments, tmp_path, more, mes
     if more[1] in ("{folder}", "{pair}"):
         tiny_pipeline(upsampler=more[1] == "{pair}").save_pretrained(tmp_path / "other")
         more = [more[0], str(tmp_path / "other"), *more[2:]]
-    with pytest.raises(ValueError) as error:
-        script.main(arguments("super_res", *more))
+    with pytest.raises((ValueError, UserError)) as error:
+        run_training("text-to-image", arguments("super_res", *more))
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize("how", [["--gradient_checkpointing"], ["--dataloader_num_workers", "1"]])
 def test_how_a_step_is_computed_does_not_change_it(arguments, tmp_path, how):
     for name, more in (("plain", []), ("other", how)):
-        script.main(
-            arguments("base", *more, "--pipeline_dir", str(tmp_path / name), "--output_dir", str(tmp_path / name))
+        run_training(
+            "text-to-image",
+            arguments("base", *more, "--pipeline_dir", str(tmp_path / name), "--output_dir", str(tmp_path / name)),
         )
     for part in ("unet/diffusion_pytorch_model", "text_encoder/model"):
         plain, other = (load_file(tmp_path / name / f"{part}.safetensors") for name in ("plain", "other"))
@@ -358,7 +427,7 @@ def test_two_processes_equal_one_at_the_same_global_batch(arguments, tmp_path):
     # Where the gradient is zero in exact arithmetic, AdamW would blow rounding up to full steps.
     common = ["--adam_epsilon", "1e-3", "--learning_rate", "1e-2", "--ema_decay", "0.5"]
     one = [*common, "--output_dir", str(tmp_path / "one"), "--pipeline_dir", str(tmp_path / "p1")]
-    script.main(arguments("base", *one, "--train_batch_size", "4", steps=3))
+    run_training("text-to-image", arguments("base", *one, "--train_batch_size", "4", steps=3))
     two = [*common, "--output_dir", str(tmp_path / "two"), "--pipeline_dir", str(tmp_path / "p2")]
     launched = arguments("base", *two, steps=2)
     place = launched.index("--tokenizer_name")
@@ -366,7 +435,7 @@ def test_two_processes_equal_one_at_the_same_global_batch(arguments, tmp_path):
     result = launch(2, launched)
     assert result.returncode == 0, result.stderr
     resume = ["--train_batch_size", "4", "--resume_from_checkpoint", "latest"]
-    script.main(arguments("base", *two, *resume, steps=3))
+    run_training("text-to-image", arguments("base", *two, *resume, steps=3))
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").open()] for name in ("one", "two")]
     assert [line["step"] for line in logs[1]] == [2, 3]
     for part in ("unet/diffusion_pytorch_model", "text_encoder/model"):
@@ -387,30 +456,30 @@ def test_an_error_is_one_line(arguments):
     )
 
 
-def test_the_base_starts_from_an_encoder_that_reads(arguments, tmp_path, monkeypatch):
+def test_the_base_starts_from_a_pretrained_encoder(arguments, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples")
-    import train_shapes_text_encoder as reading
+    import train_shapes_text_encoder as pretraining
 
     config = tmp_path / "sizes.json"
     config.write_text(json.dumps(SMALL))
     options = ["--model_config", str(config), "--max_train_steps", "2", "--train_batch_size", "4"]
-    reading.main(["--output_dir", str(tmp_path / "reader"), *options])
+    assert pretraining.main(["--output_dir", str(tmp_path / "reader"), *options]) == 0
     reader = load_file(tmp_path / "reader" / "model.safetensors")
 
     # At a learning rate that moves nothing, what comes out is what went in.
     more = ["--text_encoder_name_or_path", str(tmp_path / "reader"), "--learning_rate", "1e-30"]
     tokenizer = ["--tokenizer_name", str(tmp_path / "reader"), "--adam_weight_decay", "0"]
-    script.main(arguments("base", *more, *tokenizer))
+    run_training("text-to-image", arguments("base", *more, *tokenizer))
     trained = load_file(tmp_path / "pipeline" / "text_encoder" / "model.safetensors")
     assert reader.keys() == trained.keys()
     assert all(torch.equal(reader[name], trained[name]) for name in reader)
 
     # A pipeline's encoder may be replaced too; frozen, it stays as it is at any rate.
-    reading.main(["--output_dir", str(tmp_path / "again"), *options, "--seed", "1"])
+    assert pretraining.main(["--output_dir", str(tmp_path / "again"), *options, "--seed", "1"]) == 0
     more = ["--pretrained_model_name_or_path", str(tmp_path / "pipeline"), "--learning_rate", "1e-2"]
     more += ["--text_encoder_name_or_path", str(tmp_path / "again"), "--freeze_text_encoder", "--ema_decay", "0"]
     before = load_file(tmp_path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
-    script.main(arguments("base", *more, "--output_dir", str(tmp_path / "second")))
+    run_training("text-to-image", arguments("base", *more, "--output_dir", str(tmp_path / "second")))
     again, trained = (load_file(tmp_path / name / "model.safetensors") for name in ("again", "pipeline/text_encoder"))
     assert all(torch.equal(again[name], trained[name]) for name in again)
     after = load_file(tmp_path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
@@ -421,7 +490,7 @@ def test_a_frozen_text_encoder_may_be_thawed_on_resuming(arguments, tmp_path):
     more = ["--learning_rate", "1e-2", "--ema_decay", "0", "--resume_from_checkpoint", "latest"]
     weights = []
     for steps, freeze in ((1, ["--freeze_text_encoder"]), (2, ["--freeze_text_encoder"]), (3, [])):
-        script.main(arguments("base", *more, *freeze, steps=steps))
+        run_training("text-to-image", arguments("base", *more, *freeze, steps=steps))
         weights.append(load_file(tmp_path / "pipeline" / "text_encoder" / "model.safetensors"))
     first, second, third = weights
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -431,4 +500,4 @@ def test_a_frozen_text_encoder_may_be_thawed_on_resuming(arguments, tmp_path):
 def test_a_text_encoder_of_other_sizes_is_refused(arguments, tmp_path):
     tiny_text_encoder().save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="`text_encoder_name_or_path`: vocab_size must be 388 for this model, got 258"):
-        script.main(arguments("base", "--text_encoder_name_or_path", str(tmp_path / "other")))
+        run_training("text-to-image", arguments("base", "--text_encoder_name_or_path", str(tmp_path / "other")))

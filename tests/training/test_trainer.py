@@ -6,15 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from tiny import tiny_text_encoder, tiny_tokenizer, tiny_unet
 
 from glide_pipelines import GLIDEDDPMScheduler
+from glide_pipelines.sampling import Stage
+from glide_pipelines.shapes import ShapesSource
 from glide_pipelines.training import (
     LearningRate,
-    ShapesSource,
-    TextConditionedUNet,
     TextToImageDataset,
     TimestepWeighting,
     TrainingConfig,
@@ -51,15 +50,14 @@ def make_config(output_dir, **changes):
 def run(config, mixed_precision="no", compute_loss=None, dropout=0.2, dataset=None):
     """One training run in this process; returns the model and the number of steps done."""
     scheduler = GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2")
-    weighting = TimestepWeighting(1000, noisy_share=0.2)
+    weighting = TimestepWeighting(1000, "later", 1.5, 0.5)
     dataset = dataset or TextToImageDataset(ShapesSource(8, 0), tiny_tokenizer(), weighting, config.seed)
     accelerator = Accelerator(
         cpu=True,
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
     )
-    model = TextConditionedUNet(tiny_text_encoder(0), tiny_unet(seed=1, dropout=dropout))
-    set_seed(0)
+    model = Stage("base", tiny_text_encoder(0), tiny_unet(seed=1, dropout=dropout))
     compute_loss = compute_loss or text_to_image_loss(scheduler, weighting)
     return model, train(accelerator, config, model, dataset, compute_loss, 1000)
 
@@ -243,7 +241,7 @@ def test_the_log_tells_the_quarters_apart(tmp_path):
     lines = read_log(tmp_path)
     assert [line["step"] for line in lines] == [2, 4]
     assert lines[0]["mse_by_quarter"] == [0, 1, 2, 3]
-    # (0 + 1) * 0.8 and (2 + 3) * 1.2 over 4.
+    # (0 + 1) * 0.8 and (2 + 3) * 1.2, over 4.
     assert lines[0]["loss"] == pytest.approx(1.7, abs=0.1)
     assert lines[0]["learning_rate"] == pytest.approx(1e-3) and lines[0]["seconds_per_step"] > 0
 

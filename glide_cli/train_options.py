@@ -1,0 +1,334 @@
+"""The options that the trainings share, named as in diffusers' own scripts, and the values that they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+from .options import Parser
+
+
+if TYPE_CHECKING:  # importing these takes seconds
+    import datasets
+    import torch
+    from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
+
+    from glide_pipelines.training import TimestepWeighting, TrainingConfig
+    from glide_pipelines.training.sources import Source
+
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+SHAPES = "shapes"  # the name of the dataset that is made as it is needed
+
+
+def add_data_options(parser: Parser) -> None:
+    """Which images and captions, and how the images are cropped."""
+    add = parser.add_argument_group("data: --dataset_name or --train_data_dir").add_argument
+    add("--dataset_name", help='a dataset on the Hub, or "shapes", the world of coloured shapes, without a download')
+    add("--train_data_dir", help="folder of images with a metadata.jsonl")
+    add("--image_column", default="image", help="column of the images (default: %(default)s)")
+    add("--caption_column", default="text", help="column of the captions (default: %(default)s)")
+    add("--resolution", type=int, help="width and height of the images, which become the model's; by default its own")
+    add("--center_crop", action="store_true", help="crop the centre; otherwise at random")
+    add("--random_flip", action="store_true", help="mirror half of the images (wrong where captions say left)")
+    add(
+        "--num_objects_shares",
+        type=float,
+        nargs=3,
+        metavar="SHARE",
+        help="of shapes: shares of scenes with one, two and three objects (default: 0.4 0.4 0.2)",
+    )
+
+
+def add_stage_options(parser: Parser) -> None:
+    """Which of the two diffusion models is trained, on what noise, and where it goes."""
+    add = parser.add_argument_group("stage").add_argument
+    add(
+        "--stage",
+        choices=("base", "super_res"),
+        default="base",
+        help="which of the two models (default: %(default)s)",
+    )
+    add("--pipeline_dir", help="the pipeline that the trained stage becomes part of; by default OUTPUT_DIR/pipeline")
+    add("--crop_size", type=int, help="super_res: train on crops of this size")
+    add("--low_resolution", type=int, help="super_res: size of the small image; by default the base's, or a quarter")
+    add(
+        "--low_res_blur",
+        type=float,
+        default=0.0,
+        help="super_res: largest blur of the small image (default: %(default)s)",
+    )
+    add(
+        "--low_res_noise",
+        type=float,
+        default=0.0,
+        help="super_res: largest standard deviation of noise in the small image (default: %(default)s)",
+    )
+    add("--low_res_consistency", action="store_true", help="super_res: sampling keeps the colours of the small image")
+    add("--freeze_text_encoder", action="store_true", help="train the UNet only")
+    add(
+        "--proportion_empty_prompts",
+        type=float,
+        default=0.2,
+        help="share of captions that are replaced by the empty one (default: %(default)s)",
+    )
+    add(
+        "--noise_offset",
+        type=float,
+        default=0.0,
+        help="standard deviation of a constant on each channel's noise (default: %(default)s)",
+    )
+    add("--snr_weight_range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="weight by clamp(1/SNR, LOW, HIGH)")
+    add_timestep_options(add)
+
+
+def add_timestep_options(add: Callable[..., Any]) -> None:
+    """Which timesteps are trained on more often than others, as in diffusers' SDXL script."""
+    add(
+        "--timestep_bias_strategy",
+        choices=("none", "earlier", "later"),
+        default="none",
+        help="which timesteps are sampled more often: the later, noisy ones or the earlier, clean ones "
+        "(default: %(default)s)",
+    )
+    add(
+        "--timestep_bias_multiplier",
+        type=float,
+        default=1.0,
+        help="how many times more often (default: %(default)s)",
+    )
+    add(
+        "--timestep_bias_portion",
+        type=float,
+        default=0.25,
+        help="their share of all timesteps (default: %(default)s)",
+    )
+    add("--noisy_share", type=float, help=argparse.SUPPRESS)  # deprecated
+
+
+def add_run_options(parser: Parser) -> None:
+    """How a run goes, what it logs and what it keeps. The defaults are those of [`TrainingConfig`]."""
+    add = parser.add_argument_group("run").add_argument
+    add("--output_dir", required=True, help="folder of the run: log and checkpoints")
+    add("--save_dtype", choices=DTYPES, default="fp32", help="of the trained model (default: %(default)s)")
+    add("--push_to_hub", action="store_true", help="upload the trained model")
+    add("--hub_model_id", help="repository to upload to, such as name/model")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--max_train_steps", type=int, required=True, help="steps in all, those before a resumption included")
+    add("--train_batch_size", type=int, default=16, help="per process (default: %(default)s)")
+    add("--gradient_accumulation_steps", type=int, default=1, help="batches per step (default: %(default)s)")
+    add("--gradient_checkpointing", action="store_true", help="recompute in the backward pass, to save memory")
+    add("--learning_rate", type=float, default=1e-4, help="default: %(default)s")
+    add("--lr_scheduler", default="constant", help="constant, linear or cosine decay (default: %(default)s)")
+    add("--lr_warmup_steps", type=int, default=0, help="default: %(default)s")
+    add("--lr_decay_steps", type=int, help="length of the decay at the end; by default all after the warm-up")
+    add("--adam_beta1", type=float, default=0.9, help="default: %(default)s")
+    add("--adam_beta2", type=float, default=0.999, help="default: %(default)s")
+    add("--adam_weight_decay", type=float, default=0.01, help="default: %(default)s")
+    add("--adam_epsilon", type=float, default=1e-8, help="default: %(default)s")
+    add("--max_grad_norm", type=float, default=1.0, help="clip the gradient to it (default: %(default)s)")
+    add("--ema_decay", type=float, default=0.9999, help="0 keeps no moving average (default: %(default)s)")
+    add("--mixed_precision", choices=("no", "fp16", "bf16"), help="by default what accelerate is configured for")
+    add("--checkpointing_steps", type=int, help="steps between two checkpoints")
+    add("--checkpointing_minutes", type=float, help="minutes between two checkpoints")
+    add("--checkpoints_total_limit", type=int, help="how many checkpoints to keep")
+    add("--resume_from_checkpoint", help='"latest", or a checkpoint')
+    add("--report_to", help="tensorboard, wandb or another of accelerate's trackers, beside OUTPUT_DIR/log.jsonl")
+    add("--logging_steps", type=int, default=50, help="steps that a line of the log covers (default: %(default)s)")
+    add("--dataloader_num_workers", type=int, default=0, help="processes that load images (default: %(default)s)")
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse options that contradict each other, before anything is loaded.
+
+    Raises:
+        UserError: naming them.
+    """
+    if args.dataset_name is not None and args.train_data_dir is not None:
+        raise UserError("Pass only one of `dataset_name` and `train_data_dir`.")
+    if args.dataset_name is None and args.train_data_dir is None:
+        raise UserError(
+            "There is no training data: pass `--train_data_dir`, a folder of images with a metadata.jsonl, or "
+            "`--dataset_name`, a dataset on the Hub or `shapes`."
+        )
+    if args.push_to_hub != (args.hub_model_id is not None):
+        raise UserError("`push_to_hub` and `hub_model_id` go together.")
+    for name in ("proportion_full_captions", "num_objects_shares"):
+        if getattr(args, name, None) and args.dataset_name != SHAPES:
+            raise UserError(f"`{name}` is for the shapes world.")
+    if getattr(args, "stage", None) == "base":
+        for name in ("crop_size", "low_resolution", "low_res_blur", "low_res_noise", "low_res_consistency"):
+            if getattr(args, name):
+                raise UserError(f"`{name}` is for the stage super_res.")
+
+
+def read_sizes(path: str | Path, *parts: str) -> dict[str, dict[str, Any]]:
+    """The sizes of a model's parts in the JSON file that `--model_config` names.
+
+    Raises:
+        ValueError: if there is no such file, or it lacks a part.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"`model_config` must be a JSON file, got {str(path)!r}.")
+    try:
+        sizes = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"`model_config` {path} is no JSON: {error}") from error
+    for part in parts:
+        if not isinstance(sizes, dict) or not isinstance(sizes.get(part), dict):
+            raise ValueError(f"`model_config` {path} is of another kind of model: it lacks {part!r}.")
+    return sizes
+
+
+@dataclass
+class TrainingData:
+    """The images and captions that the options name: a dataset's, or without `rows` those of the shapes world."""
+
+    args: argparse.Namespace
+    rows: datasets.Dataset | None
+
+    @classmethod
+    def load(cls, args: argparse.Namespace) -> TrainingData:
+        """Find the dataset.
+
+        Raises:
+            ImportError: if `datasets` is not installed.
+            ValueError: if there is no such folder, column or caption.
+        """
+        if args.dataset_name == SHAPES:
+            return cls(args, None)
+        if args.train_data_dir is not None and not Path(args.train_data_dir).is_dir():
+            raise ValueError(f"`train_data_dir` must be a folder, got {args.train_data_dir!r}.")
+        from glide_pipelines.datasets import check_captions, load_captioned_rows
+
+        rows = load_captioned_rows(
+            args.dataset_name, args.train_data_dir, args.image_column, args.caption_column, "train"
+        )
+        check_captions(rows[args.caption_column][:], args.caption_column)
+        return cls(args, rows)
+
+    @property
+    def name(self) -> str:
+        """For people to read."""
+        return (
+            "the shapes world" if self.rows is None else self.args.dataset_name or Path(self.args.train_data_dir).name
+        )
+
+    @property
+    def prompt_domain(self) -> str | None:
+        """The setting of a pipeline that is trained on the data."""
+        if self.rows is not None:
+            return None
+        from glide_pipelines.shapes import ShapesSource
+
+        return ShapesSource.prompt_domain
+
+    def source(self, resolution: int) -> Source:
+        """The examples, as images of this width and height."""
+        args = self.args
+        if self.rows is None:
+            from glide_pipelines.shapes import ShapesSource
+
+            full_captions = getattr(args, "proportion_full_captions", 0.0)
+            return ShapesSource(resolution, args.seed, full_captions, args.num_objects_shares)
+        from glide_pipelines.training import DatasetSource
+
+        columns = {"image_column": args.image_column, "caption_column": args.caption_column}
+        crops = {"center_crop": args.center_crop, "random_flip": args.random_flip}
+        return DatasetSource(self.rows, resolution, args.seed, **columns, **crops)
+
+    def new_tokenizer(self, accelerator: Accelerator, context: int) -> PreTrainedTokenizerBase:
+        """The tokenizer of `OUTPUT_DIR/tokenizer`, which is trained on the captions unless it is there already.
+
+        Args:
+            accelerator (`Accelerator`): Its main process says what is done.
+            context (`int`): Context of the text encoder, in tokens.
+        """
+        from transformers import GPT2Tokenizer
+
+        folder = Path(self.args.output_dir) / "tokenizer"
+        if (folder / "tokenizer_config.json").exists():  # another process trained it, or an earlier run
+            accelerator.print(f"The tokenizer is {folder}, which was there.")
+            return GPT2Tokenizer.from_pretrained(folder)
+        from glide_pipelines import models, shapes
+        from glide_pipelines.datasets import captions_of
+
+        if self.rows is None:
+            size = shapes.train_tokenizer(folder, model_max_length=context)
+        else:
+            captions = (caption for row in self.rows[self.args.caption_column] for caption in captions_of(row))
+            size = models.train_tokenizer(folder, captions, model_max_length=context)
+        accelerator.print(
+            f"Trained a byte-level BPE tokenizer of {size} entries on the captions of {self.name}: {folder}. "
+            "(--tokenizer_name takes another one.)"
+        )
+        return GPT2Tokenizer.from_pretrained(folder)
+
+
+def training_config(args: argparse.Namespace) -> TrainingConfig:
+    """The [`TrainingConfig`] of the options of [`add_run_options`]."""
+    from dataclasses import fields
+
+    from glide_pipelines.training import LearningRate, TrainingConfig
+
+    learning_rate = LearningRate(
+        args.learning_rate, args.max_train_steps, args.lr_warmup_steps, args.lr_scheduler, args.lr_decay_steps
+    )
+    names = {field.name for field in fields(TrainingConfig)} - {"learning_rate"}
+    return TrainingConfig(learning_rate=learning_rate, **{name: getattr(args, name) for name in names})
+
+
+def timestep_weighting(args: argparse.Namespace, num_train_timesteps: int) -> TimestepWeighting:
+    """The [`TimestepWeighting`] of the options of [`add_timestep_options`] and `--snr_weight_range`."""
+    from glide_pipelines.training import TimestepWeighting
+
+    strategy, multiplier = args.timestep_bias_strategy, args.timestep_bias_multiplier
+    portion = args.timestep_bias_portion
+    if args.noisy_share is not None:
+        warnings.warn(
+            "`--noisy_share` is deprecated: pass `--timestep_bias_strategy`, `--timestep_bias_multiplier` and "
+            "`--timestep_bias_portion 0.5`.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        if strategy != "none":
+            raise ValueError("Pass only one of `noisy_share` and `timestep_bias_strategy`.")
+        if not -1 < args.noisy_share < 1:
+            raise ValueError(f"`noisy_share` must be between -1 and 1, got {args.noisy_share}.")
+        if args.noisy_share:
+            strategy, portion = "later" if args.noisy_share > 0 else "earlier", 0.5
+            multiplier = (1 + abs(args.noisy_share)) / (1 - abs(args.noisy_share))
+    snr_weight_range = getattr(args, "snr_weight_range", None)
+    return TimestepWeighting(
+        num_train_timesteps, strategy, multiplier, portion, tuple(snr_weight_range) if snr_weight_range else None
+    )
+
+
+def save_dtype(args: argparse.Namespace) -> torch.dtype:
+    """The number format of `--save_dtype`."""
+    import torch
+
+    return getattr(torch, DTYPES[args.save_dtype])
+
+
+def make_accelerator(args: argparse.Namespace) -> Accelerator:
+    """The `Accelerator` of the options of [`add_run_options`], with its tracker started."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        log_with=args.report_to,
+        project_dir=args.output_dir,
+    )
+    if args.report_to is not None:
+        plain = {name: value for name, value in vars(args).items() if isinstance(value, int | float | str)}
+        accelerator.init_trackers("glide-pipelines", config=plain)
+    return accelerator

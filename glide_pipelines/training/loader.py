@@ -1,0 +1,74 @@
+"""The loader of a run: which process takes which examples, and workers that outlive a signal to stop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class _MicroBatches(Sampler[list[int]]):
+    """The numbers of the examples in each micro batch of one process, step after step."""
+
+    def __init__(self, first: int, steps: int, batch_size: int, accumulation: int, rank: int, world: int) -> None:
+        self.first, self.steps, self.batch_size = first, steps, batch_size
+        self.accumulation, self.rank, self.world = accumulation, rank, world
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        own = self.batch_size * self.accumulation
+        for step in range(self.steps):
+            start = self.first + (step * self.world + self.rank) * own
+            for micro in range(self.accumulation):
+                begin = start + micro * self.batch_size
+                yield list(range(begin, begin + self.batch_size))
+
+
+def make_loader(
+    dataset: Dataset[Any],
+    first: int,
+    steps: int,
+    batch_size: int,
+    accumulation: int,
+    rank: int,
+    world: int,
+    num_workers: int,
+) -> DataLoader[Any]:
+    """One process's share of `steps` steps that begin at example number `first`.
+
+    A step takes `world * accumulation * batch_size` neighbouring examples, so the number of processes does not change
+    what a step is made of.
+
+    Args:
+        dataset (`Dataset`): Examples by number, without end.
+        first (`int`): Number of the first example.
+        steps (`int`): Optimizer steps.
+        batch_size (`int`): Examples per process and micro batch.
+        accumulation (`int`): Micro batches per step.
+        rank, world (`int`): Which process this is, of how many.
+        num_workers (`int`): Worker processes; 0 makes the examples in this one.
+
+    Returns:
+        `DataLoader`: one micro batch after the other.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=_MicroBatches(first, steps, batch_size, accumulation, rank, world),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        # Its own: a loader takes a number from its generator when it starts, and dropout uses the global one.
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_ignore_signals,
+    )
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C and `timeout` reach the whole process group, and a worker that ends would end the run with an error: the
+    trainer decides when to stop."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,91 @@
+"""The log of a run: one JSON object per line, which hides nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+
+class TrainingLog:
+    """Means over the steps since the last line: of all timesteps, and of each quarter of them, whose losses differ by
+    orders of magnitude. Trackers get what the file gets.
+
+    Args:
+        accelerator (`Accelerator`): Knows the processes and the trackers.
+        path (`Path`): The file, which is appended to.
+        num_train_timesteps (`int`): Steps T of the process.
+        step (`int`): Steps done before.
+    """
+
+    def __init__(self, accelerator: Accelerator, path: Path, num_train_timesteps: int, step: int) -> None:
+        self.accelerator = accelerator
+        self.path = path
+        self.num_train_timesteps = num_train_timesteps
+        self._start(step)
+
+    def _start(self, step: int) -> None:
+        self.first_step, self.started = step, time.monotonic()
+        self.counts = torch.zeros(4, device=self.accelerator.device)
+        self.sums: dict[str, torch.Tensor] = {}
+        # Sum of the finite norms, and their number.
+        self.grad_norm, self.finite_steps = torch.zeros(2, device=self.accelerator.device)
+        self.rate = 0.0
+
+    def add(self, timesteps: torch.Tensor, metrics: dict[str, torch.Tensor]) -> None:
+        """Add the values `[B]` of examples with these timesteps `[B]`."""
+        quarter = timesteps * 4 // self.num_train_timesteps
+        self.counts += torch.bincount(quarter, minlength=4)
+        for name, values in metrics.items():
+            sums = self.sums.setdefault(name, torch.zeros_like(self.counts))
+            sums.index_add_(0, quarter, values.detach().to(sums.dtype))
+
+    def add_gradient(self, norm: torch.Tensor, rate: float) -> None:
+        """Add the norm of a step's gradient, and set the step's learning rate."""
+        finite = norm.isfinite()
+        self.grad_norm += norm.detach().where(finite, 0.0)
+        self.finite_steps += finite
+        self.rate = rate
+
+    def flush(self, step: int) -> None:
+        """Write a line, unless no step was done since the last one. Every process must call it.
+
+        Raises:
+            FloatingPointError: if the loss or a gradient was not finite.
+        """
+        steps = step - self.first_step
+        if steps == 0:
+            return
+        counts = self.accelerator.reduce(self.counts, "sum").cpu()
+        line: dict[str, object] = {"step": step}
+        for name, sums in self.sums.items():
+            sums = self.accelerator.reduce(sums, "sum").cpu()
+            line[name] = _rounded(sums.sum() / counts.sum())
+            if name != "loss":
+                line[f"{name}_by_quarter"] = [_rounded(mean) for mean in sums / counts]
+        line["grad_norm"] = _rounded(self.grad_norm / self.finite_steps)
+        line["learning_rate"] = self.rate
+        line["seconds_per_step"] = _rounded((time.monotonic() - self.started) / steps)
+        line["time"] = time.strftime("%Y-%m-%dT%H:%M:%S")
+        self.accelerator.log({name: value for name, value in line.items() if isinstance(value, float)}, step=step)
+        if self.accelerator.is_main_process:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+        broken = line["loss"] is None
+        # Under fp16 a gradient that overflows is skipped by the gradient scaler.
+        if self.accelerator.mixed_precision != "fp16":
+            broken |= self.finite_steps.item() < steps
+        if broken:
+            raise FloatingPointError(
+                f"The loss or the gradient was not finite between steps {self.first_step} and {step}: {line}"
+            )
+        self._start(step)
+
+
+def _rounded(value: torch.Tensor | float) -> float | None:
+    """Five digits; None for infinity and NaN (of 0 / 0 too, a mean of nothing), which JSON does not have."""
+    return float(f"{float(value):.5g}") if math.isfinite(value) else None

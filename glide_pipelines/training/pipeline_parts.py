@@ -1,0 +1,160 @@
+"""A pipeline whose stage is trained: load it, give it its size, and put the stage back beside the other one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from transformers import PreTrainedTokenizerBase
+
+from ..files import updated_folder
+from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
+from ..sampling import Stage, scale_factor
+from ..schedulers import GLIDEDDPMScheduler
+
+
+OTHER = {"base": "super_res", "super_res": "base"}
+
+
+@dataclass
+class PipelineParts:
+    """The stage that is trained, and what else makes up its pipeline.
+
+    Attributes:
+        pipeline_class (`type[DiffusionPipeline]`): What the stage becomes a part of.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of both stages.
+        stage ([`Stage`]): The stage that is trained.
+        other ([`Stage`], *optional*): The other stage, if there is one.
+        low_res_consistency (`bool`, defaults to `False`): As the pipeline was saved, see [`GLIDEPipeline`].
+        default_guidance_scale (`float`, *optional*): As the pipeline was saved, see [`GLIDEPipeline`].
+        settings (`dict[str, Any]`): Further settings of the pipeline, which go before the saved ones.
+    """
+
+    pipeline_class: type[DiffusionPipeline]
+    tokenizer: PreTrainedTokenizerBase
+    stage: Stage
+    other: Stage | None = None
+    low_res_consistency: bool = False
+    default_guidance_scale: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_pretrained(cls, pipeline_class: type[DiffusionPipeline], path: str | Path, name: str) -> PipelineParts:
+        """Load a pipeline to train one of its stages, in float32.
+
+        Args:
+            pipeline_class (`type[DiffusionPipeline]`): What opens it.
+            path (`str` or `Path`): A folder or a Hub id.
+            name (`str`): The stage, `"base"` or `"super_res"`.
+
+        Raises:
+            ValueError: if the pipeline does not have the stage.
+        """
+        pipeline = pipeline_class.from_pretrained(path, dtype=torch.float32)
+        stage, other = Stage.of(pipeline, name), Stage.of(pipeline, OTHER[name])
+        if stage is None:
+            raise ValueError(f"`pretrained_model_name_or_path` has no {name} model: {path}")
+        return cls(
+            pipeline_class,
+            pipeline.tokenizer,
+            stage,
+            other,
+            pipeline.config.low_res_consistency,
+            pipeline.config.default_guidance_scale,
+        )
+
+    @property
+    def resolution(self) -> int:
+        """Width and height of the images that the stage is trained on, in pixels."""
+        return self.stage.sample_size[0]
+
+    @property
+    def other_resolution(self) -> int | None:
+        """Width and height of the other stage's images, if there is one."""
+        return None if self.other is None else self.other.sample_size[0]
+
+    def set_resolution(self, size: int) -> None:
+        """Make a size in pixels that of the trained stage; the pipeline will generate it.
+
+        Raises:
+            ValueError: if the stage cannot generate images of that size, or does not fit the other stage then.
+        """
+        unet = self.stage.unet
+        if size < 1 or size % unet.size_multiple:
+            multiple = unet.size_multiple
+            raise ValueError(f"`resolution` must be a positive multiple of {multiple} for this model, got {size}.")
+        if self.other_resolution is not None:
+            is_base = self.stage.name == "base"
+            base, large = (size, self.other_resolution) if is_base else (self.other_resolution, size)
+            try:
+                scale_factor(large, base)
+            except ValueError as error:
+                advice = " Start from a pipeline without an upsampler, and train one afterwards." if is_base else ""
+                raise ValueError(f"{error}{advice}") from error
+        unet.register_to_config(sample_size=size)
+
+    def join(self, folder: str | Path) -> None:
+        """Take the other stage and the saved settings from the folder that the trained stage will be saved into, as far
+        as they are there. They replace those of the pipeline that was loaded."""
+        folder = Path(folder)
+        paths = [folder / name for name in Stage.component_names(OTHER[self.stage.name])]
+        if all(path.is_dir() for path in paths):
+            self.other = _load_stage(OTHER[self.stage.name], *paths)
+        if (folder / self.pipeline_class.config_name).is_file():
+            saved = self.pipeline_class.load_config(folder)
+            self.low_res_consistency = saved.get("low_res_consistency") or False
+            self.default_guidance_scale = saved.get("default_guidance_scale")
+
+    def pipeline(self) -> DiffusionPipeline:
+        """The pipeline of both stages, or of the base alone.
+
+        Raises:
+            ValueError: if there is no base.
+        """
+        if self.stage.name != "base" and self.other is None:
+            raise ValueError("A pipeline needs a base model, and there is only the upsampler.")
+        saved = {
+            "low_res_consistency": self.low_res_consistency,
+            "default_guidance_scale": self.default_guidance_scale,
+        }
+        return self.pipeline_class(**self._components(), **saved | self.settings)
+
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Save the pipeline, with the other stage that is in the folder by now, or else the one that was loaded.
+
+        An upsampler whose base is still to come is saved as components, which the base joins later.
+
+        Args:
+            folder (`str` or `Path`): Components in it are replaced once all new ones are written.
+            dtype (`torch.dtype`, defaults to `torch.float32`): Number format of the saved weights. The networks are
+                converted to it.
+        """
+        self.join(folder)  # another run may have saved the other stage meanwhile
+        for stage in (self.stage, self.other):
+            if stage is not None:
+                stage.to(dtype)
+        with updated_folder(Path(folder)) as temporary:
+            if self.stage.name == "base" or self.other is not None:
+                self.pipeline().save_pretrained(temporary)
+            else:
+                for name, component in self._components().items():
+                    component.save_pretrained(temporary / name)
+
+    def _components(self) -> dict[str, Any]:
+        other = {} if self.other is None else self.other.components()
+        return {"tokenizer": self.tokenizer, **self.stage.components(), **other}
+
+
+def _load_stage(name: str, text_encoder: Path, unet: Path, scheduler: Path) -> Stage:
+    """A stage that another run saved, in float32."""
+    scheduler_class = getattr(diffusers, GLIDEDDPMScheduler.load_config(scheduler)["_class_name"])
+    return Stage(
+        name,
+        GLIDETextEncoder.from_pretrained(text_encoder, dtype=torch.float32),
+        GLIDEUNet2DConditionModel.from_pretrained(unet, dtype=torch.float32),
+        scheduler_class.from_pretrained(scheduler),
+    )
