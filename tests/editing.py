@@ -4,6 +4,7 @@ import contextlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 
@@ -23,7 +24,8 @@ def inputs_of(unet):
     """What the network is given, a dictionary for each time that it runs."""
     seen = []
     hook = unet.register_forward_pre_hook(
-        lambda m, args, kwargs: seen.append({"sample": args[0]} | kwargs), with_kwargs=True
+        lambda m, args, kwargs: seen.append(dict(zip(("sample", "timestep"), args, strict=False)) | kwargs),
+        with_kwargs=True,
     )
     try:
         yield seen
@@ -39,8 +41,8 @@ def quiet(pipe):
 @contextlib.contextmanager
 def refused(pipe, error, message):
     """The error comes before any network runs."""
-    networks = (pipe.text_encoder, pipe.unet, pipe.super_res_text_encoder, pipe.super_res_unet)
-    hooks = [n.register_forward_pre_hook(lambda *_: pytest.fail("a network ran")) for n in networks if n is not None]
+    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    hooks = [n.register_forward_pre_hook(lambda *_: pytest.fail("a network ran")) for n in networks]
     try:
         with pytest.raises(error, match=message):
             yield

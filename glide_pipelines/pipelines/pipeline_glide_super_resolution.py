@@ -240,7 +240,8 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase, StableDiffusionLoraLoaderM
             padded_size = self._padded((height, width))
             unet = self._tiled(max(padded_size), tile_size, tile_overlap)
             if latents is not None:
-                check_latents("latents", latents, (call.num_images, 3, *padded_size))
+                name = "latents" if super_res_latents is None else "super_res_latents"
+                check_latents(name, latents, (call.num_images, 3, *padded_size))
             self._bind_cond_fns(call, padded_size)
 
             # 2. Encode the prompts.

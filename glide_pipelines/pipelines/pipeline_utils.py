@@ -212,7 +212,8 @@ class GLIDEPipelineBase(PromptedPipeline):
                 prefix=stage.prefix,
             )
             # Only a stage in implicit mode takes its steps several times.
-            state.num_timesteps += num_steps(runs[name], 1 if stage.unet.is_inpainter else num_resample)
+            resamples = num_resample > 1 and not stage.unet.is_inpainter
+            state.num_timesteps += num_steps(runs[name], num_resample if resamples else 1)
         call = Call(
             state=state,
             batch_size=batch_size,

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 from transformers import BatchEncoding
 
-from ..models import tokenize_prompts
+from ..models import GLIDETextEncoder, tokenize_prompts
 from ..sampling import STAGE_PREFIXES, Stage
 from .input_checks import check_embeds, check_prompt
 
@@ -71,29 +71,31 @@ class PromptedPipeline(DiffusionPipeline):
             ValueError: if there is no prompt in either form, or guidance needs the negative one, and there is nothing
                 to encode it with.
         """
-        stages = self.stages
-        base, super_res = stages.get("base"), stages.get("super_res")
-        given = prompt_embeds if base is not None else super_res_prompt_embeds
-        if prompt is None and given is None:
+        encoders = {name: Stage.text_encoder_of(self, name) for name in STAGE_PREFIXES}
+        has_base = encoders["base"] is not None or "base" in self.stages
+        if prompt is None and (prompt_embeds if has_base else super_res_prompt_embeds) is None:
             raise ValueError("Pass `prompt` or `prompt_embeds`: there is nothing to encode.")
         device = device or self._execution_device
-        tokens = None if prompt is None else self.tokenize(prompt).to(device)
         if prompt is not None:
             self._warn_outside_domain(prompt)
-        if base is None:
-            prompt_embeds = negative_prompt_embeds = None
-        else:
-            if prompt_embeds is None and tokens is not None:
-                prompt_embeds = base.encode(**tokens)
-            if not do_classifier_free_guidance or prompt_embeds is None:
-                negative_prompt_embeds = None
-            elif negative_prompt_embeds is None:
-                self._check_can_encode_negative_prompt(base)
-                # One prompt for the whole batch is encoded once.
-                negative_prompt_embeds = base.encode(**self.tokenize(negative_prompt or "").to(device))
-                negative_prompt_embeds = negative_prompt_embeds.expand(prompt_embeds.shape[0], -1, -1)
-        if super_res is not None and super_res_prompt_embeds is None and tokens is not None:
-            super_res_prompt_embeds = super_res.encode(**tokens)
+
+        def encode(name: str, texts: str | list[str] | None) -> torch.Tensor | None:
+            text_encoder = encoders[name]
+            if texts is None or text_encoder is None:
+                return None
+            return text_encoder(**self.tokenize(texts).to(device)).last_hidden_state
+
+        if prompt_embeds is None:
+            prompt_embeds = encode("base", prompt)
+        if not do_classifier_free_guidance or prompt_embeds is None:
+            negative_prompt_embeds = None
+        elif negative_prompt_embeds is None:
+            self._check_can_encode_negative_prompt(encoders["base"])
+            # One prompt for the whole batch is encoded once.
+            encoded = encode("base", negative_prompt or "")
+            negative_prompt_embeds = None if encoded is None else encoded.expand(prompt_embeds.shape[0], -1, -1)
+        if super_res_prompt_embeds is None:
+            super_res_prompt_embeds = encode("super_res", prompt)
 
         def repeat(embeds: torch.Tensor | None) -> torch.Tensor | None:
             return None if embeds is None else embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
@@ -155,7 +157,7 @@ class PromptedPipeline(DiffusionPipeline):
         if negative_prompt_embeds is not None:
             check_embeds("negative_prompt_embeds", negative_prompt_embeds, first, batch_size)
         elif is_guided:
-            self._check_can_encode_negative_prompt(first)
+            self._check_can_encode_negative_prompt(first.text_encoder)
         if is_guided:
             context = None if self.tokenizer is None else self.tokenizer.model_max_length
             own, negative = (
@@ -176,6 +178,6 @@ class PromptedPipeline(DiffusionPipeline):
                 raise ValueError("The upsampler needs `super_res_text_encoder`, or `super_res_prompt_embeds`.")
         return batch_size
 
-    def _check_can_encode_negative_prompt(self, base: Stage) -> None:
-        if base.text_encoder is None or self.tokenizer is None:
+    def _check_can_encode_negative_prompt(self, text_encoder: GLIDETextEncoder | None) -> None:
+        if text_encoder is None or self.tokenizer is None:
             raise ValueError("Guidance without a tokenizer and `text_encoder` needs `negative_prompt_embeds`.")

@@ -44,6 +44,11 @@ class Stage(nn.Module):
         text_encoder, unet, scheduler = (getattr(pipeline, part, None) for part in cls.component_names(name))
         return None if unet is None else cls(name, text_encoder, unet, scheduler)
 
+    @classmethod
+    def text_encoder_of(cls, pipeline: DiffusionPipeline, name: str) -> GLIDETextEncoder | None:
+        """The text encoder of a stage, which a pipeline may hold without the UNet, to encode prompts only."""
+        return getattr(pipeline, cls.component_names(name)[0], None)
+
     @staticmethod
     def component_names(name: str) -> tuple[str, str, str]:
         """What text encoder, UNet and scheduler of a stage are called in a pipeline."""

@@ -363,9 +363,10 @@ EMBEDS = torch.ones(1, WIDTH)
             ValueError,
             "`clip_guidance_start` must be below `clip_guidance_end`, got 0.6 and 0.4",
         ),
-        ({"prompt": None}, ValueError, "`prompt`, `clip_prompt` or `clip_prompt_embeds`"),
+        ({"prompt": None}, ValueError, "Pass `prompt` or `prompt_embeds`"),
         (
-            {"prompt": None, "prompt_embeds": torch.zeros(1, CONTEXT, WIDTH)},
+            {"prompt": None}
+            | dict.fromkeys(("prompt_embeds", "super_res_prompt_embeds"), torch.zeros(1, CONTEXT, WIDTH)),
             ValueError,
             "`prompt`, `clip_prompt` or `clip_prompt_embeds`: there is nothing to guide to",
         ),

@@ -61,7 +61,7 @@ def test_the_other_pipelines_save_and_load(cls, tmp_path):
     assert type(loaded) is cls
 
     small = picture(8, 8)
-    steps = {"super_res_num_inference_steps": 2} | ({} if pipe.unet is None else {"num_inference_steps": 2})
+    steps = {"super_res_num_inference_steps": 2} | ({} if "unet" not in pipe.components else {"num_inference_steps": 2})
 
     def draw(pipe):
         seeded = torch.Generator().manual_seed(0)

@@ -354,9 +354,10 @@ def test_stock_schedulers_have_the_default_numbers_of_steps(pipe):
     assert (steps.count("base"), steps.count("super_res")) == (100, 27)
 
 
-def test_the_scheduler_that_the_pipeline_holds_is_stepped(base_only):
+def test_a_call_leaves_the_scheduler_as_it_is(base_only):
+    """Each call steps a copy: another call may run at the same time."""
     draw(base_only, num_inference_steps=7)
-    assert base_only.scheduler.num_inference_steps == 7
+    assert base_only.scheduler.num_inference_steps is None
 
 
 def test_a_scheduler_for_other_predictions_is_refused(base_only):
@@ -456,6 +457,26 @@ def test_a_change_of_guidance_in_a_callback_counts(base_only):
 
     changed = draw(base_only, callback_on_step_end=callback, num_inference_steps=4)
     assert not np.allclose(changed, draw(base_only, num_inference_steps=4))
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        ({"image": torch.zeros(1, 3, 8, 8)}, ValueError, "may return 'latents', .*, got 'image'"),
+        (
+            {"latents": torch.zeros(1, 3, 4, 4)},
+            ValueError,
+            r"return 'latents' of the shape \[1, 3, 8, 8\], got \[1, 3, 4",
+        ),
+        ({"latents": torch.zeros(1, 3, 8, 8, dtype=torch.int64)}, TypeError, "must return floating-point tensors"),
+        ({"latents": 0.0}, TypeError, "must return floating-point tensors, got 0.0"),
+        ({"negative_prompt_embeds": None}, TypeError, "must return floating-point tensors, got None"),
+        ([], TypeError, "must return a dict of tensors or None"),
+    ],
+)
+def test_what_a_callback_returns_is_checked(base_only, returned, error, message):
+    with pytest.raises(error, match=f"`callback_on_step_end` {message}" if message.startswith("m") else message):
+        draw(base_only, callback_on_step_end=lambda *_: returned)
 
 
 def test_guidance_cannot_be_switched_on_in_a_callback(base_only):

@@ -113,7 +113,7 @@ def test_strength_with_pndm(img2img, capsys):
         ({"strength": -0.1}, "`strength` must lie between 0 and 1"),
         ({"strength": 0.1}, "`strength` 0.1 leaves none of the 2 steps"),
         ({"strength": 0}, "`strength` 0 leaves none"),
-        ({"image": [PICTURE] * 2}, "`image` must be one picture, as there is one prompt, got 2"),
+        ({"image": [PICTURE] * 2}, "`image` must be one image, as there is one prompt, got 2"),
     ],
 )
 def test_bad_input_to_sdedit(img2img, changes, message):

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from editing import picture, quiet, refused
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from tiny import tiny_call, tiny_components, tiny_pipeline, tiny_unet
 
@@ -83,9 +85,38 @@ def test_no_more_is_drawn_than_is_needed(enlarger):
     assert set(seen[:2]) == {(20, 22)} and set(seen[4:]) == {(18, 18)}
 
 
-def test_lora_weights_are_the_base_model_s(enlarger):
-    with pytest.raises(ValueError, match=r"super_res_unet\.load_lora_adapter"):
-        enlarger.load_lora_weights({})
+def test_lora_weights_are_the_upsampler_s(tmp_path):
+    pipe = quiet(GLIDESuperResolutionPipeline.from_pipe(tiny_pipeline()))
+    small = picture(8, 8)
+    expected = enlarge(pipe, small)
+    unet = tiny_unet(6, 32, 3)
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    GLIDESuperResolutionPipeline.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(unet))
+    pipe.load_lora_weights(str(tmp_path), weight_name="pytorch_lora_weights.safetensors")
+    assert pipe.get_active_adapters()
+    assert not np.allclose(enlarge(pipe, small), expected, atol=1e-3)
+    pipe.unload_lora_weights()
+    np.testing.assert_allclose(enlarge(pipe, small), expected, atol=1e-5)
+
+
+def test_the_standard_names_of_arguments(enlarger):
+    """Those of the second stage of a pair mean the same, and one of both is enough."""
+    noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    embeds = enlarger.encode_prompt("a red circle")[2]
+    small, common = picture(8, 8), {"output_type": "np"}
+    short = enlarger(image=small, prompt_embeds=embeds, latents=noise, num_inference_steps=2, **common).images
+    names = {"super_res_prompt_embeds": embeds, "super_res_latents": noise, "super_res_num_inference_steps": 2}
+    np.testing.assert_array_equal(enlarger(image=small, **names, **common).images, short)
+    spaced = enlarger("a red circle", image=small, latents=noise, timesteps="2", **common).images
+    np.testing.assert_allclose(spaced, short, atol=1e-5)
+    with pytest.raises(ValueError, match="Pass either `latents` or `super_res_latents`, not both"):
+        enlarger("red", image=small, latents=noise, super_res_latents=noise)
+
+
+def test_a_gradient_steers_it(enlarger):
+    small = picture(8, 8)
+    brighter = enlarge(enlarger, small, cond_fn=lambda x_t, timestep: torch.full_like(x_t, 5.0))
+    assert brighter.mean() > enlarge(enlarger, small).mean() + 0.01
 
 
 def test_it_is_the_second_stage_of_text_to_image(enlarger):
@@ -186,7 +217,7 @@ def test_bad_input_to_enlarging(enlarger):
     for changes, message in (
         ({"image": None}, "Pass `image`"),
         ({"image": np.full((8, 8, 3), np.nan)}, "`image` holds NaN"),
-        ({"image": [picture(8, 8)] * 2}, "`image` must be one picture, as there is one prompt, got 2"),
+        ({"image": [picture(8, 8)] * 2}, "`image` must be one image, as there is one prompt, got 2"),
         (
             {"image": [picture(8, 8), picture(8, 9)], "prompt": ["a", "b"]},
             r"`image` holds pictures of different sizes \(8 x 8, 8 x 9\); enlarge one size at a time\.",
