@@ -18,22 +18,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from .errors import UserError, exit_code
-from .options import (  # noqa: F401  the scripts of examples/ take them from here until they are moved
-    SCHEDULERS,
-    Parser,
-    add_model_options,
-    add_sampling_options,
-    checked,
-    finite,
-    input_file,
-    output_file,
-    positive_int,
-    seed,
-    share,
-    steps,
-    strength,
-    timestep,
-)
+from .options import Parser
 
 
 COMMANDS = {

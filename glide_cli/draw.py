@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strength",
         type=strength,
         metavar="X",
-        help="how much of the sketch is repainted, above 0 and up to 1 (default: 0.8)",
+        help="how much of the sketch to repaint, above 0, up to 1 (default: 0.8)",
     )
     edit.add_argument("--enlarge", action="store_true", help="make --image four times as large")
 

@@ -21,9 +21,10 @@ def exit_code(program: str, run: Callable[[], None], errors: tuple[type[Exceptio
     Returns:
         `int`: 0; 2 after a mistake of the user's; 130 after Ctrl-C.
     """
+    expected: tuple[type[Exception], ...] = (UserError, *errors)
     try:
         run()
-    except (UserError, *errors) as error:
+    except expected as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

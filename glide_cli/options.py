@@ -41,8 +41,8 @@ class Parser(argparse.ArgumentParser):
     description keeps its lines, and no option can be abbreviated."""
 
     def __init__(self, **options: Any) -> None:
-        raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(**{"formatter_class": raw, "allow_abbrev": False} | options)
+        defaults: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        super().__init__(**defaults | options)
 
     def error(self, message: str) -> NoReturn:
         """Raise a [`UserError`]."""

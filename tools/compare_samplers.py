@@ -1,5 +1,5 @@
-"""Few steps: how often images show what their captions say, by sampler, by number of steps, and with guidance limited to
-an interval.
+"""Few steps: how often images show what their captions say, by sampler, by number of steps, and with guidance in an
+interval of them alone.
 
     python tools/compare_samplers.py --output runs/samplers
     accelerate launch tools/compare_samplers.py --output runs/samplers --guidance-interval 0.2 0.8

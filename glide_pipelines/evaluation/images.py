@@ -98,7 +98,7 @@ class DatasetImages:
         file = self.files[index]
         try:
             image = Image.open(io.BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"])
-            return crop_square(load_images("image_column", image)[0], size, None)
+            return crop_square(load_images("image_column", image)[0], size)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             logger.warning(f"{self.name(index)} cannot be read as an image: {error}")
             return None

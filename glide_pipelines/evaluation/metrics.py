@@ -32,8 +32,7 @@ def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
     except ImportError as error:
         raise ImportError("The FID needs the extra `eval` (in a clone: `pip install -e '.[eval]'`).") from error
 
-    identity = nn.Identity()
-    identity.num_features = real.shape[1]
+    identity = _Identity(real.shape[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it keeps its state in memory
         # Every process has all features already: added up over the processes, they would count twice.
@@ -99,6 +98,14 @@ def _covered(points: torch.Tensor, centres: torch.Tensor, neighbours: int) -> fl
 def _distances(points: torch.Tensor, centres: torch.Tensor, rows: int = 1024) -> Iterator[torch.Tensor]:
     """The distances of all points to all centres, so many rows at a time."""
     return (torch.cdist(chunk, centres) for chunk in points.split(rows))
+
+
+class _Identity(nn.Identity):
+    """Features as they are, as torchmetrics asks for a network of features."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
 
 
 def _checked(real: torch.Tensor, generated: torch.Tensor, at_least: int) -> tuple[torch.Tensor, torch.Tensor]:

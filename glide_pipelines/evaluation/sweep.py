@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from diffusers import DiffusionPipeline
 from torch import nn
 
-from .generation import GeneratedImages, generate_images, image_size, own_batches
+from .generation import GeneratedImages, Pipeline, generate_images, image_size, own_batches
 from .images import CaptionedImages, JudgedImages
 from .metrics import frechet_distance, inception_score, precision_recall
 from .points import Point
@@ -65,7 +64,7 @@ def measure(
         ValueError: if none of the images can be read.
     """
     device = next(network.parameters()).device
-    rows: list[tuple[int, tuple[torch.Tensor | None, ...] | None]] = []
+    rows: list[tuple[int, tuple[Any, ...] | None]] = []
     for batch in own_batches(len(images.captions), batch_size, title):
         opened = {index: images.image(index, size) for index in batch}
         rows += [(index, None) for index, image in opened.items() if image is None]
@@ -82,11 +81,8 @@ def measure(
     known = [answer for _, answer in rows if answer is not None]
     if not known:
         raise ValueError("none of the images can be read.")
-    features, log_probabilities, similarities = (
-        None if column[0] is None else torch.stack(column) for column in zip(*known, strict=True)
-    )
-    unreadable = [index for index, answer in rows if answer is None]
-    return Measured(features, log_probabilities, similarities, unreadable)
+    columns = [None if column[0] is None else torch.stack(column) for column in zip(*known, strict=True)]
+    return Measured(*columns, unreadable=[index for index, answer in rows if answer is None])
 
 
 def figures(real: Measured | None, measured: Measured, neighbours: int = 3) -> dict[str, float]:
@@ -113,7 +109,7 @@ def figures(real: Measured | None, measured: Measured, neighbours: int = 3) -> d
 
 
 def run_sweep(
-    pipes: Mapping[str, DiffusionPipeline],
+    pipes: Mapping[str, Pipeline],
     sweep: Sequence[Point],
     images: CaptionedImages,
     folder: Path,
@@ -163,7 +159,8 @@ def run_sweep(
     def judged(shown: CaptionedImages) -> dict[str, Any]:
         if not isinstance(images, JudgedImages):
             return {}
-        return images.judge(shown.image(index, side) for index in range(len(images.captions)))
+        opened = (shown.image(index, side) for index in range(len(images.captions)))
+        return images.judge([image for image in opened if image is not None])
 
     captions = hashlib.sha256("\0".join(images.captions).encode()).hexdigest()[:16]
     settings = {**settings, "captions": captions}  # those of a dataset may have been changed since

@@ -1,9 +1,10 @@
 """Measures the judge: on clean and rough images of scenes, with true captions and with captions made false."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -13,10 +14,19 @@ from .captions import Caption, Mention
 from .dataset import ShapesWorld
 from .judge import judge
 from .render import render_sizes
-from .scene import BACKGROUNDS, COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Scene, is_at, is_related
+from .scene import BACKGROUNDS, COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Object, Scene, is_at, is_related
 
 
-ALTERATIONS: tuple[str, ...] = ("colour", "shape", "size", "place", "relation", "background", "count")
+# The attributes that a caption may say, and their values.
+VALUES: dict[str, tuple[str, ...]] = {
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "size": tuple(SIZES),
+    "place": tuple(PLACES),
+    "relation": RELATIONS,
+    "background": tuple(BACKGROUNDS),
+}
+ALTERATIONS: tuple[str, ...] = (*VALUES, "count")
 
 
 def alter(caption: Caption, scene: Scene, attribute: str, rng: np.random.Generator) -> Caption | None:
@@ -41,20 +51,17 @@ def alter(caption: Caption, scene: Scene, attribute: str, rng: np.random.Generat
         new = [(colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in there]
         colour, shape = new[rng.integers(len(new))]
         return Caption((*objects, Mention(shape, colour)), caption.relation, caption.background)
-    if attribute in ("relation", "background"):
-        holder, names = caption, RELATIONS if attribute == "relation" else tuple(BACKGROUNDS)
-    else:
-        holder = objects[rng.integers(len(objects))]
-        names = tuple({"colour": COLOURS, "shape": SHAPES, "size": SIZES, "place": PLACES}[attribute])
+    of_caption = attribute in ("relation", "background")
+    holder: Caption | Mention = caption if of_caption else objects[rng.integers(len(objects))]
     old = getattr(holder, attribute)
     if old is None:
         return None
-    names = [name for name in names if name != old]
-    name = names[rng.integers(len(names))]
-    if holder is caption:
-        changed = replace(caption, **{attribute: name}, text="")
+    others = [name for name in VALUES[attribute] if name != old]
+    other: dict[str, Any] = {attribute: others[rng.integers(len(others))]}
+    if of_caption:
+        changed = replace(caption, **other, text="")
     else:
-        mentions = [replace(item, **{attribute: name}) if item is holder else item for item in objects]
+        mentions = [replace(item, **other) if item is holder else item for item in objects]
         changed = Caption(tuple(mentions), caption.relation, caption.background)
     return None if is_true(changed, scene, place_slack=0.05) else changed
 
@@ -69,7 +76,7 @@ def is_true(caption: Caption, scene: Scene, place_slack: float = 0.0) -> bool:
         place_slack (`float`): How much less clear a place may be, in units of the image.
     """
 
-    def fits(said: Mention, item) -> bool:
+    def fits(said: Mention, item: Object) -> bool:
         names = ("colour", "shape", "size")
         return all(getattr(said, name) in (None, getattr(item, name)) for name in names) and (
             said.place is None or is_at(said.place, item.x, item.y, place_slack)
@@ -80,10 +87,16 @@ def is_true(caption: Caption, scene: Scene, place_slack: float = 0.0) -> bool:
         and caption.background in (None, scene.background)
         and any(
             all(fits(said, item) for said, item in zip(caption.objects, items, strict=True))
-            and (not caption.relation or is_related(caption.relation, *((item.x, item.y) for item in items[:2])))
+            and (not caption.relation or is_related(caption.relation, *_ends(items)))
             for items in permutations(scene.objects)
         )
     )
+
+
+def _ends(items: Sequence[Object]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Where the two objects lie that a relation is about."""
+    first, second = items[:2]
+    return (first.x, first.y), (second.x, second.y)
 
 
 def roughen(image: Image.Image, rng: np.random.Generator) -> Image.Image:

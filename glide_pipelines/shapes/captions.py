@@ -89,8 +89,8 @@ def describe(scene: Scene, rng: np.random.Generator) -> Caption:
     objects = [scene.objects[index] for index in rng.permutation(len(scene.objects))]
     relation = None
     if len(objects) > 1 and rng.random() < 0.65:
-        ends = [(item.x, item.y) for item in objects[:2]]
-        relation = next((name for name in RELATIONS if is_related(name, *ends)), None)
+        first, second = ((item.x, item.y) for item in objects[:2])
+        relation = next((name for name in RELATIONS if is_related(name, first, second)), None)
     background = scene.background if rng.random() < 0.6 else None
     # Places come without a relation, and once at most among three objects: it keeps the captions short.
     place_chance = (0.5, 0.35, 0.15)[len(objects) - 1] if relation is None else 0.0
@@ -223,8 +223,8 @@ def _word(caption: Caption, rng: np.random.Generator | None = None) -> str:
 
 
 def _mention(shape: str, place: str | None, **said: str | None) -> Mention:
-    shape = None if shape in ("shape", "object") else shape
-    return Mention(shape, place="centre" if place in ("center", "middle") else place, **said)
+    named = None if shape in ("shape", "object") else shape
+    return Mention(named, place="centre" if place in ("center", "middle") else place, **said)
 
 
 def _in_world(mentions: list[Mention]) -> bool:

@@ -201,15 +201,14 @@ def _fit(coverage: np.ndarray, colour: np.ndarray) -> Found:
     middles = (np.arange(side) + 0.5) / side
     mean_x, mean_y = coverage.sum(axis=0) @ middles / total, coverage.sum(axis=1) @ middles / total
     area = total / side**2
-    best = None
+    fits = []
     for shape in SHAPES:
         _, fill, (shift_x, shift_y) = _template(shape)
         width = (area / fill) ** 0.5
         x, y = mean_x - shift_x * width, mean_y - shift_y * width
         misfit = float(np.abs(coverage - _rendered(shape, x, y, width, side)).sum()) / total
-        if best is None or misfit < best[0]:
-            best = misfit, shape, float(x), float(y), float(width)
-    misfit, shape, x, y, width = best
+        fits.append((misfit, shape, float(x), float(y), float(width)))
+    misfit, shape, x, y, width = min(fits, key=lambda fit: fit[0])
     name, distance = _nearest(colour, COLOURS)
     return Found(
         shape=shape if misfit <= _MAX_MISFIT else None,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from diffusers import DiffusionPipeline
-
 from ..evaluation.generation import generators, in_batches
 from ..evaluation.statistics import mean_and_error, per_cent, rate
 from ..markdown import markdown_table
+from ..pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline
 from .edits import Edit, EditVerdict, judge_edit
 from .render import render
 
@@ -56,7 +55,12 @@ def judge_true_edits(edits: Sequence[Edit], size: int) -> dict[str, dict]:
 
 
 def judge_edits(
-    pipe: DiffusionPipeline, edits: Sequence[Edit], seed: int, batch_size: int, masked: bool, **call: Any
+    pipe: GLIDEInpaintPipeline | GLIDEImg2ImgPipeline,
+    edits: Sequence[Edit],
+    seed: int,
+    batch_size: int,
+    masked: bool,
+    **call: Any,
 ) -> dict[str, dict]:
     """
     The figures of an editing pipeline. Each image has a generator of its own, so that every model and setting starts

@@ -40,7 +40,7 @@ class Edit:
         """What the image shows after a perfect edit."""
         objects = list(self.scene.objects)
         objects[self.index] = self.new
-        return replace(self.scene, objects=objects)
+        return replace(self.scene, objects=tuple(objects))
 
     @property
     def caption(self) -> Caption:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 
 from ..evaluation.generation import generators, in_batches
 from ..evaluation.statistics import mean_and_error, per_cent
 from ..markdown import markdown_table
+from ..pipelines import GLIDEPipeline, GLIDESuperResolutionPipeline
 from .dataset import Example
 from .detect import MIN_SIZE
 from .render import render, render_sizes
@@ -33,7 +33,7 @@ def judge_renders(examples: Sequence[Example], size: int) -> Figures:
 
 
 def judge_pipeline(
-    pipe: DiffusionPipeline, examples: Sequence[Example], seed: int, batch_size: int, **call: Any
+    pipe: GLIDEPipeline, examples: Sequence[Example], seed: int, batch_size: int, **call: Any
 ) -> dict[str, Any]:
     """
     The figures of a text-to-image pipeline. Each image has a generator of its own, so that every setting of the sampler
@@ -53,7 +53,7 @@ def judge_pipeline(
     judges_base = pipe.scale_factor > 1 and pipe.default_size[0] // pipe.scale_factor >= MIN_SIZE
     base: dict[str, torch.Tensor] = {}
 
-    def keep_base(pipe: DiffusionPipeline, step: int, timestep: int, tensors: dict[str, torch.Tensor]) -> dict:
+    def keep_base(pipe: GLIDEPipeline, step: int, timestep: int, tensors: dict[str, torch.Tensor]) -> dict:
         if pipe.stage == "base":
             base.update(tensors)
         return {}
@@ -72,13 +72,13 @@ def judge_pipeline(
 
 
 def upsampler_difference(
-    pipe: DiffusionPipeline, examples: Sequence[Example], seed: int, batch_size: int, **call: Any
+    pipe: GLIDESuperResolutionPipeline, examples: Sequence[Example], seed: int, batch_size: int, **call: Any
 ) -> dict[str, float]:
     """
     How far the upsampler's result for a true small image is from the true large image.
 
     Args:
-        pipe (`GLIDESuperResolutionPipeline`): Called with captions and small images.
+        pipe ([`GLIDESuperResolutionPipeline`]): Called with captions and small images.
         examples (`Sequence[Example]`): What to generate.
         seed (`int`): Of the first image; each image takes the next one.
         batch_size (`int`): Images at a time.

@@ -53,11 +53,14 @@ class ShapesFeatures(ModelMixin, ConfigMixin):
         sample_size (`int`, defaults to 32): Width and height that images are reduced to; a multiple of 8.
     """
 
+    __call__: Callable[..., dict[str, torch.Tensor]]
+
     @register_to_config
     def __init__(
         self, channels: tuple[int, ...] = (32, 48, 64, 64, 64), num_features: int = 64, sample_size: int = 32
     ) -> None:
         super().__init__()
+        self.sample_size = sample_size
         layers: list[nn.Module] = []
         side, before = sample_size, 3
         for index, width in enumerate(channels):
@@ -78,7 +81,7 @@ class ShapesFeatures(ModelMixin, ConfigMixin):
         Returns:
             `torch.Tensor` of shape `[B, num_features]`.
         """
-        pixels = F.interpolate(images.to(self.dtype), size=2 * (self.config.sample_size,), mode="area")
+        pixels = F.interpolate(images.to(self.dtype), size=2 * (self.sample_size,), mode="area")
         return F.silu(self.projection(self.convolutions(scale_pixels(pixels)).flatten(1)))
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -135,7 +138,7 @@ def train_shapes_features(
     schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 10), steps)
     for step in range(steps):
         scenes = [world.scene(step * batch_size + index) for index in range(batch_size)]
-        images, labels = scene_batch(scenes, model.config.sample_size)
+        images, labels = scene_batch(scenes, model.sample_size)
         logits = model(images)
         losses = [F.cross_entropy(logits[name], labels[:, index]) for index, name in enumerate(LABELS)]
         loss = torch.stack(losses).sum()
@@ -152,7 +155,7 @@ def accuracy(model: ShapesFeatures, scenes: Sequence[Scene], batch_size: int = 6
     """How often each attribute of scenes is right, 0 to 1, over the objects that are there."""
     right: dict[str, list[bool]] = {name: [] for name in LABELS}
     for start in range(0, len(scenes), batch_size):
-        images, labels = scene_batch(scenes[start : start + batch_size], model.config.sample_size)
+        images, labels = scene_batch(scenes[start : start + batch_size], model.sample_size)
         for index, (name, logits) in enumerate(model(images).items()):
             known = labels[:, index] != ABSENT
             right[name] += (logits.argmax(dim=1) == labels[:, index])[known].tolist()

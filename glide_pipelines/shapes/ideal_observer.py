@@ -99,7 +99,7 @@ def _log_mean(gains: list[torch.Tensor], sizes: list[str]) -> torch.Tensor:
     return total - math.log(_num_ways(tuple(sizes)))
 
 
-def _sum_apart(weights: list[torch.Tensor], sizes: list[str]) -> torch.Tensor:
+def _sum_apart(weights: list[torch.Tensor], sizes: Sequence[str]) -> torch.Tensor:
     """The sum, over all ways to place objects that do not overlap, of the product of their weights `[N, P]`: `[N]`."""
     first, *others = weights
     if not others:

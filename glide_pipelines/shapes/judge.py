@@ -84,29 +84,27 @@ def judge(image: Image.Image | np.ndarray, caption: Caption | str) -> Verdict:
         `ValueError`: an image of another kind, or a text that `parse` cannot read.
         `TypeError`: `caption` is neither a caption nor a string.
     """
-    if not isinstance(caption, Caption):
-        text, caption = caption, parse(caption)
-        if caption is None:
-            raise ValueError(f"`caption` must be about the shapes world, got {text!r}.")
+    wanted = caption if isinstance(caption, Caption) else parse(caption)
+    if wanted is None:
+        raise ValueError(f"`caption` must be about the shapes world, got {caption!r}.")
     detection = detect(image)
-    said = caption.objects
-    candidates: list[Found | None] = sorted(detection.objects, key=lambda item: -item.area)[:_MAX_COMPARED]
-    candidates += [None] * (len(said) - len(candidates))
-    best, best_score = None, -1
-    for chosen in permutations(candidates, len(said)):
-        objects = tuple(_compare(mention, found) for mention, found in zip(said, chosen, strict=True))
+    candidates: list[Found | None] = []
+    candidates += sorted(detection.objects, key=lambda item: -item.area)[:_MAX_COMPARED]
+    candidates += [None] * (len(wanted.objects) - len(candidates))
+    matches = []
+    for chosen in permutations(candidates, len(wanted.objects)):
+        objects = tuple(_compare(mention, found) for mention, found in zip(wanted.objects, chosen, strict=True))
         relation = None
-        if caption.relation:
+        if wanted.relation:
             ends = [(found.x, found.y) for found in chosen[:2] if found]
-            relation = len(ends) == 2 and is_related(caption.relation, *ends, clearly=False)
+            relation = len(ends) == 2 and is_related(wanted.relation, ends[0], ends[1], clearly=False)
         right = sum(answer is True for item in objects for answer in (item.colour, item.shape, item.size, item.place))
-        score = 2 * right + (relation is True)  # what an object is tells more about which one is meant
-        if score > best_score:
-            best, best_score = (objects, relation), score
-    objects, relation = best
+        # What an object is tells more about which one is meant than where it is.
+        matches.append((2 * right + (relation is True), objects, relation))
+    _, objects, relation = max(matches, key=lambda match: match[0])
     return Verdict(
-        background=None if caption.background is None else detection.background == caption.background,
-        count=len(detection.objects) == len(said),
+        background=None if wanted.background is None else detection.background == wanted.background,
+        count=len(detection.objects) == len(wanted.objects),
         objects=objects,
         relation=relation,
         detection=detection,

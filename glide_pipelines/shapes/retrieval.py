@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
-from diffusers import SchedulerMixin
 from transformers import PreTrainedTokenizerBase
 
 from ..evaluation.statistics import per_cent, rate
 from ..images import images_to_tensor
 from ..markdown import markdown_table
 from ..models import NoisedCLIPModel, tokenize_prompts
+from ..models.noised_clip import NoisedCLIPVisionConfig
+from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from .captions import Caption, describe_fully
 from .dataset import ShapesWorld
 from .ideal_observer import log_likelihoods
@@ -32,7 +34,7 @@ _JUDGED_SIZE = 64  # of the clean image that the judge looks at
 def caption_retrieval(
     clip_model: NoisedCLIPModel,
     clip_tokenizer: PreTrainedTokenizerBase,
-    scheduler: SchedulerMixin,
+    scheduler: GLIDEDDPMScheduler | GLIDEDDIMScheduler,
     timesteps: Sequence[int] = (0, 250, 500, 750, 999),
     num_captions: int = 256,
     seed: int = 0,
@@ -68,7 +70,7 @@ def caption_retrieval(
     examples = [world.example(index) for index in range(num_captions)]
     captions = [example.caption for example in examples]
     full_captions = [describe_fully(example.scene) for example in examples]
-    size = clip_model.config.vision_config.image_size
+    size = cast(NoisedCLIPVisionConfig, clip_model.config.vision_config).image_size
     x_start = images_to_tensor([render(example.scene, size) for example in examples])
     noise = torch.randn(x_start.shape, generator=torch.Generator().manual_seed(seed))
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -66,7 +67,7 @@ class Object:
     size: str
     x: float
     y: float
-    width: float | None = None
+    width: float = cast(float, None)  # the middle of its range, set below
 
     def __post_init__(self) -> None:
         for name, allowed in (("shape", SHAPES), ("colour", COLOURS), ("size", SIZES)):
