@@ -31,7 +31,8 @@ class PipelineParts:
         other ([`Stage`], *optional*): The other stage, if there is one.
         low_res_consistency (`bool`, defaults to `False`): As the pipeline was saved, see [`GLIDEPipeline`].
         default_guidance_scale (`float`, *optional*): As the pipeline was saved, see [`GLIDEPipeline`].
-        settings (`dict[str, Any]`): Further settings of the pipeline, which go before the saved ones.
+        settings (`dict[str, Any]`): Further settings of the pipeline, such as its `prompt_domain`. They replace the saved
+            ones.
     """
 
     pipeline_class: type[DiffusionPipeline]
@@ -65,6 +66,7 @@ class PipelineParts:
             other,
             pipeline.config.low_res_consistency,
             pipeline.config.default_guidance_scale,
+            {"prompt_domain": pipeline.config.get("prompt_domain")},
         )
 
     @property
