@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import SchedulerMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import nn
 
 from glide_cli import Parser, exit_code
 from glide_cli.options import finite, image_file, positive_int, seed
 from glide_cli.output import make_grid, save_image
-from glide_pipelines import GLIDEPipeline, shapes_checkpoint
+from glide_pipelines import GLIDEDDPMScheduler, GLIDEPipeline, shapes_checkpoint
 from glide_pipelines.images import to_tensor
 from glide_pipelines.markdown import markdown_table
 from glide_pipelines.shapes import BACKGROUNDS, ShapesWorld, detect, judge, render
@@ -56,7 +56,7 @@ class NoisyClassifier(nn.Module):
         return self.body(self.first(sample) + self.time(timestep)[..., None, None])
 
 
-def train_classifier(scheduler: SchedulerMixin, size: int, steps: int, seed: int = 0) -> NoisyClassifier:
+def train_classifier(scheduler: GLIDEDDPMScheduler, size: int, steps: int, seed: int = 0) -> NoisyClassifier:
     """Train on images of `size` pixels with the scheduler's noise, at uniform timesteps."""
     torch.manual_seed(seed)
     world = ShapesWorld(seed)
@@ -68,7 +68,7 @@ def train_classifier(scheduler: SchedulerMixin, size: int, steps: int, seed: int
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         chosen = torch.randint(len(labels), (BATCH_SIZE,))
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, (BATCH_SIZE,))
+        timesteps: Any = torch.randint(scheduler.config.num_train_timesteps, (BATCH_SIZE,))
         x_t = scheduler.add_noise(images[chosen], torch.randn_like(images[chosen]), timesteps)
         loss = F.cross_entropy(classifier(x_t, timesteps), labels[chosen])
         optimizer.zero_grad()

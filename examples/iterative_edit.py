@@ -36,7 +36,8 @@ def make_masks(size: tuple[int, int]) -> list[Image.Image]:
     masks = []
     for _, box in STORY:
         mask = Image.new("L", size)
-        mask.paste(255, tuple(round(end * length) for end, length in zip(box, size * 2, strict=True)))
+        left, top, right, lower = (round(end * length) for end, length in zip(box, size * 2, strict=True))
+        mask.paste(255, (left, top, right, lower))
         masks.append(mask)
     return masks
 
@@ -54,7 +55,7 @@ def make_strip(images: Sequence[Image.Image], masks: Sequence[Image.Image]) -> I
     """The images side by side, each with its prompt below and a frame around what was repainted."""
     framed = [image.copy() for image in images]
     for image, mask in zip(framed[1:], masks, strict=True):
-        left, top, right, lower = mask.getbbox()
+        left, top, right, lower = mask.getbbox() or (0, 0, *mask.size)
         ImageDraw.Draw(image).rectangle((left, top, right - 1, lower - 1), outline="gray")
     return make_grid(add_captions(framed, ["an empty image", *(prompt for prompt, _ in STORY)]), len(framed))
 

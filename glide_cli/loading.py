@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import transformers.utils.logging
-from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from safetensors import SafetensorError
@@ -22,6 +21,8 @@ from .errors import UserError
 from .options import SCHEDULERS
 
 
+# A pipeline of any class: which one, and what it can, follows from the options.
+Pipeline = Any
 UPSAMPLER = ("super_res_unet", "super_res_text_encoder", "super_res_scheduler")
 
 
@@ -53,10 +54,10 @@ def load_pipeline(
     scheduler: str | None = None,
     super_res_scheduler: str | None = None,
     checkpoint: str = "text-to-image",
-    pipeline_class: type[DiffusionPipeline] = GLIDEPipeline,
+    pipeline_class: type[Any] = GLIDEPipeline,
     upsample: bool = True,
     option: str = "--model",
-) -> DiffusionPipeline:
+) -> Pipeline:
     """Load a pipeline of GLIDE, without progress bars.
 
     Args:
@@ -85,15 +86,15 @@ def load_pipeline(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{option} {model}: {error}") from error
     for component, name in (("scheduler", scheduler), ("super_res_scheduler", super_res_scheduler)):
-        current = getattr(pipe, component)
+        current = getattr(pipe, component, None)
         if name is not None and current is not None:
             pipe.register_modules(**{component: other_scheduler(current, name)})
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(where)
 
 
-def other_scheduler(current: SchedulerMixin, name: str) -> SchedulerMixin:
-    """The scheduler of this name of `SCHEDULERS`, with the noise schedule of the current one."""
+def other_scheduler(current: Any, name: str) -> Any:
+    """The scheduler of this name of `SCHEDULERS`, with the noise schedule of the current scheduler."""
     path, settings = SCHEDULERS[name]
     library, class_name = path.split(".")
     return getattr(importlib.import_module(library), class_name).from_config(current.config, **settings)

@@ -35,7 +35,7 @@ from glide_pipelines.shapes.images import ShapesImages
 from glide_pipelines.shapes.tally import judged_table
 
 from .errors import UserError
-from .loading import find_device, load_pipeline, model_values, sampling_values, silence_libraries, step_values
+from .loading import Pipeline, find_device, load_pipeline, model_values, sampling_values, silence_libraries, step_values
 
 
 # Options that only GLIDE's pipelines understand.
@@ -109,20 +109,20 @@ def guidance_points(args: argparse.Namespace) -> list[Guidance]:
     return points
 
 
-def load_pipelines(args: argparse.Namespace) -> dict[str, DiffusionPipeline]:
+def load_pipelines(args: argparse.Namespace) -> dict[str, Pipeline]:
     """The pipeline of each kind of guidance that is asked for."""
     plain = load_model(args)
     pipes = {CLASSIFIER_FREE: plain}
     if args.clip_guidance_scale:
         clip_model, clip_tokenizer = load_noised_clip(clip_source(args.clip_model))
-        clip_model = clip_model.to(plain.device, plain.dtype)
+        clip_model.to(device=plain.device, dtype=plain.dtype)
         guided = CLIPGuidedPipeline.from_pipe(plain, clip_model=clip_model, clip_tokenizer=clip_tokenizer)
         guided.set_progress_bar_config(disable=True)
         pipes[CLIP] = pipes[BOTH] = guided
     return pipes
 
 
-def load_model(args: argparse.Namespace) -> DiffusionPipeline:
+def load_model(args: argparse.Namespace) -> Pipeline:
     """The model to measure: one of GLIDE as the `glide` command loads it, any other as the pipeline it was saved as.
 
     Raises:
@@ -158,7 +158,7 @@ def saved_class(model: str | None) -> str | None:
 
 def check_calls(
     args: argparse.Namespace,
-    pipes: dict[str, DiffusionPipeline],
+    pipes: dict[str, Pipeline],
     sweep: list[Guidance],
     caption: str,
     steps: dict[str, Any],

@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
 from glide_pipelines import (
     GLIDEDDPMScheduler,
@@ -27,7 +26,7 @@ from glide_pipelines.shapes.evaluation import guidance_table, judge_pipeline, ju
 from glide_pipelines.shapes.retrieval import caption_retrieval, retrieval_table
 
 from .errors import UserError
-from .loading import find_device, load_pipeline, model_values, sampling_values, step_values
+from .loading import Pipeline, find_device, load_pipeline, model_values, sampling_values, step_values
 
 
 MAX_UPSAMPLED = 128  # images for the upsampler alone: they differ little, and each takes as long as any other
@@ -42,7 +41,7 @@ def measure(args: argparse.Namespace) -> str:
     return {"text-to-image": evaluate, "clip": evaluate_clip}.get(args.task, evaluate_edits)(args)
 
 
-def load(args: argparse.Namespace, task: type[DiffusionPipeline] | None = None, **values: Any) -> DiffusionPipeline:
+def load(args: argparse.Namespace, task: type[Pipeline] | None = None, **values: Any) -> Pipeline:
     """The pipeline of a task, text to image by default, as the `glide` command would load it."""
     pipe = load_pipeline(**model_values(args) | values, upsample=not args.base_only)
     if task is None:
@@ -52,7 +51,7 @@ def load(args: argparse.Namespace, task: type[DiffusionPipeline] | None = None, 
     return pipe
 
 
-def describe_settings(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[str, Any]:
+def describe_settings(args: argparse.Namespace, pipe: Pipeline) -> dict[str, Any]:
     """Everything that the figures depend on besides the weights and what the columns of the table name."""
     return {
         "task": args.task,
@@ -108,13 +107,13 @@ def evaluate(args: argparse.Namespace) -> str:
     return guidance_table(results)
 
 
-def editors(args: argparse.Namespace) -> dict[str, tuple[DiffusionPipeline, dict[str, Any]]]:
+def editors(args: argparse.Namespace) -> dict[str, tuple[Pipeline, dict[str, Any]]]:
     """A title for each column of the editing tasks' table, with the pipeline and what it is called with."""
     if args.task == "img2img":
         pipe = load(args, GLIDEImg2ImgPipeline)
         return {f"strength {strength:g}": (pipe, {"strength": strength}) for strength in args.strength}
     models = [args.model] if args.model is not None else [None, str(shapes_checkpoint("inpaint"))]
-    columns: dict[str, tuple[DiffusionPipeline, dict[str, Any]]] = {}
+    columns: dict[str, tuple[Pipeline, dict[str, Any]]] = {}
     for model in models:
         pipe = load(args, GLIDEInpaintPipeline, model=model)
         columns[pipe.mode] = pipe, {}
@@ -149,7 +148,7 @@ def evaluate_edits(args: argparse.Namespace) -> str:
 def evaluate_clip(args: argparse.Namespace) -> str:
     """Measure a noised CLIP, under the noise of the base model that ships."""
     clip_model, clip_tokenizer = load_noised_clip(args.model or str(shapes_checkpoint("noised-clip")))
-    clip_model = clip_model.to(find_device(args.device), getattr(torch, args.dtype))
+    clip_model.to(device=find_device(args.device), dtype=getattr(torch, args.dtype))
     scheduler = GLIDEDDPMScheduler.from_pretrained(shapes_checkpoint(), subfolder="scheduler")
     common = {"num_captions": args.num_captions, "seed": args.seed, "batch_size": args.batch_size}
     rates = caption_retrieval(clip_model, clip_tokenizer, scheduler, args.timesteps, **common)

@@ -298,7 +298,7 @@ def test_an_upsampler_saved_alone_enlarges(glide, model, files, tmp_path):
 
 def test_enlarging_without_an_upsampler_is_refused(glide, files, tmp_path):
     tiny_pipeline(upsampler=False).save_pretrained(tmp_path / "base")
-    for model, words in (("base", "needed to enlarge"), ("base/model_index.json", "a file; give its folder")):
+    for model, words in (("base", "holds no upsampler"), ("base/model_index.json", "a file; give its folder")):
         options = ("--image", files[0], "--enlarge", "--model", tmp_path / model, "-o", tmp_path / "out.png")
         code, _, err = glide(PROMPT, *options)
         assert code == 2 and words in err and err.count("glide: error:") == 1

@@ -11,10 +11,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers import GPT2Tokenizer
 
 from ..markdown import markdown_table
 from ..models import GLIDETextConfig, GLIDETextEncoder, GLIDEUNet2DConditionModel
@@ -22,8 +23,12 @@ from ..pipelines import GLIDEPipeline
 from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 
 
-RELEASED_BASE = {"block_out_channels": (192, 384, 576, 768), "attention_levels": (1, 2, 3), "layers_per_block": 3}
-RELEASED_SUPER_RES = {
+RELEASED_BASE: dict[str, Any] = {
+    "block_out_channels": (192, 384, 576, 768),
+    "attention_levels": (1, 2, 3),
+    "layers_per_block": 3,
+}
+RELEASED_SUPER_RES: dict[str, Any] = {
     "block_out_channels": (192, 192, 384, 384, 768, 768),
     "attention_levels": (3, 4, 5),
     "layers_per_block": 2,
@@ -50,7 +55,7 @@ class Stopwatch:
 
     def __call__(self, pipe: GLIDEPipeline, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
         now = self.read()
-        self.steps.setdefault(pipe.stage, []).append(now - self.last)
+        self.steps.setdefault(str(pipe.stage), []).append(now - self.last)
         self.last = now
         return {}
 
@@ -69,10 +74,11 @@ def random_pipeline(device: torch.device, dtype: torch.dtype) -> GLIDEPipeline:
             unets = [GLIDEUNet2DConditionModel(**config).use_fastest_layout() for config in configs]
     finally:
         torch.set_default_dtype(default_dtype)
-    for network in (*text_encoders, *unets):
+    networks: list[torch.nn.Module] = [*text_encoders, *unets]
+    for network in networks:
         network.eval()
     return GLIDEPipeline(
-        tokenizer=None,
+        tokenizer=cast(GPT2Tokenizer, None),
         text_encoder=text_encoders[0],
         unet=unets[0],
         scheduler=GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2"),
@@ -108,7 +114,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, clock: Callable[[], fl
 def encode_texts(pipe: GLIDEPipeline, batch_size: int, guided: bool) -> dict[str, torch.Tensor]:
     """What `encode_prompt` computes, from random token ids: a prompt for each stage, and the empty one."""
 
-    def encode(text_encoder: GLIDETextEncoder, batch_size: int) -> torch.Tensor:
+    def encode(text_encoder: Any, batch_size: int) -> torch.Tensor:
         shape = (batch_size, text_encoder.config.max_position_embeddings)
         ids = torch.randint(text_encoder.config.vocab_size, shape, device=text_encoder.device)
         return text_encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
@@ -150,10 +156,9 @@ def benchmark(
         `dict`: `device`, `torch`, `matmul_flops_per_second`, `compile_seconds`, `peak_memory_bytes` (None where the
         system does not tell) and `rows`: each part's `count` in an image, its `seconds` and its counted `flops`.
     """
-    device, dtype = pipe.device, pipe.unet.dtype
+    device, dtype = pipe.device, pipe.dtype
     guided = guidance_scale != 1
-    text_encoders = [encoder for encoder in (pipe.text_encoder, pipe.super_res_text_encoder) if encoder is not None]
-    unets = [unet for unet in (pipe.unet, pipe.super_res_unet) if unet is not None]
+    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     embeds = encode_texts(pipe, batch_size, guided)
 
     def clock() -> float:
@@ -186,7 +191,7 @@ def benchmark(
         time_image(1, 1, counted)
     compile_seconds = None
     if compile:
-        for network in (*unets, *text_encoders):
+        for network in networks:
             network.compile(fullgraph=True)
         compile_seconds = time_texts() + time_image(2, 2)
 

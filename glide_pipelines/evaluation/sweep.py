@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -81,8 +81,11 @@ def measure(
     known = [answer for _, answer in rows if answer is not None]
     if not known:
         raise ValueError("none of the images can be read.")
-    columns = [None if column[0] is None else torch.stack(column) for column in zip(*known, strict=True)]
-    return Measured(*columns, unreadable=[index for index, answer in rows if answer is None])
+    features, log_probabilities, similarities = (
+        None if column[0] is None else torch.stack(column) for column in zip(*known, strict=True)
+    )
+    unreadable = [index for index, answer in rows if answer is None]
+    return Measured(cast(torch.Tensor, features), log_probabilities, similarities, unreadable)
 
 
 def figures(real: Measured | None, measured: Measured, neighbours: int = 3) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -96,7 +96,7 @@ def caption_retrieval(
     for t in timesteps:
         image, posterior = [], []
         for clean, its_noise in zip(x_start.split(batch_size), noise.split(batch_size), strict=True):
-            steps = torch.full((len(clean),), t)
+            steps: Any = torch.full((len(clean),), t)  # diffusers declares timesteps as an IntTensor
             x_t = scheduler.add_noise(clean, its_noise, steps)
             image.append(clip_model.get_image_features(x_t.to(device), steps.to(device)).float())
             alpha_bar = float(scheduler.alphas_cumprod[t])
@@ -115,12 +115,12 @@ def caption_retrieval(
     return rates
 
 
-def retrieval_table(rates: Mapping[int | str, dict[str, dict[str, float]]]) -> str:
+def retrieval_table(rates: Mapping[Any, dict[str, dict[str, float]]]) -> str:
     """
     What [`caption_retrieval`] gave as Markdown: how often which caption is picked, in per cent with 95 % intervals.
 
     Args:
-        rates (`Mapping`): A timestep to its rate; one or more.
+        rates (`Mapping`): A timestep, a number or its text, to its rates; one or more.
     """
     columns = (FULL, IDEAL, OWN, TRUE)
     rows = ([t, *(per_cent(found[column]) for column in columns)] for t, found in rates.items())

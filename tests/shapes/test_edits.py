@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from scripts import load_script
 from tiny import tiny_inpaint_pipeline, tiny_pipeline
 
+import glide_cli
+from glide_cli import run_evaluate_shapes
 from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline
 from glide_pipelines.shapes import Scene, judge, render
 from glide_pipelines.shapes.edit_evaluation import ROWS, edit_figures, edit_table, judge_edits, judge_true_edits
@@ -49,8 +50,8 @@ def test_the_mask_covers_the_object_and_touches_no_other(edits, size):
         hole = np.asarray(edit.mask(size)) > 0
         alone = [render(Scene((item,), edit.scene.background), size) for item in edit.scene.objects]
         empty = np.asarray(Image.new("RGB", (size, size), alone[0].getpixel((0, 0))))
-        for index, picture in enumerate(alone):
-            drawn = (np.asarray(picture) != empty).any(axis=2)
+        for index, image in enumerate(alone):
+            drawn = (np.asarray(image) != empty).any(axis=2)
             assert not drawn[~hole if index == edit.index else hole].any()
 
 
@@ -69,7 +70,7 @@ def test_a_perfect_edit_is_right_in_everything(edits):
         assert verdict.difference == 0
 
 
-def test_a_picture_that_is_left_alone_keeps_all_and_shows_nothing_new(edits):
+def test_an_image_that_is_left_alone_keeps_all_and_shows_nothing_new(edits):
     for edit in edits:
         verdict = judged(edit, render(edit.scene, 64))
         assert not (verdict.colour or verdict.shape or verdict.new_object or verdict.caption)
@@ -110,7 +111,7 @@ def test_one_pixel_outside_the_mask_is_enough(edits):
     assert verdict.difference == pytest.approx(1 / 255 / (3 * left_out))
 
 
-def test_pictures_of_two_sizes_are_an_error(edits):
+def test_images_of_two_sizes_are_an_error(edits):
     with pytest.raises(ValueError, match="`after` must have the size of `before`"):
         judged(edits[0], render(edits[0].after, 128))
 
@@ -119,7 +120,7 @@ def test_pictures_of_two_sizes_are_an_error(edits):
 
 
 class Editor:
-    """In place of a pipeline: makes every second edit as asked, and leaves the other pictures alone."""
+    """In place of a pipeline: makes every second edit as asked, and leaves the other images alone."""
 
     default_size = (64, 64)
 
@@ -158,19 +159,14 @@ def test_without_a_mask(edits):
 def test_the_table(edits):
     true = judge_true_edits(edits, 64)
     half = edit_figures([judged(edit, render((edit.after, edit.scene)[i % 2], 64)) for i, edit in enumerate(edits)])
-    lines = edit_table({"true pictures": true, "half": half}).splitlines()
-    assert lines[0] == "| right, per cent | cases | true pictures | half |"
+    lines = edit_table({"true images": true, "half": half}).splitlines()
+    assert lines[0] == "| right, per cent | cases | true images | half |"
     assert len(lines) == 3 + len(ROWS) and len({line.count("|") for line in lines}) == 1
     assert lines[2] == "| new object: colour | 40 | 100.0 (91.2 to 100.0) | 50.0 (35.2 to 64.8) |"
     assert lines[-1] == "| mean difference outside the mask, of 1 | 40 | 0.0000 | 0.0000 |"
 
 
 # -- the script -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def script():
-    return load_script("evaluate_shapes")
 
 
 @pytest.fixture(scope="module")
@@ -182,12 +178,12 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def run(script, models, tmp_path, capsys):
+def run(models, tmp_path, capsys):
     def call(task, *options, model="text-to-image"):
         arguments = ["--task", task, "--output", tmp_path / "results.json", "--num-captions", 3, "--device", "cpu"]
         arguments += ["--model", models / model] if model is not None else []
         arguments += ["--steps", 2, "--super-res-steps", 2, *options]
-        code = script.main([str(argument) for argument in arguments])
+        code = glide_cli.main(["evaluate-shapes", *map(str, arguments)])
         return code, *capsys.readouterr()
 
     return call
@@ -229,27 +225,27 @@ def test_the_script_measures_sdedit_over_strength_and_resumes(run, tmp_path, mon
     assert code == 0 and columns(out) == ["strength 0.5", "strength 0.75", "strength 1"] and seen == [0.75]
 
 
-def test_without_a_model_the_checkpoints_that_ship_stand_side_by_side(script, monkeypatch):
-    def load(args, task):
-        pipe = tiny_pipeline() if args.model is None else tiny_inpaint_pipeline()
-        seen.append(args.model)
+def test_without_a_model_the_checkpoints_that_ship_stand_side_by_side(monkeypatch):
+    def load(args, task, model):
+        pipe = tiny_pipeline() if model is None else tiny_inpaint_pipeline()
+        seen.append(model)
         return task.from_pipe(pipe)
 
     seen = []
-    monkeypatch.setattr(script, "shapes_checkpoint", lambda name: f"shipped {name}")
-    monkeypatch.setattr(script, "load", load)
-    args = script.parse_args(["--task", "inpaint", "--output", "results.json"])
-    found = script.editors(args)
+    monkeypatch.setattr(run_evaluate_shapes, "shapes_checkpoint", lambda name: f"shipped {name}")
+    monkeypatch.setattr(run_evaluate_shapes, "load", load)
+    args = glide_cli.read_arguments("evaluate-shapes", ["--task", "inpaint", "--output", "results.json"])
+    found = run_evaluate_shapes.editors(args)
     assert sorted(found) == ["fine-tuned", "implicit", "implicit, num_resample 4"]
     assert seen == [None, "shipped inpaint"]
     assert found["implicit, num_resample 4"][1] == {"num_resample": 4}
     assert all(isinstance(pipe, GLIDEInpaintPipeline) for pipe, _ in found.values())
 
 
-def test_each_checkpoint_is_measured_with_the_guidance_that_it_recommends(script, run, tmp_path, monkeypatch):
-    def load(args, task):
-        pipe = tiny_pipeline() if args.model is None else tiny_inpaint_pipeline()
-        if args.model is None:
+def test_each_checkpoint_is_measured_with_the_guidance_that_it_recommends(run, tmp_path, monkeypatch):
+    def load(args, task, model):
+        pipe = tiny_pipeline() if model is None else tiny_inpaint_pipeline()
+        if model is None:
             pipe.register_to_config(default_guidance_scale=2.5)
         return task.from_pipe(pipe)
 
@@ -260,8 +256,8 @@ def test_each_checkpoint_is_measured_with_the_guidance_that_it_recommends(script
         "__call__",
         lambda *args, **call: seen.append(call["guidance_scale"]) or draw(*args, **call),
     )
-    monkeypatch.setattr(script, "load", load)
-    monkeypatch.setattr(script, "shapes_checkpoint", lambda name: f"shipped {name}")
+    monkeypatch.setattr(run_evaluate_shapes, "load", load)
+    monkeypatch.setattr(run_evaluate_shapes, "shapes_checkpoint", lambda name: f"shipped {name}")
     assert run("inpaint", "--num-resample", 1, model=None)[0] == 0
     assert sorted(seen) == [2.5, 5.0]
     results = json.loads((tmp_path / "results.json").read_text())
@@ -272,9 +268,10 @@ def test_each_checkpoint_is_measured_with_the_guidance_that_it_recommends(script
     assert seen == [1.5, 1.5]
 
 
-def test_an_edit_is_measured_on_256_scenes(script):
+def test_an_edit_is_measured_on_256_scenes():
     for task in ("inpaint", "img2img"):
-        assert script.parse_args(["--task", task, "--output", "results.json"]).num_captions == 256
+        args = glide_cli.read_arguments("evaluate-shapes", ["--task", task, "--output", "results.json"])
+        assert args.num_captions == 256
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The evaluation of a model of the shapes world: on pipelines whose pictures are known, and its two scripts."""
+"""The evaluation of a model of the shapes world: on pipelines whose images are known, and its two scripts."""
 
 import json
 import math
@@ -78,7 +78,7 @@ def shares(figures):
 # -- the figures --------------------------------------------------------------------------------------------------
 
 
-def test_true_pictures_are_all_right(examples):
+def test_true_images_are_all_right(examples):
     drawer = Drawer(examples)
     figures = judge_pipeline(drawer, examples, seed=0, batch_size=16)
     assert figures == judge_renders(examples, 64)
@@ -194,7 +194,7 @@ def test_wilson_interval(right, cases, low, high):
 # -- the upsampler alone ------------------------------------------------------------------------------------------
 
 
-def test_the_upsampler_gets_the_true_small_pictures(examples):
+def test_the_upsampler_gets_the_true_small_images(examples):
     pipe = GLIDESuperResolutionPipeline.from_pipe(tiny_pipeline())
     pipe.set_progress_bar_config(disable=True)
     seen = []
@@ -433,9 +433,9 @@ def test_the_grid_has_a_caption_under_each_picture(monkeypatch, tmp_path):
         top = row * (height + 2)
         for column in range(4):
             left = column * 66
-            picture = np.asarray(grid.crop((left + 1, top + 1, left + 63, top + 63)))
+            image = np.asarray(grid.crop((left + 1, top + 1, left + 63, top + 63)))
             true = np.asarray(render(drawer.scenes[captions[4 * row + column]], 64))[1:63, 1:63]
-            assert (picture == true).all()
+            assert (image == true).all()
             assert np.asarray(grid.crop((left, top + 64, left + 64, top + height))).min() < 128
 
 

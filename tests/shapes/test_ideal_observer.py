@@ -1,4 +1,4 @@
-"""Bayes' rule on noised pictures: the density that it stands on, and whether it knows how sure it may be."""
+"""Bayes' rule on noised images: the density that it stands on, and whether it knows how sure it may be."""
 
 import itertools
 import math
@@ -38,7 +38,7 @@ def test_the_density_of_one_object_anywhere():
         # Every half pixel of blocks of two pixels that lie, at least in part, where the object has its distance
         blocks = [(block + 0.5) / 16 for block in range(16)]
         axis = [b + half / 64 for b in blocks if abs(b - 0.5) <= reach + 1 / 32 for half in (-1.5, -0.5, 0.5, 1.5)]
-        axis = [value for value in axis if abs(value - 0.5) <= 0.5 - item.width / 2]  # a few leave the picture
+        axis = [value for value in axis if abs(value - 0.5) <= 0.5 - item.width / 2]  # a few leave the image
         places = [Object(item.shape, item.colour, item.size, x, y) for x, y in itertools.product(axis, axis)]
         expected.append(brute_force(x_t, [Scene((place,), background) for place in places]))
     # Densities are meant up to a constant
@@ -61,7 +61,7 @@ def test_a_clean_picture_is_known_and_pure_noise_is_not(count):
 
 
 def test_one_blob_is_not_two_objects():
-    """What explains the picture must be in different places."""
+    """What explains the image must be in different places."""
     alone = Scene((Object("circle", "red", "large", 0.5, 0.5),), "black")
     twice = Scene((Object("circle", "red", "large", 0.3, 0.3), Object("square", "red", "large", 0.7, 0.7)), "black")
     third = Object("star", "red", "small", 0.8, 0.2)
@@ -112,9 +112,9 @@ def test_ways_to_place_objects_are_all_counted_and_none_twice():
         needed = (SIZES[size][0] + SIZES[other_size][0]) / 2
         return any(abs(a - b) >= needed for a, b in zip(place.tolist(), other_place.tolist(), strict=True))
 
-    for picture in range(2):
+    for image in range(2):
         there = [
-            [(size, place, weight.item()) for place, weight in zip(places, row[picture], strict=True) if weight]
+            [(size, place, weight.item()) for place, weight in zip(places, row[image], strict=True) if weight]
             for size, places, row in zip(sizes, middles, weights, strict=True)
         ]
         expected = sum(
@@ -122,7 +122,7 @@ def test_ways_to_place_objects_are_all_counted_and_none_twice():
             for chosen in itertools.product(*there)
             if all(keep_apart(one[:2], other[:2]) for one, other in itertools.combinations(chosen, 2))
         )
-        assert _sum_apart(weights, sizes)[picture].item() == pytest.approx(expected)
+        assert _sum_apart(weights, sizes)[image].item() == pytest.approx(expected)
 
 
 def test_one_object_s_best_place_may_be_another_s():

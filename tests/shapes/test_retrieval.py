@@ -12,15 +12,15 @@ SIZE, COUNT = 16, 40
 
 
 class Oracle(NoisedCLIPModel):
-    """Knows the pictures by heart: it gives a picture the vector of the nearest clean one's caption."""
+    """Knows the images by heart: it gives an image the vector of the nearest clean one's caption."""
 
     def __init__(self, world):
         shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
         vision = {**shape, "image_size": SIZE}
         super().__init__(NoisedCLIPConfig(text_config={**shape, "vocab_size": 258}, vision_config=vision))
         scenes = [world.example(index).scene for index in range(COUNT)]
-        pictures = np.stack([np.asarray(render(scene, SIZE)) for scene in scenes])
-        self.known = torch.from_numpy(pictures).permute(0, 3, 1, 2).flatten(1) / 127.5 - 1
+        images = np.stack([np.asarray(render(scene, SIZE)) for scene in scenes])
+        self.known = torch.from_numpy(images).permute(0, 3, 1, 2).flatten(1) / 127.5 - 1
 
     def get_text_features(self, input_ids, attention_mask=None):
         return torch.eye(COUNT) * torch.linspace(0.1, 9, COUNT)[:, None]  # no two of the same length
@@ -36,7 +36,7 @@ def measure(world=ShapesWorld, **changes):
     )
 
 
-def test_a_model_that_knows_is_right_on_clean_pictures_and_lost_in_noise():
+def test_a_model_that_knows_is_right_on_clean_images_and_lost_in_noise():
     rates = measure()
     assert rates[0][OWN]["share"] == rates[0][TRUE]["share"] == rates[0][FULL]["share"] == 1
     assert rates[0][OWN]["cases"] == rates[0][FULL]["cases"] == COUNT

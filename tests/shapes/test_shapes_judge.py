@@ -43,11 +43,11 @@ def test_the_table_prints_every_row(calibration):
 
 
 @pytest.mark.parametrize("size", [32, 50, 64, 128, 256])
-def test_pictures_of_any_kind_and_size(pair, size):
+def test_images_of_any_kind_and_size(pair, size):
     text = "a large red circle above a small blue square on white"
-    picture = render(pair, size)
-    pixels = np.asarray(picture)
-    for kind in (picture, picture.convert("RGBA"), pixels, pixels.astype(np.float32) / 255):
+    image = render(pair, size)
+    pixels = np.asarray(image)
+    for kind in (image, image.convert("RGBA"), pixels, pixels.astype(np.float32) / 255):
         assert judge(kind, text).correct
 
 
@@ -81,23 +81,23 @@ def test_objects_are_matched_in_any_order(pair):
 
 
 def test_specks_are_ignored_and_blur_is_tolerated(pair):
-    picture = render(pair, 128).filter(ImageFilter.GaussianBlur(2))
-    ImageDraw.Draw(picture).rectangle((110, 10, 117, 15), fill=(0, 160, 60))
-    assert judge(picture, "a large red circle above a small blue square on white").correct
+    image = render(pair, 128).filter(ImageFilter.GaussianBlur(2))
+    ImageDraw.Draw(image).rectangle((110, 10, 117, 15), fill=(0, 160, 60))
+    assert judge(image, "a large red circle above a small blue square on white").correct
 
 
 def test_touching_objects_of_two_colours_are_two():
-    picture = Image.new("RGB", (128, 128), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (128, 128), "white")
+    draw = ImageDraw.Draw(image)
     draw.rectangle((20, 40, 59, 79), fill=(220, 30, 30))
     draw.ellipse((60, 40, 99, 79), fill=(255, 105, 200))
-    assert [(item.colour, item.shape) for item in detect(picture).objects] == [("red", "square"), ("pink", "circle")]
+    assert [(item.colour, item.shape) for item in detect(image).objects] == [("red", "square"), ("pink", "circle")]
 
 
 def test_what_is_no_shape_has_none():
-    picture = Image.new("RGB", (64, 64), "black")
-    ImageDraw.Draw(picture).rectangle((8, 20, 55, 27), fill=(220, 30, 30))
-    verdict = judge(picture, "a red square on black")
+    image = Image.new("RGB", (64, 64), "black")
+    ImageDraw.Draw(image).rectangle((8, 20, 55, 27), fill=(220, 30, 30))
+    verdict = judge(image, "a red square on black")
     assert verdict.objects[0].found.shape is None
     assert (verdict.objects[0].shape, verdict.objects[0].colour, verdict.correct) == (False, True, False)
 
@@ -107,17 +107,17 @@ def test_backgrounds_count_within_sixty():
         assert detect(np.full((32, 32, 3), level, dtype=np.uint8)).background == name
 
 
-def test_pictures_of_nothing_in_particular_are_survived():
+def test_images_of_nothing_in_particular_are_survived():
     rng = np.random.default_rng(0)
     caption = Caption((Mention("circle", "red", "small", "top left"),), background="white")
-    for picture in (rng.random((32, 32, 3)), rng.integers(0, 256, (128, 128, 3), dtype=np.uint8), np.ones((32, 32, 3))):
-        assert not judge(picture, caption).correct
+    for image in (rng.random((32, 32, 3)), rng.integers(0, 256, (128, 128, 3), dtype=np.uint8), np.ones((32, 32, 3))):
+        assert not judge(image, caption).correct
     blocks = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((64, 64))
     assert not judge(blocks, caption).correct
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         np.zeros((32, 32), dtype=np.uint8),
         np.zeros((3, 32, 32), dtype=np.uint8),
@@ -128,14 +128,14 @@ def test_pictures_of_nothing_in_particular_are_survived():
         np.full((32, 32, 3), np.nan),
     ],
 )
-def test_bad_pictures_are_refused(picture):
-    with pytest.raises(ValueError, match="`picture`"):
-        detect(picture)
+def test_bad_images_are_refused(image):
+    with pytest.raises(ValueError, match="`image`"):
+        detect(image)
 
 
 def test_bad_captions_are_refused():
-    picture = render(ShapesWorld().scene(0), 32)
+    image = render(ShapesWorld().scene(0), 32)
     with pytest.raises(ValueError, match="`caption`"):
-        judge(picture, "a corgi")
+        judge(image, "a corgi")
     with pytest.raises(TypeError, match="`text`"):
-        judge(picture, None)
+        judge(image, None)

@@ -1,4 +1,4 @@
-"""Scenes, pictures and the endless sequence: what a user of the data relies on."""
+"""Scenes, images and the endless sequence: what a user of the data relies on."""
 
 import json
 import subprocess
@@ -105,7 +105,7 @@ def test_the_sequence_stays_what_checkpoints_were_trained_on():
     ]
 
 
-def test_small_pictures_are_box_averages_of_large_ones(scenes):
+def test_small_images_are_box_averages_of_large_ones(scenes):
     for scene in scenes[:20]:
         small, large = render_sizes(scene, (32, 128))
         assert small.size == (32, 32) and large.size == (128, 128) and small.mode == "RGB"
@@ -114,7 +114,7 @@ def test_small_pictures_are_box_averages_of_large_ones(scenes):
         assert np.array_equal(np.asarray(render(scene, 128)), np.asarray(large))
 
 
-def test_pictures_show_colour_and_background_and_soft_edges():
+def test_images_show_colour_and_background_and_soft_edges():
     pixels = np.asarray(render(Scene((Object("circle", "red", "large", 0.4, 0.6),), "gray"), 64))
     assert tuple(pixels[38, 25]) == COLOURS["red"]
     assert tuple(pixels[2, 2]) == BACKGROUNDS["gray"]
