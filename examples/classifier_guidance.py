@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +67,7 @@ def train_classifier(scheduler: GLIDEDDPMScheduler, size: int, steps: int, seed:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         chosen = torch.randint(len(labels), (BATCH_SIZE,))
-        timesteps: Any = torch.randint(scheduler.config.num_train_timesteps, (BATCH_SIZE,))
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (BATCH_SIZE,))
         x_t = scheduler.add_noise(images[chosen], torch.randn_like(images[chosen]), timesteps)
         loss = F.cross_entropy(classifier(x_t, timesteps), labels[chosen])
         optimizer.zero_grad()

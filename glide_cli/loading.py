@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers.utils.logging
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from safetensors import SafetensorError
@@ -21,8 +22,6 @@ from .errors import UserError
 from .options import SCHEDULERS
 
 
-# A pipeline of any class: which one, and what it can, follows from the options.
-Pipeline = Any
 UPSAMPLER = ("super_res_unet", "super_res_text_encoder", "super_res_scheduler")
 
 
@@ -54,10 +53,10 @@ def load_pipeline(
     scheduler: str | None = None,
     super_res_scheduler: str | None = None,
     checkpoint: str = "text-to-image",
-    pipeline_class: type[Any] = GLIDEPipeline,
+    pipeline_class: type[DiffusionPipeline] = GLIDEPipeline,
     upsample: bool = True,
     option: str = "--model",
-) -> Pipeline:
+) -> DiffusionPipeline:
     """Load a pipeline of GLIDE, without progress bars.
 
     Args:
@@ -93,7 +92,7 @@ def load_pipeline(
     return pipe.to(where)
 
 
-def other_scheduler(current: Any, name: str) -> Any:
+def other_scheduler(current: SchedulerMixin, name: str) -> SchedulerMixin:
     """The scheduler of this name of `SCHEDULERS`, with the noise schedule of the current scheduler."""
     path, settings = SCHEDULERS[name]
     library, class_name = path.split(".")

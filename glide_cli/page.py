@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image, ImageChops
 
 from glide_pipelines import GLIDEInpaintPipeline
@@ -16,7 +17,7 @@ from glide_pipelines.shapes import BACKGROUNDS, COLOURS, SHAPES
 
 from . import options
 from .errors import UserError
-from .loading import Pipeline, load_pipeline, model_values, silence_libraries, step_values
+from .loading import load_pipeline, model_values, silence_libraries, step_values
 
 
 KNOWN = (
@@ -38,7 +39,7 @@ Images = list[tuple[Image.Image, str]]  # of a gallery, each with the words belo
 class Studio:
     """What the page does with a pipeline; `upsampling` holds its arguments for the upsampler's steps."""
 
-    def __init__(self, pipe: Pipeline, upsampling: dict[str, Any]) -> None:
+    def __init__(self, pipe: DiffusionPipeline, upsampling: dict[str, Any]) -> None:
         self.pipe = pipe
         self.upsampling = upsampling
 
@@ -54,7 +55,7 @@ class Studio:
     ) -> Images:
         """Images, each with its seed, which generates it again alone. The text of the first seed may be empty."""
 
-        def report(pipe: Pipeline, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
+        def report(pipe: DiffusionPipeline, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
             progress((step + 1, pipe.num_timesteps), desc="enlarging" if pipe.stage == "super_res" else "drawing")
             return {}
 
@@ -132,7 +133,7 @@ def take(gallery: gr.Gallery) -> tuple[Image.Image, gr.Tabs]:
     return gallery.value[gallery.selected_index or 0][0], gr.Tabs(selected="Edit")
 
 
-def add_fields(pipe: Pipeline, name: str, steps: int) -> tuple[list[gr.components.Component], gr.Button]:
+def add_fields(pipe: DiffusionPipeline, name: str, steps: int) -> tuple[list[gr.components.Component], gr.Button]:
     """The fields of a tab, in the order of `Studio.draw`, and its button."""
     prompt = gr.Textbox(label="Prompt", info="What the whole image shows")
     if pipe.config.prompt_domain == "shapes":

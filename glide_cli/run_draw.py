@@ -10,6 +10,7 @@ from typing import Any
 
 import huggingface_hub.utils
 import torch
+from diffusers import DiffusionPipeline
 
 from glide_pipelines import (
     GLIDEImg2ImgPipeline,
@@ -19,7 +20,7 @@ from glide_pipelines import (
 )
 
 from .errors import UserError
-from .loading import Pipeline, load_pipeline, model_values, open_image, silence_libraries, step_values
+from .loading import load_pipeline, model_values, open_image, silence_libraries, step_values
 from .output import make_grid, save_image
 
 
@@ -60,7 +61,7 @@ def draw(args: argparse.Namespace) -> None:
         print(f"{args.output}: {grid.width} x {grid.height} pixels, {seeds}")
 
 
-def _task(args: argparse.Namespace) -> tuple[type[Pipeline], type[Pipeline]]:
+def _task(args: argparse.Namespace) -> tuple[type[DiffusionPipeline], type[DiffusionPipeline]]:
     """The pipeline of the task that the options make, and the one that its model is loaded as."""
     if args.enlarge:
         return GLIDESuperResolutionPipeline, GLIDESuperResolutionPipeline

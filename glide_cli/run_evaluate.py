@@ -35,7 +35,7 @@ from glide_pipelines.shapes.images import ShapesImages
 from glide_pipelines.shapes.tally import judged_table
 
 from .errors import UserError
-from .loading import Pipeline, find_device, load_pipeline, model_values, sampling_values, silence_libraries, step_values
+from .loading import find_device, load_pipeline, model_values, sampling_values, silence_libraries, step_values
 
 
 # Options that only GLIDE's pipelines understand.
@@ -109,7 +109,7 @@ def guidance_points(args: argparse.Namespace) -> list[Guidance]:
     return points
 
 
-def load_pipelines(args: argparse.Namespace) -> dict[str, Pipeline]:
+def load_pipelines(args: argparse.Namespace) -> dict[str, DiffusionPipeline]:
     """The pipeline of each kind of guidance that is asked for."""
     plain = load_model(args)
     pipes = {CLASSIFIER_FREE: plain}
@@ -122,7 +122,7 @@ def load_pipelines(args: argparse.Namespace) -> dict[str, Pipeline]:
     return pipes
 
 
-def load_model(args: argparse.Namespace) -> Pipeline:
+def load_model(args: argparse.Namespace) -> DiffusionPipeline:
     """The model to measure: one of GLIDE as the `glide` command loads it, any other as the pipeline it was saved as.
 
     Raises:
@@ -158,7 +158,7 @@ def saved_class(model: str | None) -> str | None:
 
 def check_calls(
     args: argparse.Namespace,
-    pipes: dict[str, Pipeline],
+    pipes: dict[str, DiffusionPipeline],
     sweep: list[Guidance],
     caption: str,
     steps: dict[str, Any],

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 
 from glide_pipelines import (
     GLIDEDDPMScheduler,
@@ -26,7 +27,7 @@ from glide_pipelines.shapes.evaluation import guidance_table, judge_pipeline, ju
 from glide_pipelines.shapes.retrieval import caption_retrieval, retrieval_table
 
 from .errors import UserError
-from .loading import Pipeline, find_device, load_pipeline, model_values, sampling_values, step_values
+from .loading import find_device, load_pipeline, model_values, sampling_values, step_values
 
 
 MAX_UPSAMPLED = 128  # images for the upsampler alone: they differ little, and each takes as long as any other
@@ -41,7 +42,7 @@ def measure(args: argparse.Namespace) -> str:
     return {"text-to-image": evaluate, "clip": evaluate_clip}.get(args.task, evaluate_edits)(args)
 
 
-def load(args: argparse.Namespace, task: type[Pipeline] | None = None, **values: Any) -> Pipeline:
+def load(args: argparse.Namespace, task: type[DiffusionPipeline] | None = None, **values: Any) -> DiffusionPipeline:
     """The pipeline of a task, text to image by default, as the `glide` command would load it."""
     pipe = load_pipeline(**model_values(args) | values, upsample=not args.base_only)
     if task is None:
@@ -51,7 +52,7 @@ def load(args: argparse.Namespace, task: type[Pipeline] | None = None, **values:
     return pipe
 
 
-def describe_settings(args: argparse.Namespace, pipe: Pipeline) -> dict[str, Any]:
+def describe_settings(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[str, Any]:
     """Everything that the figures depend on besides the weights and what the columns of the table name."""
     return {
         "task": args.task,
@@ -107,13 +108,13 @@ def evaluate(args: argparse.Namespace) -> str:
     return guidance_table(results)
 
 
-def editors(args: argparse.Namespace) -> dict[str, tuple[Pipeline, dict[str, Any]]]:
+def editors(args: argparse.Namespace) -> dict[str, tuple[DiffusionPipeline, dict[str, Any]]]:
     """A title for each column of the editing tasks' table, with the pipeline and what it is called with."""
     if args.task == "img2img":
         pipe = load(args, GLIDEImg2ImgPipeline)
         return {f"strength {strength:g}": (pipe, {"strength": strength}) for strength in args.strength}
     models = [args.model] if args.model is not None else [None, str(shapes_checkpoint("inpaint"))]
-    columns: dict[str, tuple[Pipeline, dict[str, Any]]] = {}
+    columns: dict[str, tuple[DiffusionPipeline, dict[str, Any]]] = {}
     for model in models:
         pipe = load(args, GLIDEInpaintPipeline, model=model)
         columns[pipe.mode] = pipe, {}

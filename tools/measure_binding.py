@@ -60,7 +60,8 @@ def captions(scene: Scene, one: Object, other: Object, relation: str) -> dict[st
 def measure(pipe: GLIDEPipeline, num_scenes: int, seed: int, batch_size: int = 64) -> dict[int, dict[str, float]]:
     """By timestep and caption: the mean squared error of the predicted clean image, whose values span -1 to 1."""
     chosen = list(itertools.islice(related_scenes(seed), num_scenes))
-    size = pipe.unet.config.sample_size
+    stage = pipe.stages["base"]
+    size = stage.sample_size[0]
     x_start = images_to_tensor([render(scene, size) for scene, *_ in chosen])
     noise = torch.randn(x_start.shape, generator=torch.Generator().manual_seed(seed))
     texts = [captions(*item) for item in chosen]
@@ -73,8 +74,7 @@ def measure(pipe: GLIDEPipeline, num_scenes: int, seed: int, batch_size: int = 6
             at = torch.full((len(x_start[part]),), t)
             x_t = process.q_sample(x_start[part], noise[part], at)
             tokens = pipe.tokenize([text[name] for text in texts[part]])
-            hidden_states = pipe.text_encoder(**tokens).last_hidden_state
-            noise_pred = pipe.unet(x_t, at, encoder_hidden_states=hidden_states).sample[:, :3]
+            noise_pred = stage(x_t, at, **tokens)[:, :3]
             predicted = process.predict_x_start(x_t, noise_pred, at).clamp(-1, 1)
             total += (predicted - x_start[part]).square().mean(dim=(1, 2, 3)).sum().item()
         errors.setdefault(t, {})[name] = total / len(chosen)

@@ -11,11 +11,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-from transformers import GPT2Tokenizer
 
 from ..markdown import markdown_table
 from ..models import GLIDETextConfig, GLIDETextEncoder, GLIDEUNet2DConditionModel
@@ -78,7 +77,7 @@ def random_pipeline(device: torch.device, dtype: torch.dtype) -> GLIDEPipeline:
     for network in networks:
         network.eval()
     return GLIDEPipeline(
-        tokenizer=cast(GPT2Tokenizer, None),
+        tokenizer=None,
         text_encoder=text_encoders[0],
         unet=unets[0],
         scheduler=GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2"),
@@ -114,7 +113,8 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, clock: Callable[[], fl
 def encode_texts(pipe: GLIDEPipeline, batch_size: int, guided: bool) -> dict[str, torch.Tensor]:
     """What `encode_prompt` computes, from random token ids: a prompt for each stage, and the empty one."""
 
-    def encode(text_encoder: Any, batch_size: int) -> torch.Tensor:
+    def encode(text_encoder: GLIDETextEncoder | None, batch_size: int) -> torch.Tensor:
+        assert text_encoder is not None  # a pipeline without one has no text to encode
         shape = (batch_size, text_encoder.config.max_position_embeddings)
         ids = torch.randint(text_encoder.config.vocab_size, shape, device=text_encoder.device)
         return text_encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,6 @@ from transformers.utils import cached_file
 
 from ..images import scale_pixels
 from ..models import NoisedCLIPConfig, NoisedCLIPModel, tokenize_prompts
-from ..models.noised_clip import NoisedCLIPVisionConfig
 from .features import UNUSABLE, embedding, preprocess
 
 
@@ -76,7 +75,7 @@ class _NoisedCLIPScore(nn.Module):
         self.model, self.tokenizer = load_noised_clip(name)
 
     def forward(self, images: torch.Tensor, captions: list[str]) -> torch.Tensor:
-        side = cast(NoisedCLIPVisionConfig, self.model.config.vision_config).image_size
+        side = self.model.config.vision_config.image_size
         sample = scale_pixels(F.interpolate(images.float(), size=(side, side), mode="area"))
         tokens = tokenize_prompts(self.tokenizer, captions).to(images.device)
         timesteps = torch.zeros(len(images), device=images.device)

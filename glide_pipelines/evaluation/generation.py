@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -17,8 +18,6 @@ from ..files import atomic_file
 
 
 _Item = TypeVar("_Item")
-# A `DiffusionPipeline`, which has no type for its call and its components.
-Pipeline = Any
 
 
 def generators(first_seed: int, count: int) -> list[torch.Generator]:
@@ -56,7 +55,9 @@ def in_batches(items: Sequence[_Item], batch_size: int) -> Iterator[tuple[int, S
             bar.update(len(batch))
 
 
-def generate_images(pipe: Pipeline, captions: list[str], folder: Path, seed: int, batch_size: int, **call: Any) -> None:
+def generate_images(
+    pipe: DiffusionPipeline, captions: list[str], folder: Path, seed: int, batch_size: int, **call: Any
+) -> None:
     """Generate the images that are not there yet, spread over the processes.
 
     Each image has a generator of its own, and a batch is generated whole by one process: neither the number of
@@ -95,7 +96,7 @@ class GeneratedImages:
         return Image.open(_path(self.folder, index)).convert("RGB")
 
 
-def image_size(pipe: Pipeline, caption: str, **call: Any) -> int:
+def image_size(pipe: DiffusionPipeline, caption: str, **call: Any) -> int:
     """Width and height of the square images that a pipeline generates: its `default_size`, which GLIDE's pipelines
     have, else those of one image that it generates to find out.
 
@@ -122,7 +123,7 @@ class _Stop(Exception):
     """Ends a call after its first step."""
 
 
-def check_call(pipe: Pipeline, caption: str, **call: Any) -> None:
+def check_call(pipe: DiffusionPipeline, caption: str, **call: Any) -> None:
     """Run a pipeline up to its first step, so that what it refuses is known before hours are spent.
 
     Args:

@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from diffusers import DiffusionPipeline, SchedulerMixin
 
 from ..files import write_json
 from ..pipelines.pipeline_utils import DEFAULT_SUPER_RES_TIMESTEPS, DEFAULT_TIMESTEPS
 from ..version import __version__
-from .generation import Pipeline
 
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
 
 def sampling_settings(
-    pipe: Pipeline,
+    pipe: DiffusionPipeline,
     *,
     seed: int,
     batch_size: int,
@@ -56,7 +56,7 @@ def sampling_settings(
     }
 
 
-def _scheduler_name(scheduler: Any | None) -> str | None:
+def _scheduler_name(scheduler: SchedulerMixin | None) -> str | None:
     """The class of a scheduler, and for one that solves both the ODE and the SDE, whether it solves the SDE."""
     if scheduler is None:
         return None
@@ -64,7 +64,7 @@ def _scheduler_name(scheduler: Any | None) -> str | None:
     return f"{type(scheduler).__name__}{f' ({algorithm})' if algorithm.startswith('sde-') else ''}"
 
 
-def fingerprint(pipe: Pipeline) -> str:
+def fingerprint(pipe: DiffusionPipeline) -> str:
     """A short digest of a pipeline's weights: a model that was trained further under the same name is another one."""
     digest = hashlib.sha256()
     for name, component in sorted(pipe.components.items()):

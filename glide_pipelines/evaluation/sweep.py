@@ -20,9 +20,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from diffusers import DiffusionPipeline
 from torch import nn
 
-from .generation import GeneratedImages, Pipeline, generate_images, image_size, own_batches
+from .generation import GeneratedImages, generate_images, image_size, own_batches
 from .images import CaptionedImages, JudgedImages
 from .metrics import frechet_distance, inception_score, precision_recall
 from .points import Point
@@ -112,7 +113,7 @@ def figures(real: Measured | None, measured: Measured, neighbours: int = 3) -> d
 
 
 def run_sweep(
-    pipes: Mapping[str, Pipeline],
+    pipes: Mapping[str, DiffusionPipeline],
     sweep: Sequence[Point],
     images: CaptionedImages,
     folder: Path,

@@ -65,8 +65,8 @@ def judge_pipeline(
         for image, example in zip(images, batch, strict=True):
             tally.add(image, example.caption)
         if judges_base:
-            base_images: Any = pipe.image_processor.postprocess(base["latents"], "pil")
-            for image, example in zip(base_images, batch, strict=True):
+            images = pipe.image_processor.postprocess(base["latents"], "pil")
+            for image, example in zip(images, batch, strict=True):
                 base_tally.add(image, example.caption)
     return {**tally.figures(), "base": base_tally.figures()} if judges_base else tally.figures()
 

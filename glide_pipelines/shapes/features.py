@@ -53,8 +53,6 @@ class ShapesFeatures(ModelMixin, ConfigMixin):
         sample_size (`int`, defaults to 32): Width and height that images are reduced to; a multiple of 8.
     """
 
-    __call__: Callable[..., dict[str, torch.Tensor]]
-
     @register_to_config
     def __init__(
         self, channels: tuple[int, ...] = (32, 48, 64, 64, 64), num_features: int = 64, sample_size: int = 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +14,6 @@ from ..evaluation.statistics import per_cent, rate
 from ..images import images_to_tensor
 from ..markdown import markdown_table
 from ..models import NoisedCLIPModel, tokenize_prompts
-from ..models.noised_clip import NoisedCLIPVisionConfig
 from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from .captions import Caption, describe_fully
 from .dataset import ShapesWorld
@@ -70,7 +69,7 @@ def caption_retrieval(
     examples = [world.example(index) for index in range(num_captions)]
     captions = [example.caption for example in examples]
     full_captions = [describe_fully(example.scene) for example in examples]
-    size = cast(NoisedCLIPVisionConfig, clip_model.config.vision_config).image_size
+    size = clip_model.config.vision_config.image_size
     x_start = images_to_tensor([render(example.scene, size) for example in examples])
     noise = torch.randn(x_start.shape, generator=torch.Generator().manual_seed(seed))
 
@@ -96,7 +95,7 @@ def caption_retrieval(
     for t in timesteps:
         image, posterior = [], []
         for clean, its_noise in zip(x_start.split(batch_size), noise.split(batch_size), strict=True):
-            steps: Any = torch.full((len(clean),), t)  # diffusers declares timesteps as an IntTensor
+            steps = torch.full((len(clean),), t)
             x_t = scheduler.add_noise(clean, its_noise, steps)
             image.append(clip_model.get_image_features(x_t.to(device), steps.to(device)).float())
             alpha_bar = float(scheduler.alphas_cumprod[t])
