@@ -33,8 +33,8 @@ def model_values(args: argparse.Namespace) -> dict[str, Any]:
 
 def sampling_values(args: argparse.Namespace) -> dict[str, Any]:
     """What the options say of how images are generated, as `sampling_settings` of the evaluation takes it."""
-    names = ("model", "seed", "batch_size", "dtype", "steps", "super_res_steps")
-    return {name: getattr(args, name, None) for name in names}
+    names = ("seed", "batch_size", "dtype", "steps", "super_res_steps")
+    return {"model": args.model or "shapes_checkpoint()", **{name: getattr(args, name) for name in names}}
 
 
 def step_values(steps: int | str | None = None, super_res_steps: int | str | None = None) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
+from torch import nn
 
 import glide_pipelines
-import glide_pipelines.shapes.features  # it gives the feature network "shapes" its name
 from glide_pipelines import CLIPGuidedPipeline, shapes_checkpoint
 from glide_pipelines.evaluation import (
     BOTH,
@@ -31,6 +31,7 @@ from glide_pipelines.evaluation import (
     sampling_settings,
     write_report,
 )
+from glide_pipelines.shapes.features import ShapesNetwork
 from glide_pipelines.shapes.images import ShapesImages
 from glide_pipelines.shapes.tally import judged_table
 
@@ -55,7 +56,7 @@ def evaluate(args: argparse.Namespace) -> None:
         images = load_images(args)
         pipes = load_pipelines(args)  # before the networks: it refuses a device that is not there
         features = args.features or ("shapes" if isinstance(images, ShapesImages) else "inception")
-        network = load_feature_network(features).to(args.device)
+        network = load_network(features).to(args.device)
         clip = None if args.clip is None else load_clip(clip_source(args.clip)).to(args.device)
     sweep = list(guidance_points(args))
     steps = step_values(args.steps, args.super_res_steps)
@@ -178,6 +179,11 @@ def check_calls(
             if kind == CLASSIFIER_FREE:
                 raise UserError(f"--model {args.model} cannot generate from a caption: {error}") from error
             raise UserError(f"--clip-model {args.clip_model}: {error}") from error
+
+
+def load_network(name: str) -> nn.Module:
+    """A network of features: `"shapes"` is the one that ships, all else as [`load_feature_network`] takes it."""
+    return ShapesNetwork() if name == "shapes" else load_feature_network(name)
 
 
 def clip_source(name: str) -> str:

@@ -93,7 +93,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     ]
     images = ShapesImages(args.num_captions, args.seed)
     common = {"seed": args.seed, "batch_size": args.batch_size}
-    settings = sampling_settings(first, model=args.model, dtype=args.dtype, **common)
+    settings = sampling_settings(first, model=args.model or "shapes_checkpoint()", dtype=args.dtype, **common)
     del settings["steps"], settings["scheduler"]  # each point's own
     network = ShapesNetwork().to(args.device)
     results = run_sweep(pipes, sweep, images, args.output / "pictures", settings, network, **common)

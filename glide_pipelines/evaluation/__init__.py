@@ -5,7 +5,7 @@ whether an image is right brings a judge: see [`JudgedImages`].
 """
 
 from .clips import load_clip, load_noised_clip
-from .features import Features, load_feature_network, register_feature_network
+from .features import Features, load_feature_network
 from .generation import GeneratedImages, check_call, generate_images, generators, image_size, join_processes
 from .images import CaptionedImages, DatasetImages, JudgedImages
 from .metrics import frechet_distance, inception_score, precision_recall
@@ -45,7 +45,6 @@ __all__ = [
     "plot_guidance",
     "plot_steps",
     "precision_recall",
-    "register_feature_network",
     "run_sweep",
     "sampling_settings",
     "steps_table",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -51,29 +50,14 @@ class _Inception(nn.Module):
         return Features(features, logits.log_softmax(dim=1))
 
 
-# Networks with a name of their own; a world adds its own.
-_NETWORKS: dict[str, Callable[[], nn.Module]] = {"inception": _Inception}
-
-
-def register_feature_network(name: str, make: Callable[[], nn.Module]) -> None:
-    """Give a network a name for [`load_feature_network`].
-
-    Args:
-        name (`str`): The name.
-        make (`Callable[[], nn.Module]`): Loads the network, which takes uint8 images `[B, 3, H, W]` and returns
-            [`Features`].
-    """
-    _NETWORKS[name] = make
-
-
 def load_feature_network(name: str) -> nn.Module:
     """A network by name.
 
     Args:
         name (`str`): `"inception"`, the network of the published figures (its weights are downloaded from GitHub,
-            once); a name given by [`register_feature_network`]; else a `transformers` vision model, a folder or a Hub
-            id. Of an image classifier the features are the input of its last layer, of a CLIP its image embeddings, of
-            any other model its pooled output, or the mean over its last hidden states.
+            once); else a `transformers` vision model, a folder or a Hub id. Of an image classifier the features are the
+            input of its last layer, of a CLIP its image embeddings, of any other model its pooled output, or the mean
+            over its last hidden states.
 
     Returns:
         `nn.Module`: takes uint8 images `[B, 3, H, W]` and returns [`Features`].
@@ -82,7 +66,7 @@ def load_feature_network(name: str) -> nn.Module:
         ValueError: if there is no such network.
         ImportError: if a package is missing.
     """
-    return _NETWORKS[name]() if name in _NETWORKS else _VisionModel(name)
+    return _Inception() if name == "inception" else _VisionModel(name)
 
 
 class _VisionModel(nn.Module):
@@ -98,9 +82,8 @@ class _VisionModel(nn.Module):
             # Pillow's scaling, whether torchvision is installed or not.
             self.processor = AutoImageProcessor.from_pretrained(name, backend="pil")
         except UNUSABLE as error:
-            names = ", ".join(map(repr, sorted(_NETWORKS)))
             raise ValueError(
-                f"`features` must be {names} or a vision model of transformers, got {name!r}: {error}"
+                f"`features` must be 'inception' or a vision model of transformers, got {name!r}: {error}"
             ) from error
         self.last_input: torch.Tensor | None = None
         if self.is_classifier:

@@ -23,10 +23,10 @@ PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow")
 def sampling_settings(
     pipe: DiffusionPipeline,
     *,
+    model: str,
     seed: int,
     batch_size: int,
     dtype: str,
-    model: str | None = None,
     steps: int | str | None = None,
     super_res_steps: int | str | None = None,
 ) -> dict[str, Any]:
@@ -34,16 +34,16 @@ def sampling_settings(
 
     Args:
         pipe (`DiffusionPipeline`): What generates them.
+        model (`str`): Its name: a folder or a Hub id.
         seed (`int`): Of the first image.
         batch_size (`int`): Images at a time.
         dtype (`str`): Name of the dtype of the networks.
-        model (`str`, *optional*): The folder or Hub id of the pipeline; by default the shapes checkpoint that ships.
         steps, super_res_steps (`int` or `str`, *optional*): Steps of both stages, or spacings; by default GLIDE's.
     """
     is_glide = hasattr(pipe, "default_size")
     upsampled = is_glide and pipe.super_res_unet is not None
     return {
-        "model": model or "shapes_checkpoint()",
+        "model": model,
         "seed": seed,
         "batch_size": batch_size,
         "size": pipe.default_size[0] if is_glide else None,

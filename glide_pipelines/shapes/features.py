@@ -1,7 +1,4 @@
-"""A small classifier of the shapes world, in place of Inception: it knows what a scene consists of.
-
-Importing this module registers it with [`load_feature_network`] under the name `"shapes"`.
-"""
+"""A small classifier of the shapes world, in place of Inception: it knows what a scene consists of."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from ..checkpoints import shapes_checkpoint
-from ..evaluation.features import Features, register_feature_network
+from ..evaluation.features import Features
 from ..images import scale_pixels
 from .dataset import ShapesWorld
 from .render import render
@@ -161,7 +158,8 @@ def accuracy(model: ShapesFeatures, scenes: Sequence[Scene], batch_size: int = 6
 
 
 class ShapesNetwork(nn.Module):
-    """The classifier that ships, as a feature network; its classes are colour and shape of the leftmost object."""
+    """The classifier that ships, as a feature network for [`run_sweep`]; its classes are the pairs of colour and shape of
+    the leftmost object."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,6 +171,3 @@ class ShapesNetwork(nn.Module):
         logits = self.model.attributes(features)
         colours, shapes = (logits[f"{name} 0"].log_softmax(dim=1) for name in ("colour", "shape"))
         return Features(features, (colours[:, :, None] + shapes[:, None, :]).flatten(1))
-
-
-register_feature_network("shapes", ShapesNetwork)

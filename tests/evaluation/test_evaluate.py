@@ -597,7 +597,7 @@ def test_two_processes_give_the_numbers_of_one(run, model, tmp_path):
         (["--clip-beside", "3"], "--clip-beside needs --clip-guidance-scale"),
         (["--data-dir", "a", "--dataset-name", "b"], "--data-dir and --dataset-name: give one of them"),
         (["--data-dir", "nowhere"], "`data_dir` must be a folder, got 'nowhere'"),
-        (["--features", "no/such/folder"], "`features` must be 'inception', 'shapes' or a vision model"),
+        (["--features", "no/such/folder"], "`features` must be 'inception' or a vision model"),
         (["--clip", "no/such/folder"], "`clip` must be a CLIP with its tokenizer, got 'no/such/folder'"),
         (["--clip-guidance-scale", "1", "--clip-model", "no/such/folder"], "`clip_model` must be a noised CLIP"),
         (["--model", "no/such/folder"], "--model no/such/folder: no such folder"),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from glide_pipelines.evaluation import load_feature_network
 from glide_pipelines.shapes import Object, Scene, ShapesWorld
 from glide_pipelines.shapes.features import (
     ABSENT,
     LABELS,
     ShapesFeatures,
+    ShapesNetwork,
     accuracy,
     scene_batch,
     scene_labels,
@@ -29,14 +29,14 @@ def test_labels_name_the_objects_from_the_left():
 
 
 def test_the_shipped_classifier_knows_scenes_that_it_was_not_trained_on():
-    network = load_feature_network("shapes")
+    network = ShapesNetwork()
     world = ShapesWorld(7, held_out=True)
     shares = accuracy(network.model, [world.scene(index) for index in range(200)])
     assert min(shares.values()) > 0.85 and shares["colour 0"] > 0.97 and shares["shape 0"] > 0.97
 
 
 def test_its_classes_are_colour_and_shape_of_the_leftmost_object():
-    network = load_feature_network("shapes")
+    network = ShapesNetwork()
     scenes = [Scene((Object("star", "pink", "large", x, 0.5),), "white") for x in (0.3, 0.5, 0.7)]
     with torch.no_grad():
         features, log_probabilities = network(scene_batch(scenes, 64)[0])
@@ -47,7 +47,7 @@ def test_its_classes_are_colour_and_shape_of_the_leftmost_object():
 
 
 def test_a_larger_picture_of_the_scene_has_almost_the_same_features():
-    network = load_feature_network("shapes")
+    network = ShapesNetwork()
     scenes = [ShapesWorld(3).scene(index) for index in range(8)]
     with torch.no_grad():
         small, large = (network(scene_batch(scenes, size)[0]).features for size in (32, 128))
