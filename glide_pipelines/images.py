@@ -34,7 +34,7 @@ def round_pixels(sample: torch.Tensor) -> torch.Tensor:
 
 def images_to_tensor(images: Sequence[Image.Image | np.ndarray]) -> torch.Tensor:
     """RGB images of one size, with values from 0 to 255, as floats in [-1, 1] of shape `[B, 3, H, W]`."""
-    return scale_pixels(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float())
+    return scale_pixels(torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float())
 
 
 def load_images(name: str, images: Any) -> list[Image.Image]:
@@ -94,7 +94,7 @@ def resize_masks(name: str, masks: list[Image.Image], size: tuple[int, int]) -> 
 
 def _check_holes(name: str, masks: list[Image.Image], reason: str) -> None:
     for index, mask in enumerate(masks):
-        if mask.getextrema()[1] < 128:
+        if np.asarray(mask).max() < 128:
             raise ValueError(f"`{name}` {index} of {len(masks)} has nothing to repaint: {reason}.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,8 +88,9 @@ class NoisedCLIPConfig(CLIPConfig):
     model_type = "noised_clip"
     sub_configs_defaults = {"text_config": NoisedCLIPTextConfig, "vision_config": NoisedCLIPVisionConfig}
 
-    text_config: dict | NoisedCLIPTextConfig | None = None
-    vision_config: dict | NoisedCLIPVisionConfig | None = None
+    # Given as `dict` too; once made they are the configs of the towers.
+    text_config: Any = None
+    vision_config: Any = None
 
 
 class NoisedCLIPTextModel(CLIPPreTrainedModel):
@@ -420,4 +422,5 @@ def _symmetric_cross_entropy(logits: torch.Tensor, positives: torch.Tensor | Non
         raise ValueError(f"`positives` must have the shape {list(logits.shape)}, got {list(positives.shape)}.")
     positives = positives.to(logits.dtype)
     directions = ((logits, positives), (logits.T, positives.T))
-    return sum(F.cross_entropy(scores, fits / fits.sum(dim=1, keepdim=True)) for scores, fits in directions) / 2
+    losses = [F.cross_entropy(scores, fits / fits.sum(dim=1, keepdim=True)) for scores, fits in directions]
+    return torch.stack(losses).mean()

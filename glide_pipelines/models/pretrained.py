@@ -20,7 +20,7 @@ class Float32Mixin:
         """
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = torch.float32
-        return super().from_pretrained(*args, **kwargs)
+        return super().from_pretrained(*args, **kwargs)  # type: ignore[misc]  # of the class that this is mixed into
 
 
 def init_clip_layers(model: CLIPPreTrainedModel) -> None:

@@ -114,7 +114,8 @@ class GLIDEUNet2DConditionModel(UNet2DConditionModel):
         """
         if self.config.block_out_channels[0] >= CHANNELS_LAST_WIDTH:
             # Not the model's own `to`, which refuses one that accelerate has spread over devices.
-            torch.nn.Module.to(self, memory_format=torch.channels_last)
+            to: Any = torch.nn.Module.to  # torch declares no `memory_format` without a device
+            to(self, memory_format=torch.channels_last)
         return self
 
     @property
@@ -168,6 +169,12 @@ class GLIDEUNet2DConditionModel(UNet2DConditionModel):
         Raises:
             ValueError: if a condition is missing, not taken by this variant, or of the wrong size.
         """
+        width = self.config.cross_attention_dim
+        if encoder_hidden_states.ndim != 3 or encoder_hidden_states.shape[-1] != width:
+            raise ValueError(
+                f"`encoder_hidden_states` must have the shape [batch, tokens, {width}], "
+                f"got {list(encoder_hidden_states.shape)}."
+            )
         return super().forward(
             self._stack_channels(sample, low_res, image, mask),
             timestep,
@@ -203,16 +210,16 @@ class GLIDEUNet2DConditionModel(UNet2DConditionModel):
             expected = (len(sample), channels, height, width)
             if condition is not None and condition.shape != expected:
                 raise ValueError(f"`{name}` must have the shape {list(expected)}, got {list(condition.shape)}.")
-        channels = [sample]
-        if self.is_inpainter:
+        stacked = [sample]
+        if image is not None and mask is not None:
             keep = 1 - mask.to(sample.dtype)
-            channels += [image.to(sample.dtype) * keep, keep]
-        if self.is_upsampler:
+            stacked += [image.to(sample.dtype) * keep, keep]
+        if low_res is not None:
             low_res = low_res.to(sample.dtype)
             if low_res.shape[-2:] != sample.shape[-2:]:
                 low_res = F.interpolate(low_res, (height, width), mode="bilinear", align_corners=False)
-            channels.append(low_res)
-        return torch.cat(channels, dim=1) if len(channels) > 1 else sample
+            stacked.append(low_res)
+        return torch.cat(stacked, dim=1) if len(stacked) > 1 else sample
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable = torch.utils.checkpoint.checkpoint

@@ -10,8 +10,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.guiders import BaseGuidance
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from ..sampling import CondFn, SchedulerRun
 
@@ -21,14 +21,14 @@ class CallState:
     """What a callback may read of the running call, and change in it, through the pipeline's properties.
 
     Attributes:
-        guidance_scale: Of classifier-free guidance; None before the first call.
+        guidance_scale: Of classifier-free guidance.
         cond_fns: The score gradients, bound to the call.
         num_timesteps: Evaluations of the model, over both stages.
         stage: `"base"` or `"super_res"` while a stage runs.
         interrupt: True skips the steps that are left.
     """
 
-    guidance_scale: float | None = None
+    guidance_scale: float
     cond_fns: Sequence[CondFn] = ()
     num_timesteps: int = 0
     stage: str | None = None
@@ -88,9 +88,9 @@ class _CallStates:
         self._running: WeakKeyDictionary[DiffusionPipeline, list[CallState]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def last(self, pipeline: DiffusionPipeline) -> CallState:
-        """Of this thread's running call of a pipeline, else of its last one."""
-        return self._of_this_thread().get(pipeline) or CallState()
+    def last(self, pipeline: DiffusionPipeline) -> CallState | None:
+        """Of this thread's running call of a pipeline, else of its last one; None before the first one."""
+        return self._of_this_thread().get(pipeline)
 
     def to_change(self, pipeline: DiffusionPipeline) -> list[CallState]:
         """The running call of this thread; where there is none, as in a thread that handles a stop button, all running

@@ -40,8 +40,8 @@ def check_prompt(name: str, prompt: Any) -> None:
         raise ValueError(f"`{name}` must not be an empty list.")
 
 
-def check_embeds(name: str, embeds: Any, stage: Stage, batch_size: int | None = None) -> None:
-    """`embeds` must be a finite tensor of shape `[batch_size, L, C]` that the stage's UNet takes.
+def check_embeds(name: str, embeds: Any, stage: Stage, batch_size: int | None = None) -> torch.Tensor:
+    """`embeds` must be a finite tensor of shape `[batch_size, L, C]` that the stage's UNet takes; it is returned.
 
     `L` is the context of the stage's text encoder, if it has one; None leaves the batch open.
     """
@@ -59,6 +59,7 @@ def check_embeds(name: str, embeds: Any, stage: Stage, batch_size: int | None = 
         if embeds.shape[1] != context:
             raise ValueError(f"`{name}` must have the {context} tokens of the text context, got {embeds.shape[1]}.")
     _check_values(name, embeds)
+    return embeds
 
 
 def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
@@ -67,7 +68,7 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
         raise TypeError(f"`{name}` must be a number, got {_describe(value)}.")
     if not math.isfinite(value):
         raise ValueError(f"`{name}` must be finite, got {value}.")
-    if not low <= value <= high:
+    if not low <= float(value) <= high:
         raise ValueError(f"`{name}` must lie between {low} and {high}, got {value}.")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import replace_example_docstring
 from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
 
@@ -65,6 +65,9 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
         prompt_domain, low_res_consistency, default_guidance_scale: See [`GLIDEPipeline`].
     """
 
+    clip_model: NoisedCLIPModel
+    clip_tokenizer: PreTrainedTokenizerBase | None
+
     _exclude_from_cpu_offload = ["clip_model"]
     _optional_components = [*GLIDEPipeline._optional_components, "clip_tokenizer"]
 
@@ -116,7 +119,8 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
     def clip_guidance_scale(self) -> float | None:
         """Scale of CLIP's gradient in the running or the last call; read anew at every base step, so that a callback
         may change it. None before the first call."""
-        scales = [each.scale for each in call_states.last(self).cond_fns if isinstance(each, _Guidance)]
+        state = call_states.last(self)
+        scales = [each.scale for each in state.cond_fns if isinstance(each, _Guidance)] if state is not None else []
         return scales[0] if scales else None
 
     @property
@@ -163,7 +167,7 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
-    def __call__(  # type: ignore[override]  # what is the same in both tasks is passed on to them
+    def __call__(
         self,
         prompt: str | list[str] | None = None,
         image: Any = None,

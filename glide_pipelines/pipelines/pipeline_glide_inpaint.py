@@ -23,7 +23,6 @@ from ..images import (
     to_mask_tensor,
     to_tensor,
 )
-from ..models import GLIDEUNet2DConditionModel
 from ..sampling import CondFn, KnownPixels, keep_known
 from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from .input_checks import check_latents, check_positive_int
@@ -202,7 +201,7 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
             def known(size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
                 return to_tensor(images, size).to(device), to_mask_tensor(masks, size).to(device)
 
-            def task(unet: GLIDEUNet2DConditionModel, image: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+            def task(unet: Any, image: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
                 """What tells a stage of the known pixels, in its own mode."""
                 if not unet.is_inpainter:
                     return {"known_pixels": KnownPixels(image, mask, generator, num_resample)}

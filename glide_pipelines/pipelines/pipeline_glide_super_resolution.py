@@ -9,10 +9,11 @@ from numbers import Integral
 from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import deprecate, replace_example_docstring
 from transformers import GPT2Tokenizer
 
@@ -53,6 +54,10 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase, StableDiffusionLoraLoaderM
         prompt_domain (`str`, *optional*), low_res_consistency (`bool`, defaults to `False`): See [`GLIDEPipeline`].
         enlargement (`int`, *optional*): The former name of `scale_factor`.
     """
+
+    super_res_text_encoder: GLIDETextEncoder | None
+    super_res_unet: GLIDEUNet2DConditionModel
+    super_res_scheduler: SchedulerMixin
 
     model_cpu_offload_seq = "super_res_text_encoder->super_res_unet"
     _optional_components = ["tokenizer", "super_res_text_encoder"]
@@ -107,7 +112,7 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase, StableDiffusionLoraLoaderM
             hub_options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
             saved = cls.load_config(pretrained_model_name_or_path, **hub_options)
 
-            def sample_size(name: str) -> int | list[int] | None:
+            def sample_size(name: str) -> int | tuple[int, int] | None:
                 """Of the UNet that is given, or else saved; None if there is none."""
                 if name in kwargs:
                     return None if kwargs[name] is None else kwargs[name].config.sample_size
@@ -131,12 +136,18 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase, StableDiffusionLoraLoaderM
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+    def from_pipe(
+        cls,
+        pipeline: DiffusionPipeline,
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> Self:
         if "enlargement" in kwargs:
             kwargs["scale_factor"] = _deprecated_enlargement(kwargs.pop("enlargement"))
         if getattr(pipeline, "unet", None) is not None and getattr(pipeline, "super_res_unet", None) is not None:
             kwargs.setdefault("scale_factor", pipeline.scale_factor)
-        return super().from_pipe(pipeline, **kwargs)
+        return super().from_pipe(pipeline, dtype, torch_dtype, **kwargs)
 
     @property
     def default_guidance_scale(self) -> float:

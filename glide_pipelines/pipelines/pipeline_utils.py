@@ -11,9 +11,10 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging, scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -66,14 +67,16 @@ class GLIDEPipelineBase(PromptedPipeline):
     callback reads show the running call of their own thread.
     """
 
+    image_processor: VaeImageProcessor
+
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds", "pred_original_sample"]
 
     # -- properties that a callback may read, or change while the pipeline runs ---------------------------------------
 
     @property
     def guidance_scale(self) -> float | None:
-        """Scale of classifier-free guidance in the running or the last call; read anew at every base step."""
-        return call_states.last(self).guidance_scale
+        """Scale of classifier-free guidance in the running or the last call, None before it; read at every base step."""
+        return getattr(call_states.last(self), "guidance_scale", None)
 
     @property
     def _guidance_scale(self) -> float | None:
@@ -92,7 +95,7 @@ class GLIDEPipelineBase(PromptedPipeline):
     @property
     def stage(self) -> str | None:
         """`"base"` or `"super_res"` while the pipeline runs, else None."""
-        return call_states.last(self).stage
+        return getattr(call_states.last(self), "stage", None)
 
     @property
     def num_timesteps(self) -> int:
@@ -101,12 +104,12 @@ class GLIDEPipelineBase(PromptedPipeline):
         They are the steps for most schedulers; 2n - 1 for n steps of Heun's, n + 1 for n of PNDM's. In implicit
         inpainting every step but the last of a stage counts `num_resample` times.
         """
-        return call_states.last(self).num_timesteps
+        return getattr(call_states.last(self), "num_timesteps", 0)
 
     @property
     def interrupt(self) -> bool:
         """A callback sets `pipe._interrupt = True` to skip the steps that are left; another thread may do so too."""
-        return call_states.last(self).interrupt
+        return getattr(call_states.last(self), "interrupt", False)
 
     @property
     def _interrupt(self) -> bool:
@@ -180,7 +183,7 @@ class GLIDEPipelineBase(PromptedPipeline):
         for each in cond_fns:
             check_callable("cond_fn", each)
         stages = self.stages
-        prompts = {
+        prompts: dict[str, Any] = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
             "prompt_embeds": prompt_embeds,
@@ -245,14 +248,14 @@ class GLIDEPipelineBase(PromptedPipeline):
     def _bind_cond_fns(self, call: Call, size: tuple[int, int]) -> None:
         """Bind score gradients that know of calls, such as [`CLIPGuidance`], to this one, whose first stage generates
         images of a size."""
-        scheduler = next(iter(self.stages.values())).scheduler
+        run = next(iter(call.runs.values()))
         call.state.cond_fns = [
             cond_fn.bind(
                 call.prompts["prompt"],
                 call.batch_size,
                 call.num_images_per_prompt,
                 size,
-                scheduler.config.num_train_timesteps,
+                run.scheduler.config.num_train_timesteps,
                 self.scale_factor,
             )
             if hasattr(cond_fn, "bind")
@@ -401,10 +404,10 @@ class GLIDEPipelineBase(PromptedPipeline):
             }
             asked = {name: tensors[name] for name in call.callback_inputs}
             returned = call.callback(self, call.steps_taken, step.timestep, asked)
-            tensors.update(check_callback_outputs(returned, tensors))
-            step.sample = tensors["latents"]
-            denoiser.prompt_embeds = tensors["prompt_embeds"]
-            denoiser.negative_prompt_embeds = tensors["negative_prompt_embeds"]
+            changed = check_callback_outputs(returned, tensors)
+            step.sample = changed.get("latents", step.sample)
+            denoiser.prompt_embeds = changed.get("prompt_embeds", denoiser.prompt_embeds)
+            denoiser.negative_prompt_embeds = changed.get("negative_prompt_embeds", denoiser.negative_prompt_embeds)
         call.steps_taken += 1
         scale = call.state.guidance_scale
         if denoiser.guider is not None and call.guider is None:

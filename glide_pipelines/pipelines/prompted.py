@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
-from transformers import BatchEncoding
+from transformers import BatchEncoding, GPT2Tokenizer
 
 from ..models import GLIDETextEncoder, tokenize_prompts
 from ..sampling import STAGE_PREFIXES, Stage
@@ -22,6 +22,8 @@ class PromptedPipeline(DiffusionPipeline):
 
     Which stages there are follows from the components, see [`Stage.of`].
     """
+
+    tokenizer: GPT2Tokenizer | None
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -145,8 +147,7 @@ class PromptedPipeline(DiffusionPipeline):
                 )
             batch_size = 1 if isinstance(prompt, str) else len(prompt)
         else:
-            check_embeds(embeds_name, embeds, first)
-            batch_size = len(embeds)
+            batch_size = len(check_embeds(embeds_name, embeds, first))
         if negative_prompt is not None:
             check_prompt("negative_prompt", negative_prompt)
             if isinstance(negative_prompt, list) and len(negative_prompt) != batch_size:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from diffusers import SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from transformers import GPT2Tokenizer
 
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
@@ -34,6 +34,13 @@ class TwoStagePipeline(GLIDEPipelineBase, StableDiffusionLoraLoaderMixin):
         default_guidance_scale (`float`, *optional*): The classifier-free guidance that the checkpoint recommends, for
             calls that name none; without it they use that of OpenAI's notebooks.
     """
+
+    text_encoder: GLIDETextEncoder | None
+    unet: GLIDEUNet2DConditionModel
+    scheduler: SchedulerMixin
+    super_res_text_encoder: GLIDETextEncoder | None
+    super_res_unet: GLIDEUNet2DConditionModel | None
+    super_res_scheduler: SchedulerMixin | None
 
     model_cpu_offload_seq = "text_encoder->super_res_text_encoder->unet->super_res_unet"
     _optional_components = [

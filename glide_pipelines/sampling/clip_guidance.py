@@ -130,11 +130,11 @@ class CLIPGuidance:
                 raise ValueError(
                     f"A prompt for CLIP needs `clip_tokenizer`; without it pass {self._name('prompt_embeds')}."
                 )
-            bound.prompt = [own] * batch_size if isinstance(own, str | dict) else list(own)
-        name = "prompt" if bound.prompt_embeds is None else "prompt_embeds"
-        given = len(bound.prompt if bound.prompt_embeds is None else bound.prompt_embeds)
-        if given != batch_size:
-            raise ValueError(f"{self._name(name)} must have a batch of {batch_size}, as the prompts have, got {given}.")
+            entries = [own] * batch_size if isinstance(own, str | dict) else list(own)
+            self._check_batch("prompt", len(entries), batch_size)
+            bound.prompt = entries
+        else:
+            self._check_batch("prompt_embeds", len(bound.prompt_embeds), batch_size)
         return bound
 
     def set_state(self, step: int, num_inference_steps: int, timestep: torch.Tensor) -> None:
@@ -162,6 +162,10 @@ class CLIPGuidance:
 
     def _name(self, name: str) -> str:
         return f"`{self._names.get(name, name)}`"
+
+    def _check_batch(self, name: str, given: int, batch_size: int) -> None:
+        if given != batch_size:
+            raise ValueError(f"{self._name(name)} must have a batch of {batch_size}, as the prompts have, got {given}.")
 
     def _check_prompt(self, prompt: Any) -> None:
         name = self._name("prompt")

@@ -55,7 +55,7 @@ def keep_low_res(low_res: torch.Tensor, then: Constraint | None = None) -> Const
 
     def correct(x_start: torch.Tensor) -> torch.Tensor:
         x_start = x_start.clamp(-1, 1)
-        missing = low_res - F.adaptive_avg_pool2d(x_start, low_res.shape[-2:])
+        missing = low_res - F.adaptive_avg_pool2d(x_start, (low_res.shape[-2], low_res.shape[-1]))
         # Spread smoothly: where the correction is not constant, blocks would show.
         x_start = x_start + F.interpolate(missing, x_start.shape[-2:], mode="bilinear", align_corners=False)
         return x_start if then is None else then(x_start)

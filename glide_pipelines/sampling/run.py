@@ -9,7 +9,10 @@ import re
 from collections.abc import Sequence
 
 import torch
-from diffusers import DDPMParallelScheduler, DDPMScheduler, PNDMScheduler, SchedulerMixin
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_ddpm_parallel import DDPMParallelScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..schedulers import GaussianDiffusion, GLIDEScheduler, space_timesteps, x_start_limit
 from ..schedulers.respacing import check_num_inference_steps, check_timesteps
@@ -175,13 +178,11 @@ class SchedulerRun:
     ) -> int:
         """Returns how many steps were asked for: not every scheduler keeps the number of a list of timesteps."""
         total = self.scheduler.config.num_train_timesteps
-        if timesteps is None and count is None:
-            if isinstance(self.scheduler, GLIDEScheduler):
-                timesteps = default
-            else:
-                count = len(space_timesteps(default, total))
+        if timesteps is None and count is None and isinstance(self.scheduler, GLIDEScheduler):
+            timesteps = default
         if timesteps is None:
-            check_num_inference_steps(count, total)
+            count = len(space_timesteps(default, total)) if count is None else count
+            count = check_num_inference_steps(count, total)
             self.scheduler.set_timesteps(count, device=device)
             return count
         if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
@@ -71,6 +72,8 @@ class Stage(nn.Module):
 
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The text encoder's output `[B, L, C]` for tokens `[B, L]` and their mask, which is 1 on text."""
+        if self.text_encoder is None:
+            raise ValueError(f"The stage has no `{self.prefix}text_encoder` to encode prompts with.")
         return self.text_encoder(input_ids, attention_mask=attention_mask).last_hidden_state
 
     def forward(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from diffusers import SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 
 def x_start_limit(scheduler: SchedulerMixin) -> Callable[[torch.Tensor], torch.Tensor] | None:

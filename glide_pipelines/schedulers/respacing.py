@@ -75,18 +75,19 @@ def check_timesteps(timesteps: Sequence[int] | torch.Tensor, num_train_timesteps
     return [int(timestep) for timestep in kept]
 
 
-def check_num_inference_steps(count: int, num_train_timesteps: int) -> None:
-    """So many steps must be possible.
+def check_num_inference_steps(count: object, num_train_timesteps: int) -> int:
+    """The number of steps, if so many are possible.
 
     Raises:
         ValueError: otherwise.
     """
     if isinstance(count, bool) or not isinstance(count, Integral):
         raise ValueError(f"`num_inference_steps` must be an integer, got {count!r}.")
-    if not 1 <= count <= num_train_timesteps:
+    if not 1 <= int(count) <= num_train_timesteps:
         raise ValueError(
             f"`num_inference_steps` must lie between 1 and the {num_train_timesteps} steps of training, got {count}."
         )
+    return int(count)
 
 
 def _spread(counts: list[int] | tuple[int, ...], num_train_timesteps: int) -> list[int]:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from .gaussian_diffusion import GaussianDiffusion, make_betas
 from .limits import x_start_limit
@@ -125,7 +125,7 @@ class GLIDEScheduler(DDPMScheduler):
                 timesteps = space_timesteps(timesteps, total)
             kept = check_timesteps(timesteps, total)
         else:
-            check_num_inference_steps(num_inference_steps, total)
+            num_inference_steps = check_num_inference_steps(num_inference_steps, total)
             if self.config.timestep_spacing == "linspace":
                 kept = space_timesteps(str(num_inference_steps), total)
             else:
@@ -134,12 +134,12 @@ class GLIDEScheduler(DDPMScheduler):
                 kept = self.timesteps.tolist()[:num_inference_steps]
         self.custom_timesteps = timesteps is not None
         self.num_inference_steps = len(kept)
-        self._visit(kept)
-        self.timesteps = self.timesteps.to(device)
+        self._visit(kept, device)
 
-    def _visit(self, timesteps: list[int]) -> None:
-        self.timesteps = torch.tensor(timesteps)
+    def _visit(self, timesteps: list[int], device: str | torch.device | None = None) -> None:
+        self.timesteps: torch.Tensor = torch.tensor(timesteps)
         self.process = self.train_process.respaced(self.timesteps.flip(0))
+        self.timesteps = self.timesteps.to(device)
         self._step_of = {timestep: len(timesteps) - 1 - index for index, timestep in enumerate(timesteps)}
 
     def step_index_of(self, timestep: int | torch.Tensor) -> int:
