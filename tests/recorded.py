@@ -11,8 +11,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from glide_pipelines import GLIDETextEncoder, GLIDEUNet2DConditionModel, NoisedCLIPModel
 from glide_pipelines.conversion.clip import RELEASED_LOGIT_SCALE, build_clip, clip_correspondences, tower_config
-from glide_pipelines.conversion.detection import build_networks
-from glide_pipelines.conversion.state_dicts import to_diffusers
+from glide_pipelines.conversion.detection import build_stage
+from glide_pipelines.conversion.state_dicts import correspondences, to_diffusers
 
 
 # A state dict shows neither: see recordings/configs.json.
@@ -26,13 +26,13 @@ BYTES = sorted(ByteLevel.alphabet(), key=ord)
 def recorded_networks(recordings: Path, name: str) -> tuple[GLIDEUNet2DConditionModel, GLIDETextEncoder]:
     """UNet and text encoder of the model of that name, in evaluation mode."""
     state_dict = recorded_state_dict(recordings, name)
-    networks = build_networks(
+    stage = build_stage(
         state_dict, ATTENTION_HEAD_DIM, TEXT_HEADS, sample_size=64 if name.startswith("upsample") else 16
     )
+    table = correspondences(stage.unet, stage.text_encoder)
     for component in ("unet", "text_encoder"):
-        weights = to_diffusers(state_dict, networks.table, component)
-        getattr(networks, component).load_state_dict(weights, assign=True)
-    return networks.unet.eval(), networks.text_encoder.eval()
+        getattr(stage, component).load_state_dict(to_diffusers(state_dict, table, component), assign=True)
+    return stage.unet, stage.text_encoder
 
 
 def recorded_clip(recordings: Path) -> NoisedCLIPModel:

@@ -1,4 +1,4 @@
-"""The noised CLIP's two files, one for each tower: what they show, and which tensor is which of the model's."""
+"""The noised CLIP's two files, one per tower: the shapes that they show, and which tensor is which of the model's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from ..models import NoisedCLIPConfig, NoisedCLIPModel
-from .detection import check_heads, count, detect_kind
+from .detection import check_heads, count_modules, describe, detect_kind
 from .errors import ConversionError
 from .state_dicts import Correspondence
 
@@ -49,14 +49,14 @@ def tower_config(state_dict: Mapping[str, torch.Tensor], kind: str, attention_he
     """
     found = detect_kind(state_dict)
     if found != kind:
-        known = f"GLIDE's {found}" if found else "the checkpoint of another model"
-        raise ConversionError(f"this is {known}, where {kind} is needed")
+        what = f"GLIDE's {found}" if found else describe(state_dict)
+        raise ConversionError(f"this is {what}, where {kind} is needed")
     try:
         positions, width = state_dict["blocks.input.w_pos"].shape
         config = {
             "hidden_size": width,
             "intermediate_size": state_dict["blocks.block_0.f_mlp.f_1.w"].shape[0],
-            "num_hidden_layers": count(state_dict, "blocks.block_"),
+            "num_hidden_layers": count_modules(state_dict, "blocks.block_"),
             "projection_dim": state_dict["blocks.output.f.w"].shape[0],
         }
         if kind == "clip-text-enc":
@@ -134,7 +134,7 @@ def clip_to_glide(clip: NoisedCLIPModel) -> dict[str, OrderedDict[str, torch.Ten
 def _text_rows(clip: NoisedCLIPModel) -> Iterator[tuple[str, str]]:
     yield "input.w_voc", "text_model.token_embedding.weight"
     yield "input.w_pos", "text_model.position_embedding"
-    yield from _block_rows("text_model", clip.config.text_config.num_hidden_layers)
+    yield from _block_rows("text_model", clip.text_model.config.num_hidden_layers)
     yield from _module_rows("output.ln", "text_model.final_layer_norm", "gb")
     yield "output.f.w", "text_projection.weight"
 
@@ -144,7 +144,7 @@ def _image_rows(clip: NoisedCLIPModel) -> Iterator[tuple[str, str]]:
     yield "input.patch_proj", "vision_model.patch_embedding.weight"
     yield "input.w_pos", "vision_model.position_embedding"
     yield from _module_rows("input.ln", "vision_model.pre_layer_norm", "gb")
-    yield from _block_rows("vision_model", clip.config.vision_config.num_hidden_layers)
+    yield from _block_rows("vision_model", clip.vision_model.config.num_hidden_layers)
     yield from _module_rows("output.ln", "vision_model.post_layer_norm", "gb")
     yield "output.f.w", "visual_projection.weight"
 

@@ -1,39 +1,37 @@
-"""What a GLIDE state dict is: its kind, and networks of the sizes that it shows."""
+"""What a GLIDE state dict is: its kind, and a stage of the sizes that it shows."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..models import GLIDETextConfig, GLIDETextEncoder, GLIDEUNet2DConditionModel
+from ..sampling import Stage
+from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from .errors import ConversionError
 from .state_dicts import Correspondence, correspondences
 
 
 # Each kind bears the name under which OpenAI's release of it is downloaded.
 _UNET_KINDS = {3: "base", 6: "upsample", 7: "base-inpaint", 10: "upsample-inpaint"}  # by input channels
+# Of each stage.
+STAGE_KINDS = {"base": ("base", "base-inpaint"), "super_res": ("upsample", "upsample-inpaint")}
+KINDS = (*_UNET_KINDS.values(), "clip-text-enc", "clip-image-enc")
 _RELEASED_HEAD_DIM = 64
+_FEWEST_TENSORS = 6  # of a residual block or a transformer block, whole ones have more
 
-
-@dataclass(frozen=True)
-class Networks:
-    """A UNet and its text encoder on the meta device (shapes, no values), and how a GLIDE state dict fills them.
-
-    Args:
-        kind (`str`): `"base"`, `"upsample"`, `"base-inpaint"` or `"upsample-inpaint"`.
-        unet ([`GLIDEUNet2DConditionModel`]): The base model or upsampler.
-        text_encoder ([`GLIDETextEncoder`]): Its text encoder.
-        table (`list[Correspondence]`): From [`correspondences`].
-    """
-
-    kind: str
-    unet: GLIDEUNet2DConditionModel
-    text_encoder: GLIDETextEncoder
-    table: list[Correspondence]
+# Beginnings of tensors' names that tell which other model a state dict is of.
+_OTHER_MODELS = {
+    "down_blocks.": "a UNet in diffusers' layout, whose folder `from_pretrained` opens",
+    "encoder.layers.": "a text encoder in transformers' layout, whose folder `from_pretrained` opens",
+    "text_model.": "a CLIP in transformers' layout, whose folder `from_pretrained` opens",
+    "model.diffusion_model.": "a checkpoint of Stable Diffusion",
+    "visual.": "a CLIP for clean images",
+}
 
 
 def detect_kind(state_dict: Mapping[str, torch.Tensor]) -> str | None:
@@ -43,8 +41,7 @@ def detect_kind(state_dict: Mapping[str, torch.Tensor]) -> str | None:
         state_dict (`Mapping[str, torch.Tensor]`): A state dict.
 
     Returns:
-        `str` or None: `"base"`, `"upsample"`, `"base-inpaint"`, `"upsample-inpaint"`, `"clip-text-enc"` or
-        `"clip-image-enc"`.
+        `str` or None: one of `KINDS`.
     """
     if "blocks.input.w_voc" in state_dict:
         return "clip-text-enc"
@@ -56,25 +53,42 @@ def detect_kind(state_dict: Mapping[str, torch.Tensor]) -> str | None:
     return _UNET_KINDS.get(first.shape[1])
 
 
-def build_networks(
+def describe(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """In words, what a state dict is that is none of GLIDE's."""
+    if any("lora_" in key for key in state_dict):
+        return "a LoRA, which `load_lora_weights` of a pipeline adds to a model"
+    for beginning, model in _OTHER_MODELS.items():
+        if any(key.startswith(beginning) for key in state_dict):
+            return model
+    first = state_dict.get("input_blocks.0.0.weight")
+    if first is None or first.ndim != 4:
+        return f"the checkpoint of another model (its first tensor is {next(iter(state_dict))!r})"
+    if "transformer_proj.weight" not in state_dict:
+        return "a UNet of guided diffusion without GLIDE's text encoder"
+    *some, last = map(str, _UNET_KINDS)
+    return f"a UNet of {first.shape[1]} input channels, which are {', '.join(some)} or {last} in GLIDE's"
+
+
+def build_stage(
     state_dict: Mapping[str, torch.Tensor],
     attention_head_dim: int = _RELEASED_HEAD_DIM,
     text_num_attention_heads: int | None = None,
     sample_size: int = 64,
-) -> Networks:
-    """Build, without values, the networks whose weights a GLIDE state dict holds.
+) -> Stage:
+    """The stage whose weights a GLIDE state dict holds: networks on the meta device (shapes, no values), and the
+    scheduler that OpenAI's notebooks sample it with.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`): In the layout of OpenAI's `base.pt`.
         attention_head_dim (`int`, defaults to 64): Channels per head of the UNet. A state dict does not show them,
-            and a wrong number goes unnoticed but for wrong pictures; 64 is right for everything derived from the
+            and a wrong number goes unnoticed but for wrong images; 64 is right for everything derived from the
             released models.
         text_num_attention_heads (`int`, *optional*): Heads of the text encoder, not shown either; by default they
             are 64 wide.
-        sample_size (`int`, defaults to 64): Height and width in pixels of the pictures that the UNet makes.
+        sample_size (`int`, defaults to 64): Height and width in pixels of the images that the UNet makes.
 
     Returns:
-        [`Networks`]
+        [`Stage`]
 
     Raises:
         ConversionError: if the state dict is not that of a GLIDE UNet with its text encoder, or the head widths do
@@ -82,8 +96,8 @@ def build_networks(
     """
     kind = detect_kind(state_dict)
     if kind not in _UNET_KINDS.values():
-        known = f"GLIDE's {kind}" if kind else "the checkpoint of another model"
-        raise ConversionError(f"this is {known}, not a GLIDE UNet with its text encoder")
+        found = describe(state_dict) if kind is None else f"GLIDE's {kind}"
+        raise ConversionError(f"this is {found}, where {' or '.join(_UNET_KINDS.values())} is needed")
     try:
         unet_config = _unet_config(state_dict, attention_head_dim, sample_size)
         text_config = _text_config(state_dict, text_num_attention_heads)
@@ -95,17 +109,27 @@ def build_networks(
     except (LookupError, ArithmeticError, ValueError, RuntimeError) as error:
         # A few tensors are named as in GLIDE, but the rest makes no model of any size.
         raise ConversionError(f"this is not a whole GLIDE checkpoint ({' '.join(str(error).split())})") from error
-    table = correspondences(unet, text_encoder)
-    check_tensors(state_dict, table, {"unet": unet, "text_encoder": text_encoder})
-    return Networks(kind, unet, text_encoder, table)
+    check_tensors(state_dict, correspondences(unet, text_encoder), {"unet": unet, "text_encoder": text_encoder})
+    name = next(stage for stage, kinds in STAGE_KINDS.items() if kind in kinds)
+    return Stage(name, text_encoder.eval(), unet.eval(), _released_scheduler(unet))
 
 
-def _unet_config(
-    state_dict: Mapping[str, torch.Tensor], attention_head_dim: int, sample_size: int
-) -> dict[str, object]:
+def stage_kind(stage: Stage) -> str:
+    """The kind of checkpoint that a stage makes."""
+    return _UNET_KINDS[stage.unet.config.in_channels]
+
+
+def _released_scheduler(unet: GLIDEUNet2DConditionModel) -> GLIDEDDPMScheduler | GLIDEDDIMScheduler:
+    """The noise schedule that the network was trained with, and the sampler of the released notebooks."""
+    if not unet.is_upsampler:
+        return GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    return (GLIDEDDPMScheduler if unet.is_inpainter else GLIDEDDIMScheduler)(beta_schedule="linear")
+
+
+def _unet_config(state_dict: Mapping[str, torch.Tensor], attention_head_dim: int, sample_size: int) -> dict[str, Any]:
     # On the way down, a block that halves the resolution has the same tensors as one that does not. On the way up it
     # shows: the last block of every level but the last one carries a second residual block.
-    blocks = count(state_dict, "output_blocks.")
+    blocks = count_modules(state_dict, "output_blocks.")
     doubling = (
         block
         for block, place in itertools.product(range(blocks), (1, 2))
@@ -142,7 +166,7 @@ def _text_config(state_dict: Mapping[str, torch.Tensor], num_attention_heads: in
         vocab_size=vocab_size,
         hidden_size=width,
         intermediate_size=state_dict["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        num_hidden_layers=count(state_dict, "transformer.resblocks."),
+        num_hidden_layers=count_modules(state_dict, "transformer.resblocks."),
         num_attention_heads=heads,
         max_position_embeddings=state_dict["positional_embedding"].shape[0],
         pad_token_id=None,  # the tokenizer knows
@@ -150,9 +174,18 @@ def _text_config(state_dict: Mapping[str, torch.Tensor], num_attention_heads: in
     )
 
 
-def count(state_dict: Mapping[str, torch.Tensor], prefix: str) -> int:
-    """How many modules there are whose names are `prefix` and a number."""
-    return len({key.removeprefix(prefix).split(".")[0] for key in state_dict if key.startswith(prefix)})
+def count_modules(state_dict: Mapping[str, torch.Tensor], prefix: str) -> int:
+    """How many modules there are whose names are `prefix` and a number.
+
+    Raises:
+        ValueError: if they have fewer tensors than any block of GLIDE's, so that a short file cannot ask for thousands
+            of layers.
+    """
+    keys = [key for key in state_dict if key.startswith(prefix)]
+    modules = len({key.removeprefix(prefix).split(".")[0] for key in keys})
+    if len(keys) < _FEWEST_TENSORS * modules:
+        raise ValueError(f"{len(keys)} tensors for {modules} modules {prefix}*")
+    return modules
 
 
 def check_heads(argument: str, value: int, what: str, width: int) -> None:

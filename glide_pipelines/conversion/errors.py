@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,3 +24,15 @@ def blaming(argument: str, value: str | Path) -> Iterator[None]:
         yield
     except ConversionError as error:
         raise ConversionError(f"`{argument}` ({value}): {error}") from error.__cause__
+
+
+def check_variant(variant: str | None) -> None:
+    """A variant goes into the names of files.
+
+    Raises:
+        ConversionError: if it cannot.
+    """
+    if variant is not None and not re.fullmatch(r"[\w.-]+", variant):
+        raise ConversionError(
+            f"`variant` must be a part of a file name, such as 'fp16' (letters, digits, '.', '_', '-'), got {variant!r}"
+        )

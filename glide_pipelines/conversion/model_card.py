@@ -1,4 +1,4 @@
-"""Model cards: what a checkpoint is, what it is for and what it cannot do, beside the weights and on the Hub."""
+"""Model cards: what a checkpoint is, what it is for and what it cannot do."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..markdown import markdown_table
+from .reading import CheckpointFile
 
 
 _LIBRARY_TAGS = ("glide", "glide-pipelines", "diffusers", "arxiv:2112.10741")
@@ -51,7 +52,7 @@ def model_card(
 
 def glide_filtered_card(
     pipe: DiffusionPipeline,
-    files: Sequence[str],
+    files: Sequence[CheckpointFile],
     location: str | Path,
     dtype: torch.dtype = torch.float32,
     variant: str | None = None,
@@ -60,7 +61,7 @@ def glide_filtered_card(
 
     Args:
         pipe (`DiffusionPipeline`): The pipeline; its networks may be on the meta device.
-        files (`Sequence[str]`): Names of the files that were converted.
+        files (`Sequence[CheckpointFile]`): The files that were converted; the card records their SHA-256.
         location (`str` or `Path`): What `from_pretrained` is given in the example: a repository or a folder.
         dtype (`torch.dtype`, defaults to `torch.float32`): How the weights are stored.
         variant (`str`, *optional*): The variant that they are stored as.
@@ -71,13 +72,13 @@ def glide_filtered_card(
     inpaints, clip = pipe.unet.is_inpainter, getattr(pipe, "clip_model", None)
     options = "" if variant is None else f', variant="{variant}"'
     options += "" if dtype == torch.float32 else f", dtype={dtype}"
-    quoted = [f"`{file}`" for file in files]
+    quoted = [f"`{file.path.name}`" for file in files]
     classifier_free = f"classifier-free guidance at scale {5 if inpaints else 3}"
     values = {
         "pipeline": type(pipe).__name__,
         "guidance": classifier_free if clip is None else "the noised CLIP's guidance at scale 3",
         "files": " and ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted),
-        "task": "fills a region of a picture so that it fits a prompt" if inpaints else "draws a picture for a prompt",
+        "task": "fills a region of an image to fit a prompt" if inpaints else "generates an image from a prompt",
         "imports": "" if dtype == torch.float32 else "import torch\n",
         "location": location,
         "options": options,
@@ -85,15 +86,17 @@ def glide_filtered_card(
         "size": f"{pipe.unet.config.sample_size} x {pipe.unet.config.sample_size}",
         "upsampling": "" if pipe.super_res_unet is None else ", then 27 steps of the upsampler",
         "components": _component_table(pipe),
+        "checksums": _checksum_table(files),
         "dtype": str(dtype).removeprefix("torch."),
     }
     sections = {
         "": _SUMMARY,
-        "Use": _USE_INPAINTING if inpaints else _USE,
+        "Use": _INSTALL + (_USE_INPAINTING if inpaints else _USE),
         "Facts": _FACTS + ("" if clip is None else _CLIP_FACTS),
         "What it was trained on": _DATA,
         "What it is for": _INTENDED,
         "What it cannot do": _LIMITS,
+        "Converted files": _CHECKSUMS,
         "Licence": _LICENCE,
         "Reference": _REFERENCE,
     }
@@ -103,7 +106,7 @@ def glide_filtered_card(
 
 def _component_table(pipe: DiffusionPipeline) -> str:
     rows = []
-    for prefix, task in (("", "draws"), ("super_res_", "enlarges to")):
+    for prefix, task in (("", "generates"), ("super_res_", "upsamples to")):
         text_encoder, unet = getattr(pipe, f"{prefix}text_encoder"), getattr(pipe, f"{prefix}unet")
         if unet is not None:
             context, size = text_encoder.config.max_position_embeddings, unet.config.sample_size
@@ -112,21 +115,35 @@ def _component_table(pipe: DiffusionPipeline) -> str:
                 [f"`{prefix}unet`", f"{unet.num_parameters():,}", f"{task} {size} x {size} pixels"],
             ]
     if (clip := getattr(pipe, "clip_model", None)) is not None:
-        text, vision = clip.config.text_config, clip.config.vision_config
+        text, vision = clip.text_model.config, clip.vision_model.config
         size = f"{vision.image_size} x {vision.image_size}"
-        reads = f"reads noised pictures of {size} pixels and captions of {text.max_position_embeddings} tokens"
+        reads = f"reads noised images of {size} pixels and captions of {text.max_position_embeddings} tokens"
         rows.append(["`clip_model`", f"{clip.num_parameters():,}", reads])
     return markdown_table(["component", "parameters", ""], rows)
 
 
+def _checksum_table(files: Sequence[CheckpointFile]) -> str:
+    rows = [
+        [f"`{file.path.name}`" + (f", its `{file.key}`" if file.key else ""), f"`{file.sha256()}`"] for file in files
+    ]
+    return markdown_table(["file", "SHA-256"], rows)
+
+
 _SUMMARY = """\
 GLIDE is a text-guided diffusion model: it {task}.
-"Filtered" is the size and the training set that OpenAI released in December 2021; the paper's own model is several
-times larger and was not released. Here are {files}, converted with glide-pipelines to the layout of
+"Filtered" is the model that OpenAI released in December 2021; the paper's own model is several times larger and was not
+released. This folder holds {files}, converted with glide-pipelines to the layout of
 [diffusers](https://github.com/huggingface/diffusers).
 
-What is said below is about OpenAI's release. If the files were fine-tuned from it, add here what they were trained on
-and under which licence."""
+This card describes OpenAI's release. If the files were fine-tuned from it, add here what they were trained on and under
+which licence."""
+
+_INSTALL = """\
+```bash
+pip install glide-pipelines
+```
+
+"""
 
 _USE = """\
 ```python
@@ -146,45 +163,48 @@ _USE_INPAINTING = """\
 from glide_pipelines import {pipeline}
 
 pipe = {pipeline}.from_pretrained("{location}"{options})
-picture, mask = load_image("picture.png"), load_image("mask.png")  # white in the mask is repainted
-image = pipe("a vase of flowers", image=picture, mask_image=mask).images[0]
-image.save("edited.png")
+image, mask = load_image("image.png"), load_image("mask.png")  # white in the mask is repainted
+edited = pipe("a vase of flowers", image=image, mask_image=mask).images[0]
+edited.save("edited.png")
 ```
 
 Prompts are cut after {context} tokens. Without further arguments the pipeline samples as the released notebooks do:
-100 steps with {guidance}{upsampling}; what the mask keeps is put back at
-each of them."""
+100 steps with {guidance}{upsampling}; the pixels that the mask keeps are
+put back at each step."""
 
 _FACTS = """\
 {components}
 
-Weights are stored in {dtype}. Diffusion in pixel space with 1000 training steps; the base model's noise follows the
-cosine schedule, the upsampler's the linear one. Both predict the noise and the variance of a step. Each has a text
-encoder of its own, a transformer whose outputs are keys and values in every attention layer of the UNet."""
+Weights are stored in {dtype}. Both models are trained with 1000 diffusion steps in pixel space, the base model with the
+cosine schedule and the upsampler with the linear one. They predict the noise and the variance of a step. Each has its
+own text encoder, a transformer whose outputs are keys and values in every attention layer of the UNet."""
 
 _CLIP_FACTS = """
 
-The noised CLIP is a CLIP that was trained on pictures with the base model's noise: its image tower knows the timestep.
-The gradient of how well a picture fits a caption steers the base model. Cosines are multiplied by 100, a number that is
-in none of OpenAI's files."""
+The noised CLIP was trained on images with the base model's noise, and its image tower takes the timestep. The gradient
+of how well an image fits a caption guides the base model. Cosines are multiplied by 100, a number that is in none of
+OpenAI's files."""
 
 _DATA = """\
-Pictures with captions from the internet. Before training, OpenAI filtered out pictures of people, violent objects and
-some hate symbols, to make misuse harder. Filters miss things: what was to be removed may still be there in part."""
+Images with captions from the internet. Before training, OpenAI filtered out images of people, violent objects and some
+hate symbols, to make misuse harder. Filters miss things, so some of these images may have remained."""
 
 _INTENDED = """\
-Research: on diffusion models, on guidance, on how to measure and mend what such models get wrong. It was not made for
-products, and its pictures should not be passed off as photographs or used to deceive or to harm."""
+Research: on diffusion models, on guidance, and on how to measure and correct the errors of such models. It was not made
+for products, and its images should not be passed off as photographs or used to deceive or to harm."""
 
 _LIMITS = """\
-- It does not draw people well: their pictures were taken out of the training set, and with them much that surrounds
-  people.
-- It is much smaller than the model of the paper: expect less realism than the paper's figures show, and mistakes in
-  prompts with several objects, counts, or things rarely seen together.
-- The base picture has {size} pixels; detail beyond that is the upsampler's invention.
-- It repeats the biases of pictures and captions on the internet: what it shows for a profession, a place or a custom
-  is what was common there. Filtering may have added biases of its own.
-- It has no safety checker: look at what it makes before others do."""
+- It does not generate people well: images of them were removed from the training set, and with them much of what
+  surrounds people.
+- It is much smaller than the model of the paper: expect less realism than in the paper's figures, and errors for
+  prompts with several objects, with counts, or with things that are rarely seen together.
+- The base image has {size} pixels; finer detail is invented by the upsampler.
+- It repeats the biases of images and captions on the internet: what it shows for a profession, a place or a custom is
+  what was common there. Filtering may have added biases of its own.
+- It has no safety checker: look at its images before you show them to others."""
+
+_CHECKSUMS = """\
+{checksums}"""
 
 _LICENCE = """\
 OpenAI released the code and these weights under the

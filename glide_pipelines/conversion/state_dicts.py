@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,10 @@ import torch
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
 
 
+_Modules = Mapping[str, str | tuple[str, ...]]
+
 # GLIDE module -> diffusers module (or modules, where GLIDE fuses projections), in the order of GLIDE's state dict.
-_RESIDUAL_BLOCK = {
+_RESIDUAL_BLOCK: _Modules = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
     "emb_layers.1": "time_emb_proj",
@@ -21,13 +23,13 @@ _RESIDUAL_BLOCK = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
-_ATTENTION_BLOCK = {
+_ATTENTION_BLOCK: _Modules = {
     "norm": "group_norm",
     "qkv": ("to_q", "to_k", "to_v"),
     "encoder_kv": ("add_k_proj", "add_v_proj"),
     "proj_out": "to_out.0",
 }
-_TEXT_BLOCK = {
+_TEXT_BLOCK: _Modules = {
     "attn.c_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "attn.c_proj": "self_attn.out_proj",
     "ln_1": "layer_norm1",
@@ -38,7 +40,7 @@ _TEXT_BLOCK = {
 # The projections of the UNet's attention are convolutions over a sequence there: one more axis, of size 1.
 _CONV1D = ("qkv", "encoder_kv", "proj_out")
 
-_Rows = Iterator[tuple[str, str, Mapping[str, str | tuple[str, ...]]]]
+_Rows = Iterable[tuple[str, str, _Modules]]
 
 
 @dataclass(frozen=True)

@@ -16,32 +16,38 @@ _END = "<|endoftext|>"
 _FILES = (["vocab.json", "merges.txt"], ["tokenizer.json"])
 
 
-def load_tokenizer(name_or_path: str | Path, context: int, vocab_size: int) -> GPT2Tokenizer:
+def load_tokenizer(
+    name_or_path: str | Path | PreTrainedTokenizerBase, context: int, vocab_size: int
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer and set it up as GLIDE's.
 
     Lower-casing is left to the pipeline: a normalizer would be lost when the tokenizer is loaded again, and the
     tokenizers library lower-cases some letters differently than the original did.
 
     Args:
-        name_or_path (`str` or `Path`): A folder with `vocab.json` and `merges.txt`, or a repository on the Hub.
+        name_or_path (`str`, `Path` or `PreTrainedTokenizerBase`): A folder with `vocab.json` and `merges.txt`, or a
+            repository on the Hub. A tokenizer is taken as it is.
         context (`int`): Positions of the text encoder; longer prompts are cut.
         vocab_size (`int`): Rows of the text encoder's embedding.
 
     Returns:
-        `GPT2Tokenizer`
+        `PreTrainedTokenizerBase`: a `GPT2Tokenizer`, unless one was given.
 
     Raises:
         ConversionError: if it cannot be loaded, or its vocabulary is not that of the embedding.
     """
-    tokenizer = _load(
-        GPT2Tokenizer,
-        name_or_path,
-        "GPT-2",
-        **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _END),
-        model_max_length=context,
-        # A prompt that spells <|endoftext|> is text, not the end of it.
-        split_special_tokens=True,
-    )
+    if isinstance(name_or_path, PreTrainedTokenizerBase):
+        tokenizer = _check_context(name_or_path, context)
+    else:
+        tokenizer = _load(
+            GPT2Tokenizer,
+            name_or_path,
+            "GPT-2",
+            **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _END),
+            model_max_length=context,
+            # A prompt that spells <|endoftext|> is text, not the end of it.
+            split_special_tokens=True,
+        )
     if len(tokenizer) != vocab_size:
         raise ConversionError(
             f"the tokenizer has {len(tokenizer)} entries, but the checkpoint's token embedding has {vocab_size} rows"
@@ -49,23 +55,29 @@ def load_tokenizer(name_or_path: str | Path, context: int, vocab_size: int) -> G
     return tokenizer
 
 
-def load_clip_tokenizer(name_or_path: str | Path, context: int, vocab_size: int) -> CLIPTokenizer:
+def load_clip_tokenizer(
+    name_or_path: str | Path | PreTrainedTokenizerBase, context: int, vocab_size: int
+) -> PreTrainedTokenizerBase:
     """Load the noised CLIP's tokenizer.
 
     It pads with its end token where the original pads with 0: nothing that follows the end of a text has an effect.
 
     Args:
-        name_or_path (`str` or `Path`): A folder with CLIP's `vocab.json` and `merges.txt`, or a repository on the Hub.
+        name_or_path (`str`, `Path` or `PreTrainedTokenizerBase`): A folder with CLIP's `vocab.json` and `merges.txt`,
+            or a repository on the Hub. A tokenizer is taken as it is.
         context (`int`): Positions of the text tower; longer prompts are cut.
         vocab_size (`int`): Rows of its embedding, of which the released one has more than the tokenizer has entries.
 
     Returns:
-        `CLIPTokenizer`
+        `PreTrainedTokenizerBase`: a `CLIPTokenizer`, unless another one was given.
 
     Raises:
         ConversionError: if it cannot be loaded, is not that of a CLIP, or has more entries than the embedding rows.
     """
-    tokenizer = _load(CLIPTokenizer, name_or_path, "CLIP", model_max_length=context)
+    if isinstance(name_or_path, PreTrainedTokenizerBase):
+        tokenizer = _check_context(name_or_path, context)
+    else:
+        tokenizer = _load(CLIPTokenizer, name_or_path, "CLIP", model_max_length=context)
     # What the vocabulary lacks has been added behind it; GPT-2 has one token for both.
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     if start == end or max(start, end) >= tokenizer.vocab_size:
@@ -73,6 +85,15 @@ def load_clip_tokenizer(name_or_path: str | Path, context: int, vocab_size: int)
     if len(tokenizer) > vocab_size:
         raise ConversionError(
             f"the tokenizer has {len(tokenizer)} entries, but the text tower's embedding has only {vocab_size} rows"
+        )
+    return tokenizer
+
+
+def _check_context(tokenizer: PreTrainedTokenizerBase, context: int) -> PreTrainedTokenizerBase:
+    if tokenizer.model_max_length != context:
+        raise ConversionError(
+            f"its `model_max_length` must be the text context of the checkpoint, {context}, "
+            f"got {tokenizer.model_max_length}"
         )
     return tokenizer
 

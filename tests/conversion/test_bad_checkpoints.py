@@ -1,19 +1,32 @@
 """What cannot be converted is refused in one line that names the argument, and nothing is left behind."""
 
+import json
 import os
 import pickle
+import random
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
-from small import OPTIONS, ROOT, arguments, script, small_state_dict, write_checkpoint, write_tokenizer
+from safetensors.torch import load_file, save_file
+from small import (
+    OPTIONS,
+    ROOT,
+    arguments,
+    script,
+    small_networks,
+    small_state_dict,
+    write_checkpoint,
+    write_tokenizer,
+)
 from transformers import GPT2Tokenizer
 
 from glide_pipelines import GLIDEDDPMScheduler, GLIDEPipeline
@@ -23,6 +36,7 @@ from glide_pipelines.conversion import (
     convert_diffusers_to_glide,
     convert_glide_to_diffusers,
 )
+from glide_pipelines.conversion.reading import open_checkpoint
 
 
 # Runs a script with files limited to so many bytes, which is what a full disk looks like to those who write.
@@ -104,15 +118,48 @@ def damaged(name, files, tmp_path):
         path.write_bytes(pickle.dumps(Code(tmp_path / "hacked")))
     elif name == "a module":
         torch.save(torch.nn.Linear(2, 2), path)
+    elif name == "a safetensors file that is cut":
+        save_file(state_dict, path)
+        path.write_bytes(path.read_bytes()[:-100])
+    elif name == "a compressed archive":
+        rewrite(files / "base.pt", path, compression=zipfile.ZIP_DEFLATED)
+    elif name == "a zip bomb":
+        rewrite(files / "base.pt", path, {"data.pkl": bytes(100_000_000)}, zipfile.ZIP_DEFLATED)
+    elif name == "a TorchScript archive":
+        torch.jit.script(torch.nn.Linear(2, 2)).save(path)
     else:
         torch.save(CONTENTS[name](state_dict), path)
     return path
 
 
+def rewrite(source, target, changes=(), compression=zipfile.ZIP_STORED):
+    """The archive again, with other contents of some records, by the ends of their names."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
+        for record in old.infolist():
+            name = record.filename.split("/", 1)[1]
+            new.writestr(record.filename, dict(changes).get(name, old.read(record)))
+
+
+def in_itself():
+    content = {"model": {}}
+    content["model"]["again"] = content
+    return content
+
+
+def without(state_dict, prefix):
+    return {key: tensor for key, tensor in state_dict.items() if not key.startswith(prefix)}
+
+
 CONTENTS = {
     "a tensor": lambda state_dict: torch.zeros(2),
     "nothing": lambda state_dict: {},
-    "a training checkpoint": lambda state_dict: {"step": 10, "model": state_dict},
+    "numbers beside the tensors": lambda state_dict: state_dict | {"step": 10},
+    "a training checkpoint of another model": lambda state_dict: {"step": 1, "model": {"layer.weight": torch.zeros(2)}},
+    "a training checkpoint without a model": lambda state_dict: {"step": 10, "optimizer": {"lr": 0.1}},
+    "a dictionary in itself": lambda state_dict: in_itself(),
+    "several models": lambda state_dict: {"first": state_dict, "second": small_state_dict(seed=1)},
+    "an upsampler in a training checkpoint": lambda state_dict: {"state_dict": small_state_dict("upsample")},
+    "names with and without a prefix": lambda state_dict: state_dict | {"module.out.2.bias": torch.zeros(6)},
     "numbered tensors": lambda state_dict: {0: torch.zeros(2)},
     "a sparse tensor": lambda state_dict: state_dict | {"out.2.bias": torch.zeros(6).to_sparse()},
     "integers": lambda state_dict: state_dict | {"out.2.bias": torch.zeros(6, dtype=torch.int64)},
@@ -120,37 +167,65 @@ CONTENTS = {
     "a guided diffusion model": lambda state_dict: {
         key: tensor for key, tensor in state_dict.items() if key.split(".")[0].endswith(("blocks", "block", "out"))
     },
+    "a LoRA": lambda state_dict: {"unet.mid_block.attentions.0.to_q.lora_A.weight": torch.zeros(4, 32)},
+    "a UNet of diffusers": lambda state_dict: small_networks()[0].state_dict(),
+    "Stable Diffusion": lambda state_dict: {"state_dict": {"model.diffusion_model.out.2.bias": torch.zeros(4)}},
+    "OpenAI's CLIP": lambda state_dict: {"visual.class_embedding": torch.zeros(2)},
+    "NaN": lambda state_dict: state_dict | {"out.2.bias": torch.full((6,), torch.nan)},
+    "infinity": lambda state_dict: state_dict | {"out.2.bias": torch.tensor([0.0, 0.0, torch.inf, 0.0, 0.0, 0.0])},
+    "a stretched tensor": lambda state_dict: state_dict | {"extra": torch.zeros(1).expand(10**12)},
+    "a thousand layers": lambda state_dict: (
+        state_dict | {f"transformer.resblocks.{layer}.ln_1.bias": torch.zeros(1) for layer in range(1000)}
+    ),
     "a CLIP": lambda state_dict: {"blocks.input.w_voc": torch.zeros(2, 2)},
     "four input channels": lambda state_dict: state_dict | {"input_blocks.0.0.weight": torch.zeros(32, 4, 3, 3)},
     "a tensor less": lambda state_dict: {key: tensor for key, tensor in state_dict.items() if key != "out.0.bias"},
     "a tensor more": lambda state_dict: state_dict | {"extra": torch.zeros(2)},
     "another shape": lambda state_dict: state_dict | {"middle_block.1.qkv.bias": torch.zeros(3)},
-    "no blocks": lambda state_dict: {k: v for k, v in state_dict.items() if not k.startswith("output_blocks")},
+    "no blocks": lambda state_dict: without(state_dict, "output_blocks"),
     "a scalar embedding": lambda state_dict: state_dict | {"token_embedding.weight": torch.zeros(())},
     "odd channels": lambda state_dict: state_dict | {"input_blocks.1.0.out_layers.3.weight": torch.zeros(33, 32, 3, 3)},
 }
 MESSAGES = {
     "a folder": "cannot be read: Is a directory",
-    "empty": "not a PyTorch checkpoint",
-    "text": "not a PyTorch checkpoint",
+    "empty": "not a checkpoint of PyTorch or safetensors",
+    "text": "not a checkpoint of PyTorch or safetensors",
     "cut in the middle": "cut short: its end is missing",
     "cut at the end": "cut short: its end is missing",
     "old and cut": "cut short or damaged",
     "a zip file": "cut short or damaged, or not a state dict of PyTorch",
-    "code": "something other than tensors; it was not loaded, since that could run code",
+    "a safetensors file that is cut": "cut short or damaged",
+    "a compressed archive": "it is compressed, which torch.save never does",
+    "a zip bomb": "it is compressed, which torch.save never does",
+    "a TorchScript archive": "this is a TorchScript archive, which holds code",
+    "code": r"something other than tensors \(.*mkdir\); it was not loaded, since that could run code",
     "old with code": "something other than tensors",
     "a pickle of code": "something other than tensors",
     "a module": "something other than tensors",
     "a tensor": "a state dict is needed .*, the file holds a Tensor",
     "nothing": "a state dict is needed .*, the file holds a dict",
-    "a training checkpoint": "a plain state dict is needed .*, the file holds a int under 'step'",
-    "numbered tensors": "a plain state dict is needed .*, the file holds a Tensor under 0",
+    "numbers beside the tensors": "a plain state dict is needed .*, the file holds a int under 'step'",
+    "a training checkpoint of another model": "the checkpoint of another model .*'layer.weight'.*where base or",
+    "a training checkpoint without a model": "no state dict .*: the file holds a int under 'step', where base or",
+    "a dictionary in itself": "no state dict .*: the file holds a dict under 'model'",
+    "several models": "holds several models, under 'first', 'second': save the wanted one in a file of its own",
+    "an upsampler in a training checkpoint": "this is GLIDE's upsample, where base or base-inpaint is needed",
+    "names with and without a prefix": "two tensors for 'out.2.bias'",
+    "numbered tensors": "no state dict .*: the file holds a Tensor under 0",
     "a sparse tensor": "'out.2.bias' is not an ordinary dense tensor",
     "integers": r"'out.2.bias' holds torch.int64",
-    "another model": "the checkpoint of another model, not a GLIDE UNet",
-    "a guided diffusion model": "the checkpoint of another model, not a GLIDE UNet",
-    "a CLIP": "GLIDE's clip-text-enc, not a GLIDE UNet",
-    "four input channels": "the checkpoint of another model",
+    "another model": "the checkpoint of another model .*'encoder.weight'.*, where .* is needed",
+    "a guided diffusion model": "a UNet of guided diffusion without GLIDE's text encoder, where base or",
+    "a LoRA": "a LoRA, which `load_lora_weights` .*, where base or",
+    "a UNet of diffusers": "a UNet in diffusers' layout, whose folder `from_pretrained` opens, where base or",
+    "Stable Diffusion": "a checkpoint of Stable Diffusion, where base or",
+    "OpenAI's CLIP": "a CLIP for clean images, where base or",
+    "a CLIP": "GLIDE's clip-text-enc, where base or base-inpaint is needed",
+    "four input channels": "a UNet of 4 input channels, which are 3, 6, 7 or 10 in GLIDE's",
+    "NaN": "'out.2.bias' holds NaN or infinite values; `allow_non_finite` takes it as it is",
+    "infinity": "'out.2.bias' holds NaN or infinite values",
+    "a stretched tensor": "the tensors would take more memory than the whole file has bytes",
+    "a thousand layers": "not a whole GLIDE checkpoint .*1022 tensors for 1000 modules transformer.resblocks",
     "a tensor less": "'out.0.bias' is missing",
     "a tensor more": "'extra' is unknown",
     "another shape": r"'middle_block.1.qkv.bias' is \(3,\) where \(192,\) is needed",
@@ -172,6 +247,56 @@ def test_bad_files(refused, files, tmp_path, name):
     path = damaged(name, files, tmp_path)
     refused(rf"^`checkpoint_path` \({path}\): .*{MESSAGES[name]}", checkpoint_path=path)
     assert not (tmp_path / "hacked").exists()
+
+
+def test_values_that_overflow(refused, files, tmp_path):
+    state_dict = torch.load(files / "base.pt", weights_only=True)
+    torch.save(state_dict | {"out.2.bias": torch.full((6,), 1e5)}, tmp_path / "large.pt")
+    message = "'out.2.bias' overflows in torch.float16; `allow_non_finite` takes it as it is"
+    refused(message, checkpoint_path=tmp_path / "large.pt", dtype="float16")
+
+
+def test_values_that_are_not_finite_on_request(files, tmp_path):
+    state_dict = torch.load(files / "base.pt", weights_only=True)
+    torch.save(state_dict | {"out.2.bias": torch.full((6,), torch.nan)}, tmp_path / "nan.pt")
+    given = {"checkpoint_path": tmp_path / "nan.pt", "tokenizer": files / "tokenizer", **OPTIONS}
+    folder = convert_glide_to_diffusers(dump_path=tmp_path / "glide", allow_non_finite=True, **given)
+    assert GLIDEPipeline.from_pretrained(folder).unet.conv_out.bias.isnan().all()
+
+
+def test_a_flipped_bit_anywhere_in_the_tensors(files, tmp_path):
+    whole = bytearray((files / "base.pt").read_bytes())
+    with zipfile.ZipFile(files / "base.pt") as archive:
+        records = [record for record in archive.infolist() if "/data/" in record.filename]
+    rng = random.Random(0)
+    for record in rng.sample(records, 40):
+        # A record begins with 30 bytes, its name, and padding of which the local header tells the length.
+        lengths = whole[record.header_offset + 26 : record.header_offset + 30]
+        start = record.header_offset + 30 + sum(struct.unpack("<HH", lengths))
+        place, bit = start + rng.randrange(record.file_size), 1 << rng.randrange(8)
+        whole[place] ^= bit
+        (tmp_path / "flipped.pt").write_bytes(whole)
+        whole[place] ^= bit
+        with pytest.raises(ConversionError, match=f"the file is damaged: the checksum of '{record.filename}'"):
+            open_checkpoint(tmp_path / "flipped.pt")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_a_zip_bomb_takes_no_memory(files, tmp_path):
+    rewrite(files / "base.pt", tmp_path / "bomb.pt", {"data.pkl": bytes(500_000_000)}, zipfile.ZIP_DEFLATED)
+    code = """
+import re, sys
+from glide_pipelines.conversion.reading import ConversionError, open_checkpoint
+def peak(): return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read()).group(1))
+before = peak()
+try:
+    open_checkpoint(sys.argv[1])
+except ConversionError:
+    print(peak() - before)
+"""
+    command = [sys.executable, "-c", code, tmp_path / "bomb.pt"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert int(result.stdout) < 50_000  # kilobytes
 
 
 def test_a_missing_file(refused, tmp_path):
@@ -238,7 +363,10 @@ def test_a_folder_without_a_tokenizer(refused, tmp_path, content):
         ({"text_num_attention_heads": -1}, "`text_num_attention_heads` must divide .*, 32, got -1"),
         ({"text_num_attention_heads": None}, "`text_num_attention_heads` must be given: .*, 32, does not"),
         ({"image_size": 15}, "`image_size` must be a positive multiple of 2 .*, got 15"),
-        ({"super_res_image_size": 24}, "`super_res_image_size` and `image_size` do not go together: .* 16, got 24"),
+        (
+            {"super_res_image_size": 24},
+            "`super_res_image_size` and `image_size` do not go together: .* 16, got 24",
+        ),
         ({"super_res_image_size": 8}, "`super_res_image_size` and `image_size` do not go together: .* 16, got 8"),
         ({"super_res_image_size": 0}, "`super_res_image_size` must be a positive multiple of 2 .*, got 0"),
         ({"dtype": "int8"}, "`dtype` must be one of float32, float16, bfloat16, got 'int8'"),
@@ -310,6 +438,37 @@ def test_the_way_back_from_a_bad_folder(folder, tmp_path, harm, message):
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("shard", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..\\secret", 5])
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+def test_the_way_back_does_not_follow_an_index_out_of_its_folder(folder, tmp_path, component, shard):
+    shutil.copytree(folder, tmp_path / "glide")
+    (weights,) = (tmp_path / "glide" / component).glob("*.safetensors")
+    keys = load_file(weights).keys()
+    weights.rename(tmp_path / "glide" / "secret.safetensors")
+    index = weights.with_name(f"{weights.name}.index.json")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(keys, shard)}))
+    message = rf"{component}/{index.name} names {re.escape(repr(shard))}, which is not a file of its folder"
+    with pytest.raises(ConversionError, match=message):
+        convert_diffusers_to_glide(tmp_path / "glide", tmp_path / "back")
+    index.write_text("[]")
+    with pytest.raises(ConversionError, match=f"{component}/{index.name} is no index of weights"):
+        convert_diffusers_to_glide(tmp_path / "glide", tmp_path / "back")
+
+
+def test_the_way_back_from_weights_in_several_files(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "glide")
+    pipe = GLIDEPipeline.from_pretrained(folder)
+    for name in ("unet", "text_encoder"):
+        shutil.rmtree(tmp_path / "glide" / name)
+        getattr(pipe, name).save_pretrained(tmp_path / "glide" / name, max_shard_size="100KB")
+        assert list((tmp_path / "glide" / name).glob("*.index.json"))
+    (whole,), (split,) = (
+        convert_diffusers_to_glide(path, tmp_path / back) for path, back in ((folder, "a"), (tmp_path / "glide", "b"))
+    )
+    whole, split = (torch.load(file, weights_only=True) for file in (whole, split))
+    assert list(whole) == list(split) and all(torch.equal(whole[key], split[key]) for key in whole)
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -353,9 +512,7 @@ def test_the_way_back_into_a_folder_that_is_not_empty(folder, tmp_path):
 )
 def test_the_scripts_print_one_line_and_exit_with_2(name, options, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as exit_:
-        script(name).main(arguments(**options))
-    assert exit_.value.code == 2
+    assert script(name).main(arguments(**options)) == 2
     out, err = capsys.readouterr()
     assert not out
     assert err.count("\n") == 1
@@ -371,15 +528,11 @@ def test_the_scripts_print_one_line_and_exit_with_2(name, options, tmp_path, mon
     ],
 )
 def test_a_disk_error_is_one_line_too(monkeypatch, capsys, error, line):
-    module = script("convert_glide_to_diffusers")
-
     def fail(**kwargs):
         raise error
 
-    monkeypatch.setattr(module, "convert_glide_to_diffusers", fail)
-    with pytest.raises(SystemExit) as exit_:
-        module.main(arguments(checkpoint_path="base.pt", dump_path="out"))
-    assert exit_.value.code == 2
+    monkeypatch.setattr("glide_pipelines.conversion.convert_glide_to_diffusers", fail)
+    assert script("convert_glide_to_diffusers").main(arguments(checkpoint_path="base.pt", dump_path="out")) == 2
     err = capsys.readouterr().err
     assert err.endswith(f"error: {line}\n")
     assert err.count("\n") == 1
@@ -439,7 +592,7 @@ def test_help_says_what_a_wrong_head_width_does(capsys):
         script("convert_glide_to_diffusers").main(["--help"])
     assert exit_.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "a wrong number makes wrong pictures without an error" in text
+    assert "a wrong number makes wrong images without an error" in text
     assert "(default: 64)" in text
 
 

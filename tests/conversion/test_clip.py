@@ -194,7 +194,7 @@ def test_the_recorded_clip_through_the_script(recordings, tmp_path):
 def test_names_are_downloaded(files, tmp_path, monkeypatch):
     asked = []
 
-    def download(url):
+    def download(url, sha256):
         asked.append(url.rsplit("/", 1)[1])
         return files / asked[-1].replace("_", "-")
 
@@ -291,7 +291,7 @@ def test_both_towers_are_needed(refused, tower):
         ("clip_image_checkpoint_path", "clip-text-enc", "GLIDE's clip-text-enc, where clip-image-enc is needed"),
         ("clip_text_checkpoint_path", "base", "GLIDE's base, where clip-text-enc is needed"),
         ("clip_image_checkpoint_path", "none", "No such file"),
-        ("checkpoint_path", "clip-text-enc", "GLIDE's clip-text-enc, not a GLIDE UNet"),
+        ("checkpoint_path", "clip-text-enc", "GLIDE's clip-text-enc, where base or base-inpaint is needed"),
     ],
 )
 def test_other_files(refused, files, argument, kind, message):
@@ -341,7 +341,7 @@ def test_damaged_towers(refused, files, tmp_path, name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": 8}, "it reads pictures of 8 pixels, the base model draws 16"),
+        ({"image_size": 8}, "it reads images of 8 pixels, the base model makes 16"),
         ({"timesteps": 500}, "it knows 500 timesteps, the base model has 1000"),
     ],
 )

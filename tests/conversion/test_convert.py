@@ -1,5 +1,6 @@
 """From files to a folder that the pipeline opens, and back."""
 
+import hashlib
 import json
 import shutil
 
@@ -186,7 +187,7 @@ def test_missing_parents_are_made(files, tmp_path):
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == (tmp_path / "a").stat().st_mode & 0o777
 
 
-def test_the_model_card(folder, pair):
+def test_the_model_card(files, folder, pair):
     card = ModelCard.load(folder / "README.md")
     data = card.data.to_dict()
     assert data["license"] == "mit"
@@ -194,6 +195,9 @@ def test_the_model_card(folder, pair):
     assert data["library_name"] == "diffusers"
     assert "glide" in data["tags"]
     assert ("inpainting" in data["tags"]) == ("inpaint" in pair[0])
+    for kind in pair:
+        assert f"| `{kind}.pt` | `{hashlib.sha256((files / f'{kind}.pt').read_bytes()).hexdigest()}` |" in card.text
+    assert "pip install" in card.text.split("## Use\n\n```bash\n")[1].split("```python")[0]
     for fact in ("`" + pair[0] + ".pt`", "16 x 16", "32 x 32", "people", "hate symbols", "Research", "MIT"):
         assert fact in card.text
     unet, text_encoder = small_networks(pair[0])
@@ -207,12 +211,12 @@ def test_the_card_s_example_runs(files, pair, tmp_path, monkeypatch):
     code = ModelCard.load(tmp_path / "my glide" / "README.md").text.split("```python\n")[1].split("```")[0]
     code = code.replace(".images[0]", ", num_inference_steps=1, super_res_num_inference_steps=1).images[0]", 1)
     code = code.replace("), num_inference", ", num_inference", 1)
-    Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
     Image.new("RGB", (32, 32), "white").save(tmp_path / "mask.png")
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(code, names)
-    assert names["image"].size == (32, 32)
+    assert names["edited" if "inpaint" in pair[0] else "image"].size == (32, 32)
     assert names["pipe"].unet.dtype == names["pipe"].super_res_text_encoder.dtype == torch.bfloat16
 
 

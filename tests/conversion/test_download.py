@@ -1,6 +1,7 @@
 """Downloads: resumed, checked, and never half a file taken for a whole one."""
 
 import functools
+import hashlib
 import logging
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +15,7 @@ from small import OPTIONS, arguments, script, small_state_dict, write_checkpoint
 
 from glide_pipelines import GLIDEPipeline
 from glide_pipelines.conversion import RELEASED_FILES, ConversionError, download_checkpoint
-from glide_pipelines.conversion.download import find_checkpoint
+from glide_pipelines.conversion.download import RELEASED_SHA256, find_checkpoint
 
 
 class Server(ThreadingHTTPServer):
@@ -24,8 +25,12 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = b""
         self.status = 200
+        self.announce = True  # the length of the file
         self.ranges = True  # whether a Range is answered
+        self.etag = '"1"'
+        self.modified = None  # date of the last change
         self.cut_after = None  # bytes of a body after which the connection breaks, once per entry
+        self.after = None  # called after each answer
         self.asked = []  # (method, path, start)
 
     @property
@@ -45,7 +50,8 @@ class Handler(BaseHTTPRequestHandler):
     def reply(self, body):
         server, content = self.server, self.server.content
         start = 0
-        if server.ranges and "Range" in self.headers:
+        same = self.headers.get("If-Range") in (None, server.etag, server.modified)
+        if server.ranges and "Range" in self.headers and same:
             start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
         server.asked.append((self.command, self.path, start))
         if start:
@@ -53,11 +59,19 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         else:
             self.send_response(server.status)
-        self.send_header("Content-Length", str(len(content) - start))
+        if server.announce:
+            self.send_header("Content-Length", str(len(content) - start))
+        for name, value in (("ETag", server.etag), ("Last-Modified", server.modified)):
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
-        if not body:
-            return
-        part = content[start:]
+        if body:
+            self.send(content[start:])
+        if server.after is not None:
+            server.after(self.command)
+
+    def send(self, part):
+        server = self.server
         if server.cut_after:
             part = part[: server.cut_after.pop(0)]
             self.close_connection = True
@@ -122,45 +136,130 @@ def test_a_connection_that_breaks_is_taken_up_again(server, cache):
 
 def test_the_next_call_goes_on_where_the_last_one_failed(server, cache):
     server.cut_after = [1000] + [0] * 20
-    with pytest.raises(ConversionError, match=r"downloading http.*base.pt failed \(.*go on from 0 MB"):
+    with pytest.raises(ConversionError, match=r"downloading http.*base.pt failed \(.*resume from 0 MB"):
         download_checkpoint(server.url + "base.pt")
-    assert held(cache) == ["base.pt.incomplete"]
-    assert (cache / "base.pt.incomplete").read_bytes() == server.content[:1000]
+    (incomplete,) = cache.glob("base.pt.*.incomplete")
+    assert held(cache) == [incomplete.name]
+    assert incomplete.read_bytes() == server.content[:1000]
     server.cut_after = None
     server.asked.clear()
     assert download_checkpoint(server.url + "base.pt").read_bytes() == server.content
-    assert server.asked[-1] == ("GET", "/base.pt", 1000)
+    assert ("GET", "/base.pt", 1000) in server.asked
     assert held(cache) == ["base.pt"]
 
 
-def test_a_download_stopped_at_its_last_byte(server, cache):
-    (cache / "base.pt.incomplete").write_bytes(server.content)
+@pytest.fixture
+def interrupted(server, cache):
+    """What a download left that broke off after 1000 bytes."""
+    server.cut_after = [1000] + [0] * 20
+    with pytest.raises(ConversionError):
+        download_checkpoint(server.url + "base.pt")
+    server.cut_after = None
+    server.asked.clear()
+    (incomplete,) = cache.glob("base.pt.*.incomplete")
+    return incomplete
+
+
+def test_a_download_stopped_at_its_last_byte(server, cache, interrupted):
+    interrupted.write_bytes(server.content)
     assert download_checkpoint(server.url + "base.pt").read_bytes() == server.content
-    assert [method for method, _, _ in server.asked] == ["HEAD"]
+    assert {method for method, _, _ in server.asked} == {"HEAD"}
 
 
-def test_a_server_that_cannot_resume_sends_everything_again(server, cache):
-    (cache / "base.pt.incomplete").write_bytes(server.content[:1000])
+def test_a_server_that_cannot_resume_sends_everything_again(server, cache, interrupted):
     server.ranges = False
     assert download_checkpoint(server.url + "base.pt").read_bytes() == server.content
 
 
-def test_a_rest_that_is_too_long_is_thrown_away(server, cache):
-    (cache / "base.pt.incomplete").write_bytes(server.content + b"more")
+def test_a_rest_of_before_is_thrown_away(server, cache):
+    (cache / "base.pt.incomplete").write_bytes(b"x" * 1000)
+    (cache / "base.pt.0123.incomplete").write_bytes(b"x" * 1000)
     assert download_checkpoint(server.url + "base.pt").read_bytes() == server.content
+    assert held(cache) == ["base.pt"]
+
+
+def other_content(server, tmp_path):
+    """Another checkpoint of the same length."""
+    write_checkpoint(tmp_path, seed=1)
+    content = (tmp_path / "base.pt").read_bytes()
+    assert len(content) == len(server.content) and content != server.content
+    return content
+
+
+@pytest.mark.parametrize("version", ["etag", "modified", "none", "weak"])
+def test_a_file_that_changed_between_two_calls_is_fetched_whole(server, cache, tmp_path, version):
+    server.etag = {"etag": '"1"', "weak": 'W/"1"'}.get(version)
+    server.modified = "Wed, 01 Dec 2021 00:00:00 GMT" if version == "modified" else None
+    server.cut_after = [1000] + [0] * 20
+    with pytest.raises(ConversionError):
+        download_checkpoint(server.url + "base.pt")
+    server.cut_after = None
+    server.content = other_content(server, tmp_path)
+    server.etag = {"etag": '"2"', "weak": 'W/"2"'}.get(version)
+    server.modified = "Thu, 02 Dec 2021 00:00:00 GMT" if version == "modified" else None
+    assert download_checkpoint(server.url + "base.pt").read_bytes() == server.content
+    assert held(cache) == ["base.pt"]
+
+
+def test_a_file_that_changes_while_it_is_resumed(server, cache, tmp_path):
+    content, versions = other_content(server, tmp_path), ['"2"']
+    server.cut_after = [1000]
+
+    def change(method):
+        if method == "GET" and versions:
+            server.content, server.etag = content, versions.pop()
+
+    server.after = change
+    with pytest.raises(ConversionError, match="the server changed the file during the download"):
+        download_checkpoint(server.url + "base.pt")
+    assert held(cache) == []
+    assert download_checkpoint(server.url + "base.pt").read_bytes() == content
+
+
+def test_a_mixture_that_no_version_tells_of(server, cache, tmp_path):
+    """A server without versions, which goes on with another file: the checksums in the file find it."""
+    content = other_content(server, tmp_path)
+    server.etag = None
+    server.cut_after = [len(content) // 2]
+
+    def change(method):
+        if method == "GET":
+            server.content = content
+
+    server.after = change
+    with pytest.raises(ConversionError, match=r"sent something other than a checkpoint \(the file is damaged"):
+        download_checkpoint(server.url + "base.pt")
+    assert held(cache) == []
+
+
+def test_a_server_that_does_not_tell_the_length(server, cache):
+    server.announce = False
+    with pytest.raises(ConversionError, match="the server does not tell the size of the file"):
+        download_checkpoint(server.url + "base.pt")
+
+
+def test_a_known_checksum(server, cache, monkeypatch):
+    sha256 = hashlib.sha256(server.content).hexdigest()
+    monkeypatch.setattr("glide_pipelines.conversion.download.RELEASE_URL", server.url)
+    monkeypatch.setitem(RELEASED_SHA256, "base", "0" * 64)
+    with pytest.raises(ConversionError, match=rf"something other than .* \(its SHA-256 is {sha256}, not 0000"):
+        find_checkpoint("base")
+    assert held(cache) == []
+    monkeypatch.setitem(RELEASED_SHA256, "base", sha256.upper())
+    assert find_checkpoint("base").read_bytes() == server.content
 
 
 @pytest.mark.parametrize("content", [b"<html>sorry</html>", b"PK\x03\x04 but no more"])
 def test_something_else_is_not_kept(server, cache, content):
     server.content = content
-    with pytest.raises(ConversionError, match=r"base.pt sent something else than a checkpoint \(.*\); it was removed"):
+    with pytest.raises(ConversionError, match=r"base.pt sent something other than a checkpoint \(.*\); it was removed"):
         download_checkpoint(server.url + "base.pt")
     assert held(cache) == []
 
 
-def test_a_rest_that_belongs_to_another_file_is_not_kept(server, cache):
-    (cache / "base.pt.incomplete").write_bytes(b"x" * (len(server.content) - 10))
-    with pytest.raises(ConversionError, match="sent something else"):
+def test_a_rest_that_was_damaged_is_not_kept(server, cache, interrupted):
+    interrupted.write_bytes(b"x" * (len(server.content) - 10))
+    with pytest.raises(ConversionError, match="sent something other"):
         download_checkpoint(server.url + "base.pt")
     assert download_checkpoint(server.url + "base.pt").read_bytes() == server.content
 
@@ -216,6 +315,8 @@ def test_anything_else_is_a_path(tmp_path, monkeypatch):
     assert find_checkpoint("~/base.pt") == Path.home() / "base.pt"
     (tmp_path / "base").touch()
     assert find_checkpoint("base") == Path("base")
+    with pytest.raises(ConversionError, match="links are not followed: download the file, and give its path"):
+        find_checkpoint("https://example.org/base.pt")
 
 
 def test_conversion_by_name(server, cache, tmp_path, monkeypatch, capsys):
@@ -226,12 +327,9 @@ def test_conversion_by_name(server, cache, tmp_path, monkeypatch, capsys):
     assert torch.equal(unet.conv_in.weight, small_state_dict()["input_blocks.0.0.weight"])
     server.status = 404
     capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        options["dump_path"] = tmp_path / "again"
-        script("convert_glide_to_diffusers").main(
-            arguments(checkpoint_path="base", super_res_checkpoint_path="upsample", **options)
-        )
-    assert exit_.value.code == 2
+    options["dump_path"] = tmp_path / "again"
+    given = arguments(checkpoint_path="base", super_res_checkpoint_path="upsample", **options)
+    assert script("convert_glide_to_diffusers").main(given) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert "`super_res_checkpoint_path` (upsample): downloading http" in message
     assert not (tmp_path / "again").exists()

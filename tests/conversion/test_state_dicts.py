@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from small import CHANNELS, HEAD_DIM, TEXT_HEADS, small_networks, small_state_dict
 
 from glide_pipelines import GLIDETextConfig, GLIDETextEncoder, GLIDEUNet2DConditionModel
-from glide_pipelines.conversion.detection import build_networks, detect_kind
-from glide_pipelines.conversion.state_dicts import Correspondence, to_diffusers, to_glide
+from glide_pipelines.conversion.detection import build_stage, detect_kind, stage_kind
+from glide_pipelines.conversion.state_dicts import Correspondence, correspondences, to_diffusers, to_glide
 
 
 # Parameters of OpenAI's files, text encoder included.
@@ -43,12 +43,14 @@ def test_the_way_back_gives_the_original_file(recordings, kind):
 @pytest.mark.parametrize("kind", CHANNELS)
 def test_the_way_back_gives_what_went_in(kind):
     state_dict = small_state_dict(kind, channels=(32, 64, 32), attention_levels=(1, 2), layers=2)
-    networks = build_networks(state_dict, HEAD_DIM, TEXT_HEADS)
+    stage = build_stage(state_dict, HEAD_DIM, TEXT_HEADS)
+    table = correspondences(stage.unet, stage.text_encoder)
     for name in ("unet", "text_encoder"):
-        weights = to_diffusers(state_dict, networks.table, name)
-        getattr(networks, name).load_state_dict(weights, strict=True, assign=True)
-    assert networks.kind == kind
-    assert_same(to_glide(networks.unet, networks.text_encoder), state_dict)
+        weights = to_diffusers(state_dict, table, name)
+        getattr(stage, name).load_state_dict(weights, strict=True, assign=True)
+    assert stage_kind(stage) == kind
+    assert stage.name == ("super_res" if "upsample" in kind else "base")
+    assert_same(to_glide(stage.unet, stage.text_encoder), state_dict)
 
 
 def test_fused_projections_are_split_head_by_head():
@@ -102,10 +104,10 @@ def test_the_released_sizes_are_recognised(kind):
     with torch.device("meta"):
         released = to_glide(GLIDEUNet2DConditionModel(**config), GLIDETextEncoder(GLIDETextConfig()))
     assert sum(tensor.numel() for tensor in released.values()) == RELEASED[kind]
-    networks = build_networks(released)
-    found = {name: networks.unet.config[name] for name in config}
+    stage = build_stage(released)
+    found = {name: stage.unet.config[name] for name in config}
     assert {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()} == config
-    text = networks.text_encoder.config
+    text = stage.text_encoder.config
     default = GLIDETextConfig()
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         assert getattr(text, name) == getattr(default, name)
@@ -123,9 +125,9 @@ def test_the_released_sizes_are_recognised(kind):
 )
 def test_sizes_are_read_from_the_file(sizes):
     unet, text_encoder = small_networks(**sizes)
-    networks = build_networks(to_glide(unet, text_encoder), HEAD_DIM, TEXT_HEADS, sample_size=16)
-    assert dict(networks.unet.config) == dict(unet.config)
-    assert networks.text_encoder.config.to_dict() == text_encoder.config.to_dict()
+    stage = build_stage(to_glide(unet, text_encoder), HEAD_DIM, TEXT_HEADS, sample_size=16)
+    assert dict(stage.unet.config) == dict(unet.config)
+    assert stage.text_encoder.config.to_dict() == text_encoder.config.to_dict()
 
 
 def test_kinds(recordings):

@@ -1,0 +1,69 @@
+"""The folder that a conversion writes: new, and whole or not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from ..files import atomic_folder
+from .errors import ConversionError, blaming
+
+
+@contextmanager
+def new_folder(path: str | Path, argument: str) -> Iterator[Path]:
+    """A folder to write into, which takes its place only when the block ends without an error.
+
+    Args:
+        path (`str` or `Path`): Where the folder is wanted: it must be empty or not exist. Missing parents are made.
+        argument (`str`): The caller's argument that the path came from, for messages.
+
+    Yields:
+        `Path`: An empty folder beside it. After an error it is gone, and so are the parents that were made.
+
+    Raises:
+        ConversionError: if there is something at `path`, or nothing can be written there.
+    """
+    path = Path(path).expanduser().resolve()
+    missing_parents = [parent for parent in path.parents if not parent.exists()]
+    with blaming(argument, path):
+        if path.is_dir() and any(path.iterdir()):
+            raise ConversionError("the folder exists and is not empty; name a new one")
+        if path.exists() and not path.is_dir():
+            raise ConversionError("this is a file; name a new folder")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConversionError(f"the folder cannot be made: {error.strerror}") from error
+    try:
+        with ExitStack() as stack:
+            with writing(argument, path):
+                folder = stack.enter_context(atomic_folder(path))
+            yield folder
+            with writing(argument, path):
+                stack.close()
+    except BaseException:
+        for parent in missing_parents:
+            with suppress(OSError):  # not empty: somebody else uses it by now
+                parent.rmdir()
+        raise
+
+
+@contextmanager
+def writing(argument: str, path: str | Path) -> Iterator[None]:
+    """Say in one line that something could not be written, for instance because the disk is full.
+
+    Args:
+        argument (`str`): The caller's argument that the path came from.
+        path (`str` or `Path`): What it was.
+
+    Raises:
+        ConversionError: for any error from inside.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors, torch and tokenizers each raise errors of their own
+        # What torch says is about its format; what the system said came before.
+        said = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = str(said).strip().split("\n")[0]
+        raise ConversionError(f"`{argument}` ({path}): the folder cannot be written ({reason})") from error
