@@ -158,8 +158,10 @@ def accuracy(model: ShapesFeatures, scenes: Sequence[Scene], batch_size: int = 6
 
 
 class ShapesNetwork(nn.Module):
-    """The classifier that ships, as a feature network for [`run_sweep`]; its classes are colour and shape of the leftmost
-    object, in all pairs."""
+    """The classifier that ships, as a feature network for [`run_sweep`].
+
+    Its classes are the pairs of colour and shape of the leftmost object.
+    """
 
     def __init__(self) -> None:
         super().__init__()
