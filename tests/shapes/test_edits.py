@@ -292,5 +292,5 @@ def test_options_of_another_task_are_named(run, tmp_path, task, options, words):
 
 def test_a_model_of_the_wrong_kind_is_named(run, tmp_path):
     code, _, err = run("img2img", model="inpaint")
-    assert code == 2 and err.splitlines()[-1].startswith("evaluate_shapes.py: error: `unet` has 7 input channels")
+    assert code == 2 and err.splitlines()[-1].startswith("glide evaluate-shapes: error: `unet` has 7 input channels")
     assert not any(tmp_path.iterdir())
