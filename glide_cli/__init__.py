@@ -51,25 +51,23 @@ def find_command(argv: Sequence[str]) -> tuple[str, list[str]]:
     return (words.pop(0) if words and words[0] in COMMANDS else "draw"), words
 
 
-def run_command(command: str, argv: Sequence[str] | None = None, program: str | None = None) -> int:
+def run_command(command: str, argv: Sequence[str] | None, program: str) -> int:
     """Run one command, for `glide` and for the scripts that are doors to it.
 
     Args:
         command (`str`): One of `COMMANDS`.
         argv (`Sequence[str]`, *optional*): Its arguments; those of the process by default.
-        program (`str`, *optional*): The name for help and errors; by default that of the process's script.
+        program (`str`): The name for help and errors.
 
     Returns:
         `int`: the exit code, as [`main`] does.
     """
     module = _module(command)
-    parser = command_parser(command, program)
-    return exit_code(
-        parser.prog, lambda: module.run(read_arguments(command, argv, program)), getattr(module, "ERRORS", ())
-    )
+    errors = getattr(module, "ERRORS", ())
+    return exit_code(program, lambda: module.run(read_arguments(command, argv, program)), errors)
 
 
-def read_arguments(command: str, argv: Sequence[str] | None = None, program: str | None = None) -> argparse.Namespace:
+def read_arguments(command: str, argv: Sequence[str] | None, program: str = "glide") -> argparse.Namespace:
     """Read and check the arguments of a command, given as [`run_command`] takes them.
 
     Raises:
@@ -80,7 +78,7 @@ def read_arguments(command: str, argv: Sequence[str] | None = None, program: str
     return args
 
 
-def command_parser(command: str, program: str | None = None) -> Parser:
+def command_parser(command: str, program: str = "glide") -> Parser:
     """The parser of a command."""
     module = _module(command)
     width = max(map(len, COMMANDS))

@@ -96,7 +96,7 @@ class Studio:
         for layer in painting["layers"]:
             mask = ImageChops.lighter(mask, layer.getchannel("A").point(lambda alpha: 255 * (alpha > 0)))
         if mask.getbbox() is None:
-            raise refusal("Nothing is painted over: take the brush, and paint over what shall be drawn anew.")
+            raise refusal("Nothing is painted over: take the brush, and paint over what shall be repainted.")
         # Photographs are often larger than what the model was trained on, and than what fits into memory.
         height, width = self.pipe.default_size
         image.thumbnail((width, height))
@@ -146,7 +146,7 @@ def add_fields(pipe: DiffusionPipeline, name: str, steps: int) -> tuple[list[gr.
         gr.Slider(1, max(10, scale), scale, step=0.1, label="Guidance", info="How closely to follow the prompt"),
         gr.Slider(1, max(250, steps), steps, step=1, label="Steps", info="Fewer are faster, more look better"),
         # Text, because a field for numbers cannot be left empty.
-        gr.Textbox(label="Seed", info="The same one draws the same image again; empty, a new one each time"),
+        gr.Textbox(label="Seed", info="The same one gives the same image again; empty, a new one each time"),
         gr.Slider(1, 16, 1, step=1, label="How many images"),
     ]
     return fields, button
@@ -155,7 +155,7 @@ def add_fields(pipe: DiffusionPipeline, name: str, steps: int) -> tuple[list[gr.
 def build_page(drawer: Studio, editor: Studio, steps: int) -> gr.Blocks:
     """The page; `steps` are those of the base model to begin with."""
     canvas = gr.ImageEditor(
-        label="Paint over what shall be drawn anew",
+        label="Paint over what shall be repainted",
         type="pil",
         format="png",  # without loss: what is not painted over stays as it is
         sources=("upload", "clipboard"),
