@@ -36,7 +36,7 @@ ERRORS = (ValueError, ImportError, OSError)
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """A command for each training, with its own options."""
     commands = parser.add_subparsers(dest="training", required=True, metavar="TRAINING")
     for name, training in TRAININGS.items():
@@ -112,7 +112,8 @@ def _text_to_image_parts(args: argparse.Namespace, data: TrainingData, accelerat
         parts = _new_parts(args, data, accelerator)
     if args.text_encoder_name_or_path is not None:
         text_encoder = GLIDETextEncoder.from_pretrained(args.text_encoder_name_or_path, dtype=torch.float32)
-        expected, given = parts.stage.text_encoder.config, text_encoder.config
+        replaced: Any = parts.stage.text_encoder
+        expected, given = replaced.config, text_encoder.config
         for size in ("vocab_size", "hidden_size", "max_position_embeddings"):
             if getattr(given, size) != getattr(expected, size):
                 raise ValueError(
@@ -217,7 +218,7 @@ def _train_stage(
     from glide_pipelines.training import save_validation_images, train_stage
 
     config, accelerator = training_config(args), make_accelerator(args)
-    folder, prompts = _pipeline_folder(args), getattr(args, "validation_prompts", None)
+    folder, prompts = _pipeline_folder(args), getattr(args, "validation_prompts", None) or []
     set_seed(args.seed)
     with accelerator.main_process_first():
         data = TrainingData.load(args)
@@ -268,6 +269,7 @@ def make_dataset(
     from glide_pipelines.training import LowResolution, TextToImageDataset
 
     low_resolution = None
+    scheduler: Any = parts.stage.scheduler
     if args.stage == "super_res":
         if args.low_resolution is not None and parts.other_resolution not in (None, args.low_resolution):
             raise ValueError(
@@ -286,7 +288,7 @@ def make_dataset(
     return TextToImageDataset(
         data.source(parts.resolution),
         parts.tokenizer,
-        timestep_weighting(args, parts.stage.scheduler.config.num_train_timesteps),
+        timestep_weighting(args, scheduler.config.num_train_timesteps),
         args.seed,
         args.proportion_empty_prompts,
         low_resolution,
@@ -349,9 +351,11 @@ def noised_clip(args: argparse.Namespace) -> None:
             name, subfolder = (guided_model, "tokenizer") if args.tokenizer_name is None else (args.tokenizer_name, "")
             tokenizer = AutoTokenizer.from_pretrained(name, subfolder=subfolder)
             model = new_noised_clip(tokenizer, sizes)
-        prepare_tokenizer(tokenizer, model.config.text_config.max_position_embeddings)
+        text: Any = model.config.text_config
+        vision: Any = model.config.vision_config
+        prepare_tokenizer(tokenizer, text.max_position_embeddings)
         scheduler = GLIDEDDPMScheduler.from_pretrained(guided_model, subfolder="scheduler")
-        num_timesteps, vision = scheduler.config.num_train_timesteps, model.config.vision_config
+        num_timesteps = scheduler.config.num_train_timesteps
         if num_timesteps != vision.num_train_timesteps:
             raise ValueError(
                 f"`guided_model` has {num_timesteps} timesteps, the noised CLIP {vision.num_train_timesteps}."

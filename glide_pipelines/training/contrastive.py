@@ -1,26 +1,29 @@
-"""Training a noised CLIP: the contrastive loss over the global batch (arXiv 2112.10741, section 2.3)."""
+"""The contrastive loss of a noised CLIP, over the global batch (arXiv 2112.10741, section 2.3)."""
 
 from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
-from diffusers import SchedulerMixin
 from torch import nn
 
 from ..models.noised_clip import MAX_LOGIT_SCALE, contrastive_loss
+from ..schedulers import GLIDEScheduler
 from .trainer import LossFunction
 
 
-def noised_clip_loss(accelerator: Accelerator, scheduler: SchedulerMixin) -> LossFunction:
+def noised_clip_loss(accelerator: Accelerator, scheduler: GLIDEScheduler) -> LossFunction:
     """The loss function of a [`NoisedCLIPModel`] on batches of a [`TextToImageDataset`].
 
-    Every picture is compared with every caption of the global batch, over all processes; captions with the same
-    tokens count as right for each other's pictures. Gradients are those of one process with the whole batch. Logged
-    beside it: `accuracy`, how often the most similar caption of the global batch is a right one.
+    Every image is compared with every caption of the global batch, over all processes; captions with the same tokens
+    count as right for each other's images. Gradients are those of one process with the whole batch. The log gets
+    `accuracy`, too: how often the most similar caption of the global batch is a right one.
 
     Args:
-        accelerator (`Accelerator`): Knows the processes.
+        accelerator (`Accelerator`): Gathers the embeddings of all processes.
         scheduler ([`GLIDEDDPMScheduler`] or [`GLIDEDDIMScheduler`]): The noise schedule of the model to be guided.
+
+    Returns:
+        `LossFunction`: See [`train`].
     """
 
     def compute_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -28,7 +31,7 @@ def noised_clip_loss(accelerator: Accelerator, scheduler: SchedulerMixin) -> Los
         with torch.no_grad():
             logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         timesteps = batch["timesteps"]
-        x_t = scheduler.add_noise(batch["pixel_values"], batch["noise"], timesteps)
+        x_t = scheduler.train_process.q_sample(batch["pixel_values"], batch["noise"], timesteps)
         output = model(batch["input_ids"], x_t, timesteps, attention_mask=batch["attention_mask"])
         own = slice(accelerator.process_index * len(x_t), (accelerator.process_index + 1) * len(x_t))
         image_embeds = _gather(accelerator, output.image_embeds, own)
@@ -46,8 +49,8 @@ def noised_clip_loss(accelerator: Accelerator, scheduler: SchedulerMixin) -> Los
 
 
 def _gather(accelerator: Accelerator, embeds: torch.Tensor, own: slice) -> torch.Tensor:
-    """All processes' rows. Each process computes the whole loss, whose gradient reaches its own rows alone; taken as
-    many times as there are processes it makes up for the mean that data-parallel training takes of the gradients."""
+    """The rows of all processes. Each process computes the whole loss, whose gradient reaches only its own rows. It is
+    multiplied by the number of processes, because data-parallel training averages the gradients."""
     others = accelerator.num_processes - 1
     if not others:
         return embeds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..models import GLIDEUNet2DConditionModel
@@ -18,7 +20,8 @@ def prepare_for_inpainting(stage: Stage) -> None:
     """
     if not stage.unet.is_inpainter:
         stage.unet = widen_for_inpainting(stage.unet)
-    stage.scheduler = GLIDEDDPMScheduler.from_config(stage.scheduler.config)
+    scheduler: Any = stage.scheduler
+    stage.scheduler = GLIDEDDPMScheduler.from_config(scheduler.config)
 
 
 def widen_for_inpainting(unet: GLIDEUNet2DConditionModel) -> GLIDEUNet2DConditionModel:

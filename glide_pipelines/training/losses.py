@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-from diffusers import SchedulerMixin
+
+from ..schedulers import GLIDEScheduler
 
 
 @dataclass
@@ -30,13 +31,13 @@ class HybridLoss:
         return self.weighted(1.0, 1.0)
 
     def weighted(self, mse_weight: torch.Tensor | float, vb_weight: torch.Tensor | float) -> torch.Tensor:
-        """The loss with a weight `[B]` on each term. The two are apart because a weight that favours some noise
-        levels is meant for the noise prediction; on the bound it would be another bound."""
+        """The loss with a weight `[B]` on each term. They are separate because a weight that favours some noise levels
+        is meant for the noise prediction; on the bound it would make another bound."""
         return mse_weight * self.mse + vb_weight * self.vb_scale * self.vb
 
 
 def hybrid_loss(
-    scheduler: SchedulerMixin,
+    scheduler: GLIDEScheduler,
     model_output: torch.Tensor,
     x_start: torch.Tensor,
     noise: torch.Tensor,
@@ -44,20 +45,20 @@ def hybrid_loss(
 ) -> HybridLoss:
     """L_simple + L_vlb of Improved DDPM (arXiv 2102.09672, equations 9, 15 and 16), which GLIDE trains with.
 
-    The noise prediction in the second term is cut off from the gradient: the bound teaches the variance alone.
+    The second term passes no gradient to the noise prediction: the bound trains the variance alone.
 
     Args:
-        scheduler ([`GLIDEDDPMScheduler`] or [`GLIDEDDIMScheduler`]): Gives the process over all training timesteps.
+        scheduler ([`GLIDEDDPMScheduler`] or [`GLIDEDDIMScheduler`]): Holds the process over all training timesteps.
         model_output (`torch.Tensor` of shape `[B, 2 * C, H, W]`): Noise prediction, then variance channels.
-        x_start (`torch.Tensor` of shape `[B, C, H, W]`): The pictures x_0 in [-1, 1], of 8 bit.
-        noise (`torch.Tensor` of shape `[B, C, H, W]`): The noise eps that x_t was made with.
+        x_start (`torch.Tensor` of shape `[B, C, H, W]`): The images x_0: 8-bit values in [-1, 1].
+        noise (`torch.Tensor` of shape `[B, C, H, W]`): The noise eps in x_t.
         timesteps (`torch.Tensor` of shape `[B]`): Training timesteps.
 
     Returns:
         [`HybridLoss`]
 
     Raises:
-        ValueError: if the model output does not have twice the channels of the picture.
+        ValueError: if the model output does not have twice the channels of the image.
     """
     channels = x_start.shape[1]
     if model_output.shape[1] != 2 * channels:
@@ -83,7 +84,7 @@ def hybrid_loss(
 
 
 def _gaussian_kl(
-    mean: torch.Tensor, log_variance: torch.Tensor, other_mean: torch.Tensor, other_log_variance: torch.Tensor
+    mean: torch.Tensor, log_variance: torch.Tensor | float, other_mean: torch.Tensor, other_log_variance: torch.Tensor
 ) -> torch.Tensor:
     """KL(N(mean) || N(other_mean)) of diagonal Gaussians, elementwise, in nats."""
     difference = log_variance - other_log_variance

@@ -22,7 +22,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, context: int) -> None:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
 
-def new_text_encoder(tokenizer: PreTrainedTokenizerBase, **sizes: int) -> GLIDETextEncoder:
+def new_text_encoder(tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> GLIDETextEncoder:
     """An untrained text encoder for the vocabulary of a tokenizer; `sizes` are those of [`GLIDETextConfig`]."""
     end = tokenizer.eos_token_id
     return GLIDETextEncoder(GLIDETextConfig(vocab_size=len(tokenizer), pad_token_id=end, eos_token_id=end, **sizes))

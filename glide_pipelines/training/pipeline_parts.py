@@ -8,7 +8,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers import PreTrainedTokenizerBase
 
 from ..files import updated_folder
@@ -31,8 +31,8 @@ class PipelineParts:
         other ([`Stage`], *optional*): The other stage, if there is one.
         low_res_consistency (`bool`, defaults to `False`): As the pipeline was saved, see [`GLIDEPipeline`].
         default_guidance_scale (`float`, *optional*): As the pipeline was saved, see [`GLIDEPipeline`].
-        settings (`dict[str, Any]`): Further settings of the pipeline, such as its `prompt_domain`. They replace the saved
-            ones.
+        settings (`dict[str, Any]`): Further settings of the pipeline, such as its `prompt_domain`; they replace the
+            saved ones.
     """
 
     pipeline_class: type[DiffusionPipeline]
@@ -55,8 +55,8 @@ class PipelineParts:
         Raises:
             ValueError: if the pipeline does not have the stage.
         """
-        pipeline = pipeline_class.from_pretrained(path, dtype=torch.float32)
-        stage, other = Stage.of(pipeline, name), Stage.of(pipeline, OTHER[name])
+        pipeline: Any = pipeline_class.from_pretrained(path, dtype=torch.float32)
+        stage, other = (_complete(Stage.of(pipeline, key)) for key in (name, OTHER[name]))
         if stage is None:
             raise ValueError(f"`pretrained_model_name_or_path` has no {name} model: {path}")
         return cls(
@@ -107,7 +107,7 @@ class PipelineParts:
         if all(path.is_dir() for path in paths):
             self.other = _load_stage(OTHER[self.stage.name], *paths)
         if (folder / self.pipeline_class.config_name).is_file():
-            saved = self.pipeline_class.load_config(folder)
+            saved: Any = self.pipeline_class.load_config(folder)
             self.low_res_consistency = saved.get("low_res_consistency") or False
             self.default_guidance_scale = saved.get("default_guidance_scale")
 
@@ -151,12 +151,19 @@ class PipelineParts:
         return {"tokenizer": self.tokenizer, **self.stage.components(), **other}
 
 
+def _complete(stage: Stage | None) -> Stage | None:
+    """The stage; None if a component is missing."""
+    return None if stage is None or None in stage.components().values() else stage
+
+
 def _load_stage(name: str, text_encoder: Path, unet: Path, scheduler: Path) -> Stage:
     """A stage that another run saved, in float32."""
-    scheduler_class = getattr(diffusers, GLIDEDDPMScheduler.load_config(scheduler)["_class_name"])
+    config: Any = GLIDEDDPMScheduler.load_config(scheduler)
+    scheduler_class = getattr(diffusers, config["_class_name"])
+    loaded_unet: Any = GLIDEUNet2DConditionModel.from_pretrained(unet, dtype=torch.float32)
     return Stage(
         name,
         GLIDETextEncoder.from_pretrained(text_encoder, dtype=torch.float32),
-        GLIDEUNet2DConditionModel.from_pretrained(unet, dtype=torch.float32),
+        loaded_unet,
         scheduler_class.from_pretrained(scheduler),
     )

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import SchedulerMixin
 from torch import nn
 
 from ..sampling import Stage
-from ..schedulers import GLIDEDDPMScheduler
+from ..schedulers import GLIDEDDPMScheduler, GLIDEScheduler
 from .dataset import TextToImageDataset
 from .losses import hybrid_loss
 from .timesteps import TimestepWeighting
 from .trainer import LossFunction, TrainingConfig, train
 
 
-def text_to_image_loss(scheduler: SchedulerMixin, weighting: TimestepWeighting) -> LossFunction:
+def text_to_image_loss(scheduler: GLIDEScheduler, weighting: TimestepWeighting) -> LossFunction:
     """The loss function of a [`Stage`] on batches of a [`TextToImageDataset`].
 
     Args:
@@ -28,7 +28,7 @@ def text_to_image_loss(scheduler: SchedulerMixin, weighting: TimestepWeighting) 
     def compute_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         conditions = dict(batch)
         x_start, noise, timesteps = (conditions.pop(name) for name in ("pixel_values", "noise", "timesteps"))
-        x_t = scheduler.add_noise(x_start, noise, timesteps)
+        x_t = scheduler.train_process.q_sample(x_start, noise, timesteps)
         model_output = model(x_t, timesteps, **conditions)
         terms = hybrid_loss(scheduler, model_output, x_start, noise, timesteps)
         loss = weighting.apply(terms, scheduler.train_process, timesteps)
@@ -63,13 +63,14 @@ def train_stage(
     Raises:
         ValueError: if the stage lacks its text encoder or its scheduler; and as [`train`] does.
     """
-    if stage.text_encoder is None or stage.scheduler is None:
+    given: Any = stage.scheduler
+    if stage.text_encoder is None or given is None:
         raise ValueError("`stage` must have a text encoder and a scheduler to be trained.")
     stage.text_encoder.requires_grad_(not freeze_text_encoder)
     if gradient_checkpointing:
         stage.unet.enable_gradient_checkpointing()
         stage.text_encoder.activation_checkpointing_enable()
     # The process is the same whatever the stage is sampled with, be it a scheduler of diffusers' own.
-    scheduler = GLIDEDDPMScheduler.from_config(stage.scheduler.config)
+    scheduler = GLIDEDDPMScheduler.from_config(given.config)
     loss = text_to_image_loss(scheduler, dataset.weighting)
     return train(accelerator, config, stage, dataset, loss, scheduler.config.num_train_timesteps, on_checkpoint)

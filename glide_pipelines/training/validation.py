@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import make_image_grid
@@ -20,7 +21,7 @@ def save_validation_images(parts: PipelineParts, prompts: list[str], seed: int, 
         seed (`int`): Of the noise: the same seed, the same noise.
         path (`Path`): File of the row; its folder is made.
     """
-    pipe = parts.pipeline()
+    pipe: Any = parts.pipeline()
     pipe.set_progress_bar_config(disable=True)
     pipe.to(parts.stage.unet.device)
     images = pipe(prompts, generator=torch.Generator().manual_seed(seed)).images
