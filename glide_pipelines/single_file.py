@@ -1,15 +1,30 @@
 """`from_single_file`: pipelines and networks from checkpoint files, as in diffusers.
 
-The work is done in `glide_pipelines.conversion`, which is imported when it is asked for.
+What reads the files is `glide_pipelines.conversion`, which stands above pipelines and networks. So they do not import
+it: the package registers its functions here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from transformers import PreTrainedTokenizerBase
+
+
+_loaders: dict[str, Callable[..., Any]] = {}
+
+
+def register_loaders(pipeline: Callable[..., Any], network: Callable[..., Any]) -> None:
+    """Set the functions that `from_single_file` calls with the class, the path and the other arguments.
+
+    Args:
+        pipeline (`Callable`): Loads a pipeline.
+        network (`Callable`): Loads a UNet or a text encoder.
+    """
+    _loaders.update(pipeline=pipeline, network=network)
 
 
 class GLIDESingleFileMixin:
@@ -64,9 +79,9 @@ class GLIDESingleFileMixin:
                 missing, damaged, holds anything but tensors, or is of a kind that this pipeline does not take. Kinds
                 and shapes are checked before any weights are loaded.
         """
-        from .conversion import load_pipeline
-
-        return load_pipeline(cls, pretrained_model_link_or_path, super_res, tokenizer, dtype=dtype, **kwargs)
+        return _loaders["pipeline"](
+            cls, pretrained_model_link_or_path, super_res=super_res, tokenizer=tokenizer, dtype=dtype, **kwargs
+        )
 
 
 class SingleFileNetworkMixin:
@@ -93,6 +108,4 @@ class SingleFileNetworkMixin:
         Raises:
             ConversionError: a `ValueError` that names the argument, what was given and what is allowed.
         """
-        from .conversion import load_network
-
-        return load_network(cls, pretrained_model_link_or_path, **kwargs)
+        return _loaders["network"](cls, pretrained_model_link_or_path, **kwargs)

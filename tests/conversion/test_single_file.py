@@ -102,10 +102,12 @@ def test_a_base_model_alone(files):
 def settings(component):
     """The configuration of a component, but for where it came from and how it is stored."""
     config = component.config if isinstance(component.config, dict) else component.config.to_dict()
-    config = json.loads(json.dumps(dict(config), default=list))
-    for name in ("_class_name", "_diffusers_version", "_name_or_path", "_use_default_values", "architectures", "dtype"):
-        config.pop(name, None)
-    return config
+    ignored = {"_class_name", "_diffusers_version", "_name_or_path", "_use_default_values", "architectures", "dtype"}
+
+    def kept(items):
+        return {key: value for key, value in items if key not in ignored}
+
+    return json.loads(json.dumps(dict(config), default=list), object_pairs_hook=kept)
 
 
 def assert_same(loaded, expected):
