@@ -13,7 +13,7 @@ import torch
 from diffusers.guiders import BaseGuidance
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from ..sampling import CondFn, SchedulerRun
+from ..sampling import CondFn, SchedulerRun, Stage
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Call:
 
     Attributes:
         state: What callbacks may read and change.
+        stages: The stages that run, in order, by name.
         batch_size: Prompts.
         num_images_per_prompt: Images for each of them.
         runs: The run of each stage's scheduler, by the stage's name.
@@ -57,6 +58,7 @@ class Call:
     """
 
     state: CallState
+    stages: dict[str, Stage]
     batch_size: int
     num_images_per_prompt: int
     runs: dict[str, SchedulerRun]

@@ -219,6 +219,7 @@ class GLIDEPipelineBase(PromptedPipeline):
             state.num_timesteps += num_steps(runs[name], num_resample if resamples else 1)
         call = Call(
             state=state,
+            stages=stages,
             batch_size=batch_size,
             num_images_per_prompt=num_images_per_prompt,
             runs=runs,
@@ -268,7 +269,7 @@ class GLIDEPipelineBase(PromptedPipeline):
         is_guided = call.state.guidance_scale != 1 or call.guider is not None
         # The UNet scales its own LoRA layers at every pass.
         scale = (call.cross_attention_kwargs or {}).get("scale")
-        text_encoder = next(iter(self.stages.values())).text_encoder
+        text_encoder = next(iter(call.stages.values())).text_encoder
         if scale is not None and text_encoder is not None:
             scale_lora_layers(text_encoder, scale)
         try:
@@ -315,7 +316,7 @@ class GLIDEPipelineBase(PromptedPipeline):
             guider = classifier_free_guidance(call.state.guidance_scale)
         return self._sample_stage(
             call,
-            self.stages["base"],
+            call.stages["base"],
             latents,
             prompt_embeds=call.prompt_embeds,
             negative_prompt_embeds=call.negative_prompt_embeds,
@@ -347,7 +348,7 @@ class GLIDEPipelineBase(PromptedPipeline):
         latents = self.prepare_latents((low_res.shape[0], 3, *size), call.generator, latents, scale)
         return self._sample_stage(
             call,
-            self.stages["super_res"],
+            call.stages["super_res"],
             latents,
             prompt_embeds=call.super_res_prompt_embeds,
             conditions={"low_res": low_res, **(conditions or {})},

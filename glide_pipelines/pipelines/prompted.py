@@ -74,7 +74,7 @@ class PromptedPipeline(DiffusionPipeline):
                 to encode it with.
         """
         encoders = {name: Stage.text_encoder_of(self, name) for name in STAGE_PREFIXES}
-        has_base = encoders["base"] is not None or "base" in self.stages
+        has_base = encoders["base"] is not None or getattr(self, "unet", None) is not None
         if prompt is None and (prompt_embeds if has_base else super_res_prompt_embeds) is None:
             raise ValueError("Pass `prompt` or `prompt_embeds`: there is nothing to encode.")
         device = device or self._execution_device
