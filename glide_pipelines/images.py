@@ -38,11 +38,11 @@ def images_to_tensor(images: Sequence[Image.Image | np.ndarray]) -> torch.Tensor
 
 
 def load_images(name: str, images: Any) -> list[Image.Image]:
-    """Pictures as 8-bit RGB.
+    """Images as 8-bit RGB.
 
     Args:
         name (`str`): Of the argument, for error messages.
-        images: A picture or a list of them: PIL of any mode (transparent pixels become white, EXIF rotation is
+        images: An image or a list of them: PIL of any mode (transparent pixels become white, EXIF rotation is
             applied; `"F"` holds [0, 1], `"I"` and `"I;16"` hold 0 to 65535); numpy arrays `[H, W]`, `[H, W, C]` or
             `[B, H, W, C]`, uint8, uint16 or floats in [0, 1]; tensors `[C, H, W]` or `[B, C, H, W]`, of the same types
             or floats in [-1, 1]. `C` is 1 (grey), 3 or 4 (with alpha).
@@ -53,7 +53,7 @@ def load_images(name: str, images: Any) -> list[Image.Image]:
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    singles = _as_list(name, images, _split_pictures)
+    singles = _as_list(name, images, _split_images)
     # As in diffusers: tensors may be in [-1, 1] too, told by a negative value anywhere among them.
     floats = [single for single in singles if isinstance(single, torch.Tensor) and single.is_floating_point()]
     signed = any(single.min() < 0 for single in floats)
@@ -61,7 +61,7 @@ def load_images(name: str, images: Any) -> list[Image.Image]:
 
 
 def load_masks(name: str, masks: Any) -> list[Image.Image]:
-    """Masks as 8-bit grey pictures; white (0.5 and above) means repaint.
+    """Masks as 8-bit grey images; white (0.5 and above) means repaint.
 
     Args:
         name (`str`): Of the argument, for error messages.
@@ -88,7 +88,7 @@ def resize_masks(name: str, masks: list[Image.Image], size: tuple[int, int]) -> 
     """
     height, width = size
     resized = [mask.resize((width, height), Image.Resampling.BICUBIC) for mask in masks]
-    _check_holes(name, resized, f"what is white in it vanishes at the picture's size of {height} x {width}")
+    _check_holes(name, resized, f"what is white in it vanishes at the image's size of {height} x {width}")
     return resized
 
 
@@ -99,7 +99,7 @@ def _check_holes(name: str, masks: list[Image.Image], reason: str) -> None:
 
 
 def to_tensor(images: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
-    """RGB pictures, resized bicubically to `(height, width)`, as floats in [-1, 1] of shape `[B, 3, height, width]`."""
+    """RGB images, resized bicubically to `(height, width)`, as floats in [-1, 1] of shape `[B, 3, height, width]`."""
     height, width = size
     return images_to_tensor([image.resize((width, height), Image.Resampling.BICUBIC) for image in images])
 
@@ -122,7 +122,7 @@ def to_mask_tensor(masks: list[Image.Image], size: tuple[int, int]) -> torch.Ten
 
 
 def _as_list(name: str, given: Any, split: Callable[[str, Any], list[Any]]) -> list[Any]:
-    """Single pictures out of one, a batch, or a list of them; `split` takes arrays and tensors apart."""
+    """Single images out of one, a batch, or a list of them; `split` takes arrays and tensors apart."""
     if isinstance(given, list | tuple):
         if not given:
             raise ValueError(f"`{name}` must not be an empty list.")
@@ -140,7 +140,7 @@ def _as_list(name: str, given: Any, split: Callable[[str, Any], list[Any]]) -> l
     return split(name, given.detach().cpu() if isinstance(given, torch.Tensor) else given)
 
 
-def _split_pictures(name: str, given: np.ndarray | torch.Tensor) -> list[Any]:
+def _split_images(name: str, given: np.ndarray | torch.Tensor) -> list[Any]:
     is_tensor = isinstance(given, torch.Tensor)
     if given.ndim == 2 and not is_tensor:
         return [given]
@@ -167,7 +167,7 @@ def _split_masks(name: str, given: np.ndarray | torch.Tensor) -> list[Any]:
 
 
 def _to_pil(name: str, image: Any, signed: bool = False) -> Image.Image:
-    """One picture in memory, upright, as 8-bit. `signed`: floating-point tensors are in [-1, 1]."""
+    """One image in memory, upright, as 8-bit. `signed`: floating-point tensors are in [-1, 1]."""
     if isinstance(image, Image.Image):
         try:
             image = ImageOps.exif_transpose(image)
@@ -228,7 +228,7 @@ def _to_bytes(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def pad_to(images: list[Image.Image], size: tuple[int, int]) -> list[Image.Image]:
-    """Pictures (or masks) grown to `(height, width)` by repeating their right and lower edges."""
+    """Images (or masks) grown to `(height, width)` by repeating their right and lower edges."""
     height, width = size
 
     def pad(image: Image.Image) -> Image.Image:
@@ -242,7 +242,7 @@ def pad_to(images: list[Image.Image], size: tuple[int, int]) -> list[Image.Image
 def common_size(
     name: str, images: list[Image.Image], advice: str = "pass `height` and `width`, or one size"
 ) -> tuple[int, int]:
-    """`(height, width)` of pictures that must all have the same; `advice` ends the error if they do not.
+    """`(height, width)` of images that must all have the same; `advice` ends the error if they do not.
 
     Raises:
         ValueError: if they differ.
@@ -250,7 +250,7 @@ def common_size(
     sizes = sorted({(image.height, image.width) for image in images})
     if len(sizes) > 1:
         raise ValueError(
-            f"`{name}` holds pictures of different sizes ({', '.join(f'{h} x {w}' for h, w in sizes)}); {advice}."
+            f"`{name}` holds images of different sizes ({', '.join(f'{h} x {w}' for h, w in sizes)}); {advice}."
         )
     return sizes[0]
 

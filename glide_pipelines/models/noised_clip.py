@@ -1,4 +1,4 @@
-"""A CLIP that reads noised pictures, whose gradient guides the sampling (arXiv 2112.10741, section 2.3)."""
+"""A CLIP that reads noised images, whose gradient guides the sampling (arXiv 2112.10741, section 2.3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..images import unscale_pixels
 from .pretrained import Float32Mixin, init_clip_layers
 
 
-# Of the pictures that CLIP was trained on, per channel, for pixels from 0 to 255.
+# Of the images that CLIP was trained on, per channel, for pixels from 0 to 255.
 PIXEL_MEAN = (122.77093945, 116.74601272, 104.09373519)
 PIXEL_STD = (68.50053285, 66.63215831, 70.32316309)
 
@@ -55,7 +55,7 @@ class NoisedCLIPVisionConfig(CLIPVisionConfig):
     """Shape of the image tower, see [`NoisedCLIPConfig`]. The defaults are those of OpenAI's released checkpoint.
 
     Args:
-        image_size (`int`, defaults to 64): Height and width of the pictures, in pixels.
+        image_size (`int`, defaults to 64): Height and width of the images, in pixels.
         patch_size (`int`, defaults to 4): Height and width of a patch; it divides `image_size`.
         num_train_timesteps (`int`, defaults to 1000): Timesteps of the noise schedule, one learned vector each.
         hidden_size (`int`, defaults to 768): Width of the transformer.
@@ -147,7 +147,7 @@ class NoisedCLIPVisionModel(CLIPPreTrainedModel):
         config ([`NoisedCLIPVisionConfig`]): Shape of the tower.
 
     Raises:
-        ValueError: if the patches do not fill the picture.
+        ValueError: if the patches do not fill the image.
     """
 
     config: NoisedCLIPVisionConfig
@@ -180,7 +180,7 @@ class NoisedCLIPVisionModel(CLIPPreTrainedModel):
             init.zeros_(module.time_embedding.weight)
 
     def forward(self, sample: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """The vector of each noised picture, before the projection.
+        """The vector of each noised image, before the projection.
 
         Args:
             sample (`torch.Tensor` of shape `[B, 3, S, S]`): x_t, where x_0 lies in [-1, 1].
@@ -199,7 +199,7 @@ class NoisedCLIPVisionModel(CLIPPreTrainedModel):
 
 
 class NoisedCLIPModel(Float32Mixin, CLIPPreTrainedModel):
-    """A CLIP trained on noised pictures: how well a caption fits x_t, at every timestep t.
+    """A CLIP trained on noised images: how well a caption fits x_t, at every timestep t.
 
     The text tower is CLIP's, causal, and its feature is taken at the end of the text. The image tower sees one learned
     vector per timestep in place of a class token. Attention keys have no bias, and the activation is the exact GELU.
@@ -261,7 +261,7 @@ class NoisedCLIPModel(Float32Mixin, CLIPPreTrainedModel):
         return self.text_projection(self.text_model(input_ids, attention_mask))
 
     def get_image_features(self, sample: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """The vector of each noised picture.
+        """The vector of each noised image.
 
         Args:
             sample (`torch.Tensor` of shape `[B, 3, S, S]`): x_t, where x_0 lies in [-1, 1].
@@ -279,13 +279,13 @@ class NoisedCLIPModel(Float32Mixin, CLIPPreTrainedModel):
             raise ValueError(f"`sample` must have the shape {['batch', *shape]}, got {list(sample.shape)}.")
         if timesteps.shape != sample.shape[:1]:
             raise ValueError(
-                f"`timesteps` must have the shape {list(sample.shape[:1])}, one for each picture, "
+                f"`timesteps` must have the shape {list(sample.shape[:1])}, one for each image, "
                 f"got {list(timesteps.shape)}."
             )
         return self.visual_projection(self.vision_model(sample, timesteps))
 
     def similarity(self, sample: torch.Tensor, timesteps: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-        """How well each picture fits its own text: f(x_t) . g(c) of the paper, whose gradient guides the sampling.
+        """How well each image fits its own text: f(x_t) . g(c) of the paper, whose gradient guides the sampling.
 
         Args:
             sample (`torch.Tensor` of shape `[B, 3, S, S]`): x_t.
@@ -308,14 +308,14 @@ class NoisedCLIPModel(Float32Mixin, CLIPPreTrainedModel):
         return_loss: bool = False,
         return_dict: bool | None = None,
     ) -> CLIPOutput | tuple[torch.Tensor, ...]:
-        """Compare every caption with every noised picture.
+        """Compare every caption with every noised image.
 
         Args:
             input_ids (`torch.LongTensor` of shape `[M, L]`): Token ids of the captions.
-            sample (`torch.Tensor` of shape `[N, 3, S, S]`): Noised pictures.
+            sample (`torch.Tensor` of shape `[N, 3, S, S]`): Noised images.
             timesteps (`torch.Tensor` of shape `[N]`): Their timesteps.
             attention_mask (`torch.Tensor` of shape `[M, L]`, *optional*): True on text, false on padding.
-            positives (`torch.Tensor` of shape `[N, M]`, *optional*): For the loss: which captions fit which pictures,
+            positives (`torch.Tensor` of shape `[N, M]`, *optional*): For the loss: which captions fit which images,
                 see [`contrastive_loss`].
             return_loss (`bool`, defaults to `False`): Whether to compute the loss; `M` and `N` are then equal.
             return_dict (`bool`, *optional*): False gives a tuple.
@@ -363,7 +363,7 @@ def contrastive_loss(
     logit_scale: torch.Tensor,
     positives: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """CLIP's symmetric loss: each picture is to pick its caption out of the batch, and each caption its picture.
+    """CLIP's symmetric loss: each image is to pick its caption out of the batch, and each caption its image.
 
     In several processes, gather the features first: every negative of the global batch counts.
 
@@ -372,13 +372,13 @@ def contrastive_loss(
         text_features (`torch.Tensor` of shape `[B, D]`): The captions', in the same order.
         logit_scale (`torch.Tensor`): Learned logarithm of what cosines are multiplied by; beyond [`MAX_LOGIT_SCALE`] it
             is clamped and gets no gradient, so clamp the parameter itself after each step of an optimizer.
-        positives (`torch.Tensor` of shape `[B, B]`, *optional*): True where the caption of the column fits the picture
-            of the row. By default each picture fits its own caption only; where captions repeat in a batch, pass
+        positives (`torch.Tensor` of shape `[B, B]`, *optional*): True where the caption of the column fits the image
+            of the row. By default each image fits its own caption only; where captions repeat in a batch, pass
             which are equal (at least one in each row and column). The target is then spread evenly over them (UniCL,
             arXiv 2204.03610, equation 3).
 
     Returns:
-        `torch.Tensor`: the mean over pictures and captions, a scalar in float32.
+        `torch.Tensor`: the mean over images and captions, a scalar in float32.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -415,7 +415,7 @@ def _logits(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: 
 
 def _symmetric_cross_entropy(logits: torch.Tensor, positives: torch.Tensor | None) -> torch.Tensor:
     if logits.shape[0] != logits.shape[1]:
-        raise ValueError(f"the loss needs as many captions as pictures, got {logits.shape[1]} and {logits.shape[0]}.")
+        raise ValueError(f"the loss needs as many captions as images, got {logits.shape[1]} and {logits.shape[0]}.")
     if positives is None:
         positives = torch.eye(len(logits), device=logits.device)
     if positives.shape != logits.shape:

@@ -24,11 +24,11 @@ class Float32Mixin:
 
 
 def init_clip_layers(model: CLIPPreTrainedModel) -> None:
-    """Draw the weights of CLIP's transformer layers inside a model that is not one of transformers' own.
+    """Sample the weights of CLIP's transformer layers inside a model that is not one of transformers' own.
 
     In such a model transformers (5.23) passes over modules without parameters of their own, and so over the attention
-    and the feed-forward layers, whose weights CLIP's rule scales by their width. They would keep the deviation of 0.02
-    that every linear layer gets, which is much too small for narrow models: attention then hardly learns.
+    and the feed-forward layers, whose weights CLIP's rule scales by their width. They would keep the standard
+    deviation of 0.02 that every linear layer gets, which is much too small for narrow models: attention hardly learns.
     """
     for module in model.modules():
         if isinstance(module, CLIPAttention | CLIPMLP):

@@ -62,7 +62,7 @@ class GLIDEUNet2DConditionModel(UNet2DConditionModel):
             layers_per_block (`int`): Residual blocks per level.
             text_hidden_size (`int`): Width of the text encoder's output.
             in_channels (`int`, defaults to 3): 3, 6, 7 or 10, see the table above.
-            sample_size (`int`, defaults to 64): Height and width of the picture, in pixels.
+            sample_size (`int`, defaults to 64): Height and width of the image, in pixels.
             attention_head_dim (`int`, defaults to 64): Channels per attention head.
             dropout (`float`, defaults to 0.1): Dropout in the residual blocks, while training.
             norm_num_groups (`int`, defaults to 32): Groups of the group norms.
@@ -149,15 +149,15 @@ class GLIDEUNet2DConditionModel(UNet2DConditionModel):
         """Predict noise and variance.
 
         Args:
-            sample (`torch.Tensor` of shape `[B, 3, H, W]`): The noised picture x_t. `H` and `W` must be multiples
+            sample (`torch.Tensor` of shape `[B, 3, H, W]`): The noised image x_t. `H` and `W` must be multiples
                 of [`~GLIDEUNet2DConditionModel.size_multiple`].
             timestep (`torch.Tensor` of shape `[B]` or a number): Timesteps, 0 (clean) to 999 (noise).
             encoder_hidden_states (`torch.Tensor` of shape `[B, L, C]`): Output of the text encoder.
             class_labels (`torch.Tensor` of shape `[B, C]`, *optional*): What is projected and added to the time
                 embedding; the last text token by default.
-            low_res (`torch.Tensor` of shape `[B, 3, h, w]`, *optional*): Upsamplers only: the small picture, in
+            low_res (`torch.Tensor` of shape `[B, 3, h, w]`, *optional*): Upsamplers only: the small image, in
                 [-1, 1]; enlarged bilinearly to `[H, W]` unless it has that size already.
-            image (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): Inpainting models only: the known picture, in
+            image (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): Inpainting models only: the known image, in
                 [-1, 1].
             mask (`torch.Tensor` of shape `[B, 1, H, W]`, *optional*): Inpainting models only: 1 = repaint, 0 = keep.
             cross_attention_kwargs (`dict`, *optional*): Passed on to the attention processors (`scale` of a LoRA).

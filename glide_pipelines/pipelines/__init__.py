@@ -1,4 +1,4 @@
-"""Tasks: prompt in, pictures out."""
+"""Tasks: prompt in, images out."""
 
 from .pipeline_clip_guided import CLIPGuidedPipeline
 from .pipeline_glide import GLIDEPipeline

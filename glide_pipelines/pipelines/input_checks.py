@@ -21,7 +21,7 @@ from ..sampling import Stage
 
 
 OUTPUT_TYPES = ("pil", "np", "pt")
-# They switch guidance off by a scale of 0, which here draws what the negative prompt says.
+# They switch guidance off by a scale of 0, which here generates what the negative prompt says.
 GUIDANCE_CUTOFFS = (
     SDCFGCutoffCallback,
     SDXLCFGCutoffCallback,

@@ -10,11 +10,11 @@ from PIL import Image
 
 @dataclass
 class GLIDEPipelineOutput(BaseOutput):
-    """The pictures of one call.
+    """The images of one call.
 
     Args:
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): As `output_type` asked for: a list of RGB
-            pictures, an array of shape `[B, H, W, 3]`, or a tensor of shape `[B, 3, H, W]`, both in [0, 1].
+            images, an array of shape `[B, H, W, 3]`, or a tensor of shape `[B, 3, H, W]`, both in [0, 1].
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor

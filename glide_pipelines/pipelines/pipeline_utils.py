@@ -75,7 +75,7 @@ class GLIDEPipelineBase(PromptedPipeline):
 
     @property
     def guidance_scale(self) -> float | None:
-        """Scale of classifier-free guidance in the running or the last call, None before it; read at every base step."""
+        """Scale of classifier-free guidance in the running or the last call; read at every base step."""
         return getattr(call_states.last(self), "guidance_scale", None)
 
     @property
@@ -237,7 +237,7 @@ class GLIDEPipelineBase(PromptedPipeline):
             yield call
 
     def _check_channels(self, **allowed: tuple[int, ...]) -> None:
-        """The UNets must be of a kind that fits the task, told by their input channels."""
+        """The UNets must be of a kind that fits the task, which their input channels show."""
         for name, channels in allowed.items():
             unet = getattr(self, name)
             if unet is not None and unet.config.in_channels not in channels:

@@ -58,7 +58,7 @@ class Denoiser:
         conditions (`dict[str, torch.Tensor]`, *optional*): What the UNet takes besides: `low_res`, `image`, `mask`.
         constraint (`Callable`, *optional*): Changes the estimate of x_0, before it is limited.
         cond_fns (`Sequence[Callable]`): Score gradients, which are summed. One that has a method `set_state(step,
-            num_inference_steps, timestep)` is told where the run is, as diffusers' guiders are.
+            num_inference_steps, timestep)` learns where the run is, as diffusers' guiders are.
         cross_attention_kwargs (`dict`, *optional*): Passed on to the UNet.
     """
 

@@ -1,4 +1,4 @@
-"""Running an upsampler on pictures of any size, at the memory of one tile."""
+"""Running an upsampler on images of any size, at the memory of one tile."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class TiledUNet:
     """An upsampler that sees its input in overlapping tiles, one after the other.
 
     All tiles are predicted at every step and blended by weights that fall off linearly towards a tile's edges
-    (MultiDiffusion, arXiv 2302.08113): the tiles agree on what is drawn where they overlap, so no seam arises.
+    (MultiDiffusion, arXiv 2302.08113): the tiles agree on what is generated where they overlap, so no seam arises.
 
     Args:
         unet ([`GLIDEUNet2DConditionModel`]): An upsampler.
         tile_size (`int`): Height and width of a tile in pixels.
         tile_overlap (`int`): Pixels that neighbouring tiles share, at least; at most `tile_size - step`.
-        step (`int`): Tiles start at multiples of so many pixels, which divide `tile_size` and the pictures' sides.
+        step (`int`): Tiles start at multiples of so many pixels, which divide `tile_size` and the images' sides.
     """
 
     def __init__(self, unet: GLIDEUNet2DConditionModel, tile_size: int, tile_overlap: int, step: int) -> None:
