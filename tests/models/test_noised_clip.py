@@ -198,7 +198,7 @@ def test_the_loss_needs_pairs(inputs):
     clip = tiny_clip()
     fewer = {name: value[:2] for name, value in text(inputs).items()}
     assert clip(**inputs | fewer).logits_per_image.shape == (3, 2)
-    with pytest.raises(ValueError, match="as many captions as pictures, got 2 and 3"):
+    with pytest.raises(ValueError, match="as many captions as images, got 2 and 3"):
         clip(**inputs | fewer, return_loss=True)
 
 
