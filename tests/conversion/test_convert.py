@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from small import HEAD_DIM, OPTIONS, PAIRS, arguments, script, small_networks, write_checkpoint, write_tokenizer
 from tiny import tiny_call
 
+import glide_cli
 from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler, GLIDEInpaintPipeline, GLIDEPipeline
 from glide_pipelines.conversion import (
     RELEASED_FILES,
@@ -257,6 +258,35 @@ def test_the_scripts(files, tmp_path, capsys):
         arguments(model_path=tmp_path / "glide", dump_path=tmp_path / "back", variant="fp16")
     )
     assert capsys.readouterr().out == f"Wrote {tmp_path / 'back/base.pt'}\nWrote {tmp_path / 'back/upsample.pt'}\n"
+
+
+def test_the_command(files, tmp_path, capsys):
+    """`glide convert`, in both directions, with hyphens and underscores."""
+    given = {"checkpoint-path": files / "base.pt", "tokenizer": files / "tokenizer", "dump_path": tmp_path / "glide"}
+    assert glide_cli.main(["convert", *arguments(**given, **OPTIONS)]) == 0
+    given = {"model-path": tmp_path / "glide", "dump-path": tmp_path / "back"}
+    assert glide_cli.main(["convert", *arguments(**given)]) == 0
+    assert capsys.readouterr().out == f"Wrote {tmp_path / 'glide'}\nWrote {tmp_path / 'back/base.pt'}\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dump-path": "x"}, "one of the arguments --checkpoint-path"),
+        ({"model-path": "x", "checkpoint-path": "y", "dump-path": "z"}, "not allowed with argument"),
+        (
+            {"model-path": "x", "dump-path": "z", "dtype": "float16"},
+            "--dtype is not for converting back (--model-path)",
+        ),
+        ({"model-path": "none", "dump-path": "z"}, "`model_path` (none): a folder that a GLIDE pipeline was saved to"),
+    ],
+)
+def test_the_command_names_what_is_wrong(tmp_path, monkeypatch, capsys, given, message):
+    monkeypatch.chdir(tmp_path)
+    assert glide_cli.main(["convert", *arguments(**given)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("glide convert: error: ") and message in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_recorded_pair_through_the_script(recordings, tmp_path):

@@ -212,6 +212,8 @@ def test_a_file_that_changes_while_it_is_resumed(server, cache, tmp_path):
     server.after = change
     with pytest.raises(ConversionError, match="the server changed the file during the download"):
         download_checkpoint(server.url + "base.pt")
+    # The server sent all of the other file, not its end.
+    assert [start for method, _, start in server.asked if method == "GET"] == [0, 0]
     assert held(cache) == []
     assert download_checkpoint(server.url + "base.pt").read_bytes() == content
 
