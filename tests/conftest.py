@@ -13,6 +13,16 @@ def recordings() -> Path:
     return Path(__file__).parent / "recordings"
 
 
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny text-to-image pipeline of two stages. No test writes into it."""
+    from tiny import tiny_pipeline
+
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "parity: compares with the recordings; every test that reads them has it")
 

@@ -284,13 +284,6 @@ def test_one_order_is_drawn_after_the_other(serve, gradio_client, page, tmp_path
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_pipeline().save_pretrained(folder)
-    return str(folder)
-
-
 def test_the_models(page, studios, model):
     drawer, editor = studios
     assert editor.pipe.mode == "fine-tuned"

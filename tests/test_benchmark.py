@@ -12,13 +12,6 @@ from glide_cli import main
 from glide_pipelines.evaluation.benchmark import flop_counter, random_pipeline
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_pipeline().save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
 def flops():
     def count(network, *inputs, **conditions) -> int:

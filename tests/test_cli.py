@@ -50,13 +50,6 @@ def _restore_library_notes():
         library.enable_progress_bar()
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_pipeline().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def glide(capsys):
     """Run the command in this process: exit code, stdout, stderr."""

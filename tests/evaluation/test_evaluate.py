@@ -325,13 +325,6 @@ def test_curves_of_clip_start_where_clip_does_nothing(tmp_path, monkeypatch):
 # -- the script ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_pipeline().save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
 def run(capsys):
     def call(*arguments):

@@ -270,13 +270,6 @@ def test_many_settings_have_a_row_each(examples):
 # -- the script ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_pipeline().save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
 def run(script, capsys):
     def call(*arguments):
