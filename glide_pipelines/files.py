@@ -128,7 +128,3 @@ def _flush(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-# The names that were used before.
-whole_file, write_whole = atomic_file, write_text

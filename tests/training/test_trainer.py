@@ -58,6 +58,7 @@ def run(config, mixed_precision="no", compute_loss=None, dropout=0.2, dataset=No
         gradient_accumulation_steps=config.gradient_accumulation_steps,
     )
     model = Stage("base", tiny_text_encoder(0), tiny_unet(seed=1, dropout=dropout))
+    torch.seed()  # the random state before a run has no effect
     compute_loss = compute_loss or text_to_image_loss(scheduler, weighting)
     return model, train(accelerator, config, model, dataset, compute_loss, 1000)
 
