@@ -109,11 +109,11 @@ def test_the_wheel_holds_the_package(wheel):
     assert not [name for name in held if name.startswith(("tests", "tools", "examples", "conversion"))]
 
 
-def test_the_source_distribution_holds_the_repository(sdist):
+def test_the_source_distribution_holds_the_repository(sdist, tree):
     for folder in FOLDERS:
-        for source in (ROOT / folder).rglob("*"):
-            if source.is_file() and not {"__pycache__", ".DS_Store"} & set(source.parts):
-                assert source.relative_to(ROOT).as_posix() in sdist
+        for source in (tree / folder).rglob("*"):
+            if source.is_file() and source.suffix != ".pyc":
+                assert source.relative_to(tree).as_posix() in sdist
     for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "constraints.txt", "pyproject.toml"):
         assert name in sdist
 
