@@ -103,8 +103,7 @@ def convert_glide_to_diffusers(
             _check_kinds(*stages)
             check_pair(*stages)
         towers = {"clip-text-enc": clip_text_checkpoint_path, "clip-image-enc": clip_image_checkpoint_path}
-        given = {kind: path for kind, path in towers.items() if path is not None}
-        clip = open_clip(_CLIP_ARGUMENTS, given, clip_attention_head_dim) if given else None
+        clip = open_clip(_CLIP_ARGUMENTS, towers, clip_attention_head_dim) if any(towers.values()) else None
         if clip is not None:
             check_clip(clip, image_size)
         pipe = _build_pipeline(stages, tokenizer, clip, clip_tokenizer)

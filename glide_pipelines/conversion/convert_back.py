@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TypeVar
 
 import torch
 from diffusers.utils import logging
@@ -14,7 +15,7 @@ from diffusers.utils import logging
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel, NoisedCLIPModel
 from ..sampling import STAGE_PREFIXES, Stage
 from .clip import RELEASED_LOGIT_SCALE, clip_to_glide
-from .detection import build_stage, stage_kind
+from .detection import build_stage, check_finite, stage_kind
 from .download import RELEASED_FILES
 from .errors import ConversionError, blaming, check_variant
 from .folders import new_folder, writing
@@ -24,7 +25,12 @@ from .state_dicts import to_glide
 logger = logging.get_logger(__name__)
 
 
-def convert_diffusers_to_glide(model_path: str | Path, dump_path: str | Path, variant: str | None = None) -> list[Path]:
+Network = TypeVar("Network", GLIDEUNet2DConditionModel, GLIDETextEncoder, NoisedCLIPModel)
+
+
+def convert_diffusers_to_glide(
+    model_path: str | Path, dump_path: str | Path, variant: str | None = None, allow_non_finite: bool = False
+) -> list[Path]:
     """Convert the networks of a pipeline's folder to files that the original code loads.
 
     Weights are written in float32, as released. A folder that was converted in float32 gives the very same tensors
@@ -34,6 +40,8 @@ def convert_diffusers_to_glide(model_path: str | Path, dump_path: str | Path, va
         model_path (`str` or `Path`): A folder that a GLIDE pipeline was saved to.
         dump_path (`str` or `Path`): The folder to write; it must be empty or not exist.
         variant (`str`, *optional*): The variant to read, such as `"fp16"`.
+        allow_non_finite (`bool`, defaults to `False`): Whether weights may be NaN or infinite, which is refused
+            otherwise.
 
     Returns:
         `list[Path]`: the files, named as OpenAI's release: `base.pt` and `upsample.pt`, or `base_inpaint.pt` and
@@ -46,6 +54,10 @@ def convert_diffusers_to_glide(model_path: str | Path, dump_path: str | Path, va
     names = []
     with new_folder(dump_path, "dump_path") as folder:
         for kind, state_dict in _read_pipeline(Path(model_path).expanduser(), variant):
+            if not allow_non_finite:
+                with blaming("model_path", model_path):
+                    for key, tensor in state_dict.items():
+                        check_finite(key, tensor)
             names.append(RELEASED_FILES[kind])
             # Opened here, because torch keeps to itself why a file that it opened cannot be written.
             with writing("dump_path", dump_path), open(folder / names[-1], "wb") as file:
@@ -69,15 +81,11 @@ def _read_pipeline(model_path: Path, variant: str | None) -> Iterator[tuple[str,
 def _read_stage(model_path: Path, name: str, variant: str | None) -> tuple[str, OrderedDict[str, torch.Tensor]]:
     """The kind of one stage, and its GLIDE state dict."""
     text_encoder_name, unet_name, _ = Stage.component_names(name)
-    options = {"variant": variant, "dtype": torch.float32, "use_safetensors": True}
-    for component in (text_encoder_name, unet_name):
-        check_index(model_path / component)
+    unet = _load(GLIDEUNet2DConditionModel, model_path / unet_name, variant)
+    text_encoder = _load(GLIDETextEncoder, model_path / text_encoder_name, variant)
     try:
-        unet = GLIDEUNet2DConditionModel.from_pretrained(model_path / unet_name, **options)
-        text_encoder = GLIDETextEncoder.from_pretrained(model_path / text_encoder_name, **options)
-        assert isinstance(unet, GLIDEUNet2DConditionModel)  # not with its loading info
         state_dict = to_glide(unet, text_encoder)
-    except Exception as error:  # what a missing or broken file, or one of another model raises is not ours to know
+    except Exception as error:  # what the networks of another model raise is not ours to know
         reason = str(error).strip().split("\n")[0]
         raise ConversionError(f"{unet_name} and {text_encoder_name} are not those of GLIDE ({reason})") from error
     heads = (unet.config.attention_head_dim, text_encoder.config.num_attention_heads)
@@ -86,18 +94,28 @@ def _read_stage(model_path: Path, name: str, variant: str | None) -> tuple[str, 
 
 def _read_clip(folder: Path, variant: str | None) -> dict[str, OrderedDict[str, torch.Tensor]]:
     """The two GLIDE state dicts of the noised CLIP, by kind."""
-    check_index(folder)
-    try:
-        clip = NoisedCLIPModel.from_pretrained(folder, variant=variant, dtype=torch.float32, use_safetensors=True)
-    except Exception as error:  # what a missing or broken file, or one of another model raises is not ours to know
-        reason = str(error).strip().split("\n")[0]
-        raise ConversionError(f"clip_model is not GLIDE's noised CLIP ({reason})") from error
+    clip = _load(NoisedCLIPModel, folder, variant)
     if not math.isclose(clip.logit_scale.item(), RELEASED_LOGIT_SCALE, abs_tol=1e-2):
         logger.warning(
             f"This CLIP multiplies cosines by {clip.logit_scale.exp().item():.4g}, which the files do not hold: "
             "OpenAI's code takes 100, and needs its guidance scale changed by as much."
         )
     return clip_to_glide(clip)
+
+
+def _load(network: type[Network], folder: Path, variant: str | None) -> Network:
+    """A network whose weights are all in its folder, in float32."""
+    check_index(folder)
+    options = {"variant": variant, "dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    try:
+        loaded, report = network.from_pretrained(folder, **options)
+    except Exception as error:  # what a missing or broken file, or one of another model raises is not ours to know
+        reason = str(error).strip().split("\n")[0]
+        raise ConversionError(f"{folder.name} is not GLIDE's ({reason})") from error
+    for fault in ("missing", "unexpected", "mismatched"):
+        if keys := sorted(map(str, report[f"{fault}_keys"])):
+            raise ConversionError(f"{folder.name} is not GLIDE's: {len(keys)} {fault} tensors, first {keys[0]!r}")
+    return loaded
 
 
 def check_index(folder: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..files import atomic_folder
+from ..files import replace_folder
 from .errors import ConversionError, blaming
 
 
@@ -36,12 +37,17 @@ def new_folder(path: str | Path, argument: str) -> Iterator[Path]:
         except OSError as error:
             raise ConversionError(f"the folder cannot be made: {error.strerror}") from error
     try:
-        with ExitStack() as stack:
-            with writing(argument, path):
-                folder = stack.enter_context(atomic_folder(path))
+        # Of two conversions into the same folder each has its own.
+        with writing(argument, path):
+            temporary = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+        with temporary:
+            folder = Path(temporary.name, path.name)
+            folder.mkdir()
             yield folder
             with writing(argument, path):
-                stack.close()
+                if path.exists():
+                    path.rmdir()
+                replace_folder(folder, path)
     except BaseException:
         for parent in missing_parents:
             with suppress(OSError):  # not empty: somebody else uses it by now

@@ -15,10 +15,18 @@ from transformers import PreTrainedTokenizerBase
 
 from ..models import GLIDEUNet2DConditionModel, NoisedCLIPModel
 from ..pipelines import CLIPGuidedPipeline, GLIDEInpaintPipeline, GLIDESuperResolutionPipeline
-from ..sampling import scale_factor
 from .detection import STAGE_KINDS
 from .errors import ConversionError
-from .stages import CLIPFiles, StageFile, check_clip, check_pair, open_clip, open_stage, pipeline_components
+from .stages import (
+    CLIPFiles,
+    StageFile,
+    check_clip,
+    check_pair,
+    check_sizes,
+    open_clip,
+    open_stage,
+    pipeline_components,
+)
 
 
 Loaded = TypeVar("Loaded")
@@ -68,14 +76,13 @@ def load_pipeline(
     if len(stages) == 2:
         check_pair(*stages)
     if "scale_factor" in parameters:
-        kwargs = {"scale_factor": _scale_factor(super_res_image_size, image_size)} | kwargs
+        kwargs = {"scale_factor": check_sizes(super_res_image_size, image_size)} | kwargs
     clip = None
     towers = {"clip-text-enc": clip_text, "clip-image-enc": clip_image}
-    given = {kind: file for kind, file in towers.items() if file is not None}
     if "clip_model" in parameters and "clip_model" not in kwargs:
-        clip = open_clip(_CLIP_ARGUMENTS, given, clip_attention_head_dim)
+        clip = open_clip(_CLIP_ARGUMENTS, towers, clip_attention_head_dim)
         check_clip(clip, image_size)
-    elif given:
+    elif any(towers.values()):
         raise ConversionError(f"`clip_text` and `clip_image` are not for {cls.__name__} or beside `clip_model`")
     pipe = cls(**pipeline_components(stages, tokenizer, clip, clip_tokenizer) | kwargs)
     opened: list[StageFile | CLIPFiles] = [*stages, *([] if clip is None else [clip])]
@@ -138,13 +145,6 @@ def load_noised_clip(
     for _ in clip.fill(dtype, allow_non_finite, copy=True):
         pass
     return clip.model
-
-
-def _scale_factor(super_res_image_size: int, image_size: int) -> int:
-    try:
-        return scale_factor(super_res_image_size, image_size)
-    except ValueError as error:
-        raise ConversionError(f"`super_res_image_size` and `image_size` do not go together: {error}") from error
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

@@ -14,7 +14,7 @@ from ..models import GLIDETextEncoder, NoisedCLIPModel
 from ..sampling import Stage, scale_factor
 from ..schedulers import GLIDEDDPMScheduler
 from .clip import RELEASED_LOGIT_SCALE, build_clip, clip_correspondences, tower_config
-from .detection import STAGE_KINDS, build_stage, check_tensors
+from .detection import STAGE_KINDS, build_stage, check_finite, check_tensors
 from .download import find_checkpoint
 from .errors import ConversionError, blaming
 from .reading import CheckpointFile, open_checkpoint
@@ -124,7 +124,7 @@ def open_stage(
         size = image_sizes[name]
         stage = build_stage(file.state_dict(), attention_head_dim, text_num_attention_heads, size)
         multiple = stage.unet.size_multiple
-        if size < 1 or size % multiple:
+        if not isinstance(size, int) or size < 1 or size % multiple:
             raise ConversionError(
                 f"`{stage.prefix}image_size` must be a positive multiple of {multiple} for this file, got {size}"
             )
@@ -144,36 +144,48 @@ def check_pair(base: StageFile, upsampler: StageFile) -> None:
                 raise ConversionError(
                     f"its text encoder has {here} {what}, that of `{base.argument}` {there}; they share a tokenizer"
                 )
-        try:
-            scale_factor(upsampler.stage.sample_size, base.stage.sample_size)
-        except ValueError as error:
-            raise ConversionError(f"`super_res_image_size` and `image_size` do not go together: {error}") from error
+        check_sizes(upsampler.stage.sample_size[0], base.stage.sample_size[0])
 
 
-def open_clip(arguments: Mapping[str, str], given: Mapping[str, str | Path], attention_head_dim: int = 64) -> CLIPFiles:
+def check_sizes(super_res_image_size: int, image_size: int) -> int:
+    """How many times larger the upsampler's images are than the base's.
+
+    Raises:
+        ConversionError: if that is no whole number.
+    """
+    try:
+        return scale_factor(super_res_image_size, image_size)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ConversionError(f"`super_res_image_size` and `image_size` do not go together: {error}") from error
+
+
+def open_clip(
+    arguments: Mapping[str, str], given: Mapping[str, str | Path | None], attention_head_dim: int = 64
+) -> CLIPFiles:
     """Find the files of both towers and build the network that they show, without reading its values.
 
     Args:
         arguments (`Mapping[str, str]`): By kind (`"clip-text-enc"`, `"clip-image-enc"`), the caller's argument.
-        given (`Mapping[str, str | Path]`): By kind, a file or the name of one of OpenAI's.
+        given (`Mapping[str, str | Path | None]`): By kind, a file or the name of one of OpenAI's.
         attention_head_dim (`int`, defaults to 64): Channels per head of both towers, which the files do not show.
 
     Raises:
         ConversionError: if a file is missing or is not the tower's, or the towers do not go together.
     """
     for kind, argument in arguments.items():
-        if kind not in given:
+        if given[kind] is None:
             raise ConversionError(f"`{argument}` is missing: the noised CLIP has two towers, each with its file")
+    names = {kind: name for kind, name in given.items() if name is not None}
     files, towers = {}, {}
     for kind, argument in arguments.items():
-        with blaming(argument, given[kind]):
-            files[kind] = open_checkpoint(find_checkpoint(given[kind]), (kind,))
+        with blaming(argument, names[kind]):
+            files[kind] = open_checkpoint(find_checkpoint(names[kind]), (kind,))
             towers[kind] = tower_config(files[kind].state_dict(), kind, attention_head_dim)
-    with blaming(arguments["clip-image-enc"], given["clip-image-enc"]):
+    with blaming(arguments["clip-image-enc"], names["clip-image-enc"]):
         model = build_clip(towers["clip-text-enc"], towers["clip-image-enc"])
     table = clip_correspondences(model)
     for kind, argument in arguments.items():
-        with blaming(argument, given[kind]):
+        with blaming(argument, names[kind]):
             check_tensors(files[kind].state_dict(), [row for row in table if row.component == kind], {kind: model})
     return CLIPFiles(arguments, files, model.eval())
 
@@ -263,7 +275,7 @@ def read_weights(
         original = state_dict[row.glide]
         tensor = original.to(dtype, copy=copy)
         if not allow_non_finite and not tensor.isfinite().all():
-            fault = f"overflows in {dtype}" if original.isfinite().all() else "holds NaN or infinite values"
-            raise ConversionError(f"{row.glide!r} {fault}; `allow_non_finite` takes it as it is")
+            check_finite(row.glide, original)
+            raise ConversionError(f"{row.glide!r} overflows in {dtype}; `allow_non_finite` takes it as it is")
         weights |= row.split(tensor)
     return weights

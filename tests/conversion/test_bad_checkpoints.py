@@ -421,12 +421,26 @@ def folder(files, tmp_path_factory):
     ("harm", "message"),
     [
         (lambda folder: (folder / "unet/config.json").unlink(), "there is no unet"),
-        (lambda folder: (folder / "text_encoder/config.json").unlink(), "unet and text_encoder are not those of GLIDE"),
-        (lambda folder: cut(folder / "unet/diffusion_pytorch_model.safetensors"), "are not those of GLIDE"),
-        (lambda folder: pickled(folder / "unet"), "are not those of GLIDE"),
-        (lambda folder: stock(folder / "unet"), "are not those of GLIDE|not the tensors of a GLIDE checkpoint"),
+        (lambda folder: (folder / "text_encoder/config.json").unlink(), "text_encoder is not GLIDE's"),
+        (lambda folder: cut(folder / "unet/diffusion_pytorch_model.safetensors"), "unet is not GLIDE's"),
+        (lambda folder: pickled(folder / "unet"), "unet is not GLIDE's"),
+        (lambda folder: stock(folder / "unet"), "unet is not GLIDE's|not the tensors of a GLIDE checkpoint"),
+        (
+            lambda folder: change(folder / "text_encoder/model.safetensors", {"padding_embedding": None}),
+            "text_encoder is not GLIDE's: 1 missing tensors, first 'padding_embedding'",
+        ),
+        (
+            lambda folder: change(folder / "unet/diffusion_pytorch_model.safetensors", {"extra": torch.zeros(2)}),
+            "unet is not GLIDE's: 1 unexpected tensors, first 'extra'",
+        ),
+        (
+            lambda folder: change(
+                folder / "unet/diffusion_pytorch_model.safetensors", {"conv_out.bias": torch.full((6,), torch.nan)}
+            ),
+            "'out.2.bias' holds NaN or infinite values",
+        ),
     ],
-    ids=["no unet", "no text encoder", "cut short", "a pickle", "another UNet"],
+    ids=["no unet", "no text encoder", "cut short", "a pickle", "another UNet", "one less", "one more", "NaN"],
 )
 def test_the_way_back_from_a_bad_folder(folder, tmp_path, harm, message):
     shutil.copytree(folder, tmp_path / "glide")
@@ -471,6 +485,12 @@ def test_the_way_back_from_weights_in_several_files(folder, tmp_path):
 
 def cut(path):
     path.write_bytes(path.read_bytes()[:-100])
+
+
+def change(path, tensors):
+    """Weights with other tensors, or without some."""
+    weights = {key: tensor for key, tensor in (load_file(path) | tensors).items() if tensor is not None}
+    save_file(weights, path, {"format": "pt"})
 
 
 def pickled(folder):

@@ -213,6 +213,8 @@ def test_the_noised_clip(files):
         (GLIDEPipeline, {"dtype": "float32"}, "`dtype` must be a floating-point `torch.dtype`, got 'float32'"),
         (GLIDEPipeline, {"dtype": torch.int8}, "`dtype` must be a floating-point `torch.dtype`, got torch.int8"),
         (GLIDEPipeline, {"image_size": 15}, "`image_size` must be a positive multiple of 2"),
+        (GLIDEPipeline, {"image_size": "16"}, "`image_size` must be a positive multiple of 2"),
+        (GLIDESuperResolutionPipeline, {"path": "upsample.pt", "image_size": 0}, "do not go together"),
         (
             GLIDEPipeline,
             {"tokenizer": tiny_tokenizer(9)},
