@@ -100,13 +100,31 @@ def test_the_wheel_holds_the_package(wheel):
     held = set(wheel.namelist())
     for source in [*(ROOT / "glide_pipelines").rglob("*.py"), *(ROOT / "glide_cli").rglob("*.py")]:
         assert source.relative_to(ROOT).as_posix() in held, "a folder without __init__.py?"
-    assert "glide_pipelines/py.typed" in held
+    assert {"glide_pipelines/py.typed", "glide_cli/model_configs/shapes_base.json"} <= held
     for name in ("model_index.json", "unet/config.json", "unet/deep/weights.fp16.safetensors", "tokenizer/merges.txt"):
         assert f"glide_pipelines/checkpoints/stand-in/{name}" in held
     for source in (ROOT / "glide_pipelines/checkpoints").rglob("*"):
         if source.is_file() and "__pycache__" not in source.parts:
             assert source.relative_to(ROOT).as_posix() in held
     assert not [name for name in held if name.startswith(("tests", "tools", "examples", "conversion"))]
+
+
+def test_the_commands_of_the_wheel_explain_themselves(wheel, tmp_path):
+    wheel.extractall(tmp_path)
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import glide_cli
+assert glide_cli.__file__.startswith({str(tmp_path)!r})
+for command in glide_cli.COMMANDS:
+    try:
+        glide_cli.main([command, "--help"])
+    except SystemExit as exit_:
+        assert exit_.code == 0
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("usage: glide") == len(glide_cli.COMMANDS)
 
 
 def test_the_source_distribution_holds_the_repository(sdist, tree):
