@@ -16,8 +16,7 @@ from pathlib import Path
 
 from glide_cli import Parser, exit_code
 from glide_cli.options import positive_int, seed
-from glide_cli.train import MODEL_CONFIGS
-from glide_cli.train_options import read_sizes
+from glide_cli.train_options import MODEL_CONFIGS, read_sizes
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

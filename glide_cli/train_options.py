@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # importing these takes seconds
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 SHAPES = "shapes"  # the name of the dataset that is made as it is needed
+MODEL_CONFIGS = Path(__file__).parent / "model_configs"
 
 
 def add_data_options(parser: Parser) -> None:
@@ -167,6 +168,16 @@ def check_arguments(args: argparse.Namespace) -> None:
         for name in ("crop_size", "low_resolution", "low_res_blur", "low_res_noise", "low_res_consistency"):
             if getattr(args, name):
                 raise UserError(f"`{name}` is for the stage super_res.")
+
+
+def model_or_shapes(args: argparse.Namespace, option: str, what: str) -> str:
+    """The model that an option names; for the shapes world by default the checkpoint that ships."""
+    from glide_pipelines import shapes_checkpoint
+
+    path = getattr(args, option)
+    if path is None and args.dataset_name != SHAPES:
+        raise ValueError(f"`{option}` must name {what}: the checkpoint that ships knows the shapes world only.")
+    return path or str(shapes_checkpoint())
 
 
 def read_sizes(path: str | Path, *parts: str) -> dict[str, dict[str, Any]]:

@@ -38,10 +38,14 @@ def new_stage(name: str, tokenizer: PreTrainedTokenizerBase, sizes: dict[str, di
             [`~GLIDEUNet2DConditionModel.glide_config`]; `scheduler`, of [`GLIDEDDPMScheduler`].
 
     Raises:
-        TypeError: if a size has a name that the UNet does not know.
+        ValueError: if a size has a name that the UNet does not know.
     """
     text_encoder = new_text_encoder(tokenizer, **sizes["text_encoder"])
-    config = GLIDEUNet2DConditionModel.glide_config(text_hidden_size=text_encoder.config.hidden_size, **sizes["unet"])
+    width = text_encoder.config.hidden_size
+    try:
+        config = GLIDEUNet2DConditionModel.glide_config(text_hidden_size=width, **sizes["unet"])
+    except TypeError as error:
+        raise ValueError(f"`sizes` of the UNet: {error}") from error
     unet = GLIDEUNet2DConditionModel(**config)
     unet.zero_output_layers()
     return Stage(name, text_encoder, unet, SCHEDULERS[name](**sizes["scheduler"]))

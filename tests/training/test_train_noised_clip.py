@@ -8,7 +8,8 @@ from tiny import tiny_pipeline
 from trainings import run_training
 from transformers import AutoTokenizer
 
-from glide_cli import UserError, train
+from glide_cli import UserError
+from glide_cli.train_options import MODEL_CONFIGS
 from glide_pipelines import NoisedCLIPModel, training
 from glide_pipelines.models.noised_clip import contrastive_loss
 
@@ -32,7 +33,7 @@ SIZES = {
     "projection_dim": 8,
 }
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_noised_clip.py"
-BASE = train.MODEL_CONFIGS / "shapes_base.json"
+BASE = MODEL_CONFIGS / "shapes_base.json"
 
 
 @pytest.fixture

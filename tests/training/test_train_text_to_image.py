@@ -18,9 +18,8 @@ from tiny import tiny_pipeline, tiny_text_encoder
 from trainings import parse, run_training
 from transformers import GPT2Tokenizer
 
-from glide_cli import UserError, hub
-from glide_cli import train as command
-from glide_cli.train_options import training_config
+from glide_cli import UserError, train_stage
+from glide_cli.train_options import MODEL_CONFIGS, training_config
 from glide_pipelines import (
     GLIDEDDIMScheduler,
     GLIDEDDPMScheduler,
@@ -34,7 +33,7 @@ from glide_pipelines.training import LearningRate, PipelineParts, TrainingConfig
 
 
 ROOT = Path(__file__).parents[2]
-NOISED_CLIP = command.MODEL_CONFIGS / "shapes_noised_clip.json"
+NOISED_CLIP = MODEL_CONFIGS / "shapes_noised_clip.json"
 SMALL = {
     "text_encoder": {
         "hidden_size": 16,
@@ -243,8 +242,8 @@ def test_a_new_resolution_is_the_model_s(arguments, tmp_path, monkeypatch, capsy
     assert "will have to enlarge 2 times: train it next" in capsys.readouterr().out
     # The upsampler learns to enlarge that base's images, not a quarter of its own or those of the pair's base.
     seen, sampled = [], []
-    make_dataset, call = command.make_dataset, GLIDEPipeline.__call__
-    monkeypatch.setattr(command, "make_dataset", lambda *a: seen.append(made := make_dataset(*a)) or made)
+    make_dataset, call = train_stage.make_dataset, GLIDEPipeline.__call__
+    monkeypatch.setattr(train_stage, "make_dataset", lambda *a: seen.append(made := make_dataset(*a)) or made)
     monkeypatch.setattr(GLIDEPipeline, "__call__", lambda pipe, *a, **k: sampled.append(pipe) or call(pipe, *a, **k))
     more = ["--validation_prompts", "a", "--checkpointing_steps", "1"]
     run_training("text-to-image", arguments("super_res", *pair, *more, steps=1))
@@ -288,7 +287,7 @@ def test_the_trained_pipeline_is_uploaded_with_a_card(arguments, tmp_path, monke
             uploads.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
             return "https://hub/commit/1"
 
-    monkeypatch.setattr(hub, "HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.setattr("huggingface_hub.ModelCard.push_to_hub", lambda card, repo_id: cards.append((repo_id, card)))
     run_training("text-to-image", arguments("base", "--push_to_hub", "--hub_model_id", "someone/shapes"))
     assert uploads == [("someone/shapes", ["model_index.json", "scheduler", "text_encoder", "tokenizer", "unet"])]
@@ -396,6 +395,12 @@ def test_bad_arguments_of_the_upsampler_are_named(arguments, tmp_path, more, mes
     with pytest.raises((ValueError, UserError)) as error:
         run_training("text-to-image", arguments("super_res", *more))
     assert message in str(error.value)
+
+
+def test_a_size_of_an_unknown_name_is_named(arguments, tmp_path):
+    (tmp_path / "sizes.json").write_text(json.dumps(SMALL | {"unet": SMALL["unet"] | {"widths": [8]}}))
+    with pytest.raises(ValueError, match=r"`model_config` .*sizes\.json: `sizes` of the UNet: .*'widths'"):
+        run_training("text-to-image", arguments("base", "--model_config", str(tmp_path / "sizes.json")))
 
 
 @pytest.mark.parametrize("how", [["--gradient_checkpointing"], ["--dataloader_num_workers", "1"]])

@@ -1,0 +1,103 @@
+"""Training a noised CLIP."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .options import Parser
+from .train_finish import finish
+from .train_options import (
+    MODEL_CONFIGS,
+    TrainingData,
+    add_data_options,
+    add_run_options,
+    add_timestep_options,
+    make_accelerator,
+    model_or_shapes,
+    read_sizes,
+    save_dtype,
+    timestep_weighting,
+    training_config,
+)
+
+
+def add_noised_clip_options(parser: Parser) -> None:
+    """The options of `noised-clip`."""
+    add = parser.add_argument_group("model").add_argument
+    add("--pretrained_model_name_or_path", help="noised CLIP to continue from: a folder or a Hub id")
+    add(
+        "--model_config",
+        default=str(MODEL_CONFIGS / "shapes_noised_clip.json"),
+        help="JSON with the sizes of a new model (default: %(default)s)",
+    )
+    add(
+        "--guided_model",
+        help="pipeline that is to be guided, whose noise schedule and (for a new model) tokenizer are taken: a folder "
+        "or a Hub id; for the shapes world by default the one that ships",
+    )
+    add("--tokenizer_name", help="tokenizer of a new model: a folder or a Hub id; by default the guided model's")
+    add("--model_dir", help="where the trained model goes; by default OUTPUT_DIR/model")
+    add_timestep_options(add)
+    full = "of shapes: share of captions that state every attribute except positions (default: %(default)s)"
+    add("--proportion_full_captions", type=float, default=0.0, help=full)
+    add_data_options(parser)
+    add_run_options(parser)
+
+
+def noised_clip(args: argparse.Namespace) -> None:
+    """Train a CLIP on noised images, whose gradient can guide a diffusion model."""
+    from accelerate.utils import set_seed
+    from transformers import AutoTokenizer
+
+    from glide_pipelines import GLIDEDDPMScheduler, NoisedCLIPModel
+    from glide_pipelines.files import updated_folder
+    from glide_pipelines.training import (
+        TextToImageDataset,
+        new_noised_clip,
+        noised_clip_loss,
+        prepare_tokenizer,
+        train,
+    )
+
+    config, accelerator = training_config(args), make_accelerator(args)
+    guided_model = model_or_shapes(args, "guided_model", "the pipeline that is to be guided")
+    set_seed(args.seed)
+    with accelerator.main_process_first():
+        data = TrainingData.load(args)
+        if args.pretrained_model_name_or_path is not None:
+            model = NoisedCLIPModel.from_pretrained(args.pretrained_model_name_or_path)
+            tokenizer = AutoTokenizer.from_pretrained(args.pretrained_model_name_or_path)
+        else:
+            sizes = read_sizes(args.model_config, "text_config", "vision_config")
+            name, subfolder = (guided_model, "tokenizer") if args.tokenizer_name is None else (args.tokenizer_name, "")
+            tokenizer = AutoTokenizer.from_pretrained(name, subfolder=subfolder)
+            model = new_noised_clip(tokenizer, sizes)
+        text: Any = model.config.text_config
+        vision: Any = model.config.vision_config
+        prepare_tokenizer(tokenizer, text.max_position_embeddings)
+        scheduler = GLIDEDDPMScheduler.from_pretrained(guided_model, subfolder="scheduler")
+        num_timesteps = scheduler.config.num_train_timesteps
+        if num_timesteps != vision.num_train_timesteps:
+            raise ValueError(
+                f"`guided_model` has {num_timesteps} timesteps, the noised CLIP {vision.num_train_timesteps}."
+            )
+        if args.resolution not in (None, vision.image_size):
+            raise ValueError(f"`resolution` must be that of the model, {vision.image_size}, got {args.resolution}.")
+        # Every caption is kept: an empty one tells no two images apart.
+        weighting = timestep_weighting(args, num_timesteps)
+        source = data.source(vision.image_size)
+        dataset = TextToImageDataset(source, tokenizer, weighting, args.seed, proportion_empty_prompts=0.0)
+    if args.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    done = train(accelerator, config, model, dataset, noised_clip_loss(accelerator, scheduler), num_timesteps)
+
+    def save() -> Path:
+        folder = Path(args.model_dir or Path(args.output_dir) / "model")
+        with updated_folder(folder) as temporary:
+            model.to(save_dtype(args)).save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        return folder
+
+    finish(args, accelerator, done, save, data, "NoisedCLIPModel")

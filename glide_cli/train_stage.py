@@ -1,0 +1,237 @@
+"""Training a stage: text to image, or to inpaint."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import Parser
+from .train_finish import finish
+from .train_options import (
+    MODEL_CONFIGS,
+    SHAPES,
+    TrainingData,
+    add_data_options,
+    add_run_options,
+    add_stage_options,
+    make_accelerator,
+    model_or_shapes,
+    read_sizes,
+    save_dtype,
+    timestep_weighting,
+    training_config,
+)
+
+
+if TYPE_CHECKING:  # importing these takes seconds
+    import numpy as np
+    import torch
+    from accelerate import Accelerator
+
+    from glide_pipelines.training import PipelineParts, TextToImageDataset
+
+
+def add_text_to_image_options(parser: Parser) -> None:
+    """The options of `text-to-image`."""
+    add = parser.add_argument_group("model").add_argument
+    add("--pretrained_model_name_or_path", help="pipeline to continue from: a folder or a Hub id")
+    add("--model_config", help="JSON with the sizes of a new model; by default that of the shapes checkpoint")
+    add(
+        "--tokenizer_name",
+        help="tokenizer of a new model: a folder or a Hub id; by default one is trained on the captions",
+    )
+    add("--text_encoder_name_or_path", help="text encoder to start from, such as train_shapes_text_encoder.py's")
+    add_data_options(parser)
+    add_stage_options(parser)
+    add_run_options(parser)
+    add = parser.add_argument_group("validation").add_argument
+    add("--validation_prompts", nargs="+", help="generate these at every checkpoint, into OUTPUT_DIR/validation")
+
+
+def text_to_image(args: argparse.Namespace) -> None:
+    """Train the base model or the upsampler."""
+    _train(args, _text_to_image_parts)
+
+
+def _text_to_image_parts(args: argparse.Namespace, data: TrainingData, accelerator: Accelerator) -> PipelineParts:
+    """The stage to train, new or of a pipeline, in its pipeline."""
+    import torch
+
+    from glide_pipelines import GLIDEPipeline, GLIDETextEncoder
+    from glide_pipelines.training import PipelineParts
+
+    if args.pretrained_model_name_or_path is not None:
+        parts = PipelineParts.from_pretrained(GLIDEPipeline, args.pretrained_model_name_or_path, args.stage)
+    else:
+        parts = _new_parts(args, data, accelerator)
+    if args.text_encoder_name_or_path is not None:
+        text_encoder = GLIDETextEncoder.from_pretrained(args.text_encoder_name_or_path, dtype=torch.float32)
+        replaced: Any = parts.stage.text_encoder
+        expected, given = replaced.config, text_encoder.config
+        for size in ("vocab_size", "hidden_size", "max_position_embeddings"):
+            if getattr(given, size) != getattr(expected, size):
+                raise ValueError(
+                    f"`text_encoder_name_or_path`: {size} must be {getattr(expected, size)} for this model, "
+                    f"got {getattr(given, size)}."
+                )
+        parts.stage.text_encoder = text_encoder
+    return parts
+
+
+def _new_parts(args: argparse.Namespace, data: TrainingData, accelerator: Accelerator) -> PipelineParts:
+    from transformers import GPT2Tokenizer
+
+    from glide_pipelines import GLIDEPipeline
+    from glide_pipelines.training import PipelineParts, new_stage, prepare_tokenizer
+
+    path = args.model_config or MODEL_CONFIGS / f"shapes_{args.stage}.json"
+    sizes = read_sizes(path, "text_encoder", "unet", "scheduler")
+    context = sizes["text_encoder"]["max_position_embeddings"]
+    if args.model_config is None and args.dataset_name != SHAPES:
+        size = args.resolution or sizes["unet"]["sample_size"]
+        accelerator.print(
+            f"A new model of the sizes of the shapes checkpoint: {size} x {size} pixels, {context} tokens. "
+            "(--model_config takes others.)"
+        )
+    joined = _pipeline_folder(args) / "tokenizer"
+    if args.tokenizer_name is not None:
+        tokenizer = GPT2Tokenizer.from_pretrained(args.tokenizer_name)
+    elif joined.is_dir():  # that of the other stage, or of an earlier run
+        accelerator.print(f"The tokenizer is that of the pipeline, {joined}. (--tokenizer_name takes another one.)")
+        tokenizer = GPT2Tokenizer.from_pretrained(joined)
+    else:
+        tokenizer = data.new_tokenizer(accelerator, context)
+    prepare_tokenizer(tokenizer, context)
+    try:
+        return PipelineParts(GLIDEPipeline, tokenizer, new_stage(args.stage, tokenizer, sizes))
+    except ValueError as error:
+        raise ValueError(f"`model_config` {path}: {error}") from error
+
+
+def add_inpaint_options(parser: Parser) -> None:
+    """The options of `inpaint`."""
+    parser.add_argument(
+        "--pretrained_model_name_or_path",
+        help="text-to-image or inpainting pipeline to start from: a folder or a Hub id; for the shapes world by "
+        "default the one that ships",
+    )
+    add_data_options(parser)
+    add_stage_options(parser)
+    add_run_options(parser)
+
+
+def inpaint(args: argparse.Namespace) -> None:
+    """Train the base model or the upsampler to inpaint."""
+    from glide_pipelines.training import random_mask
+
+    _train(args, _inpaint_parts, random_mask)
+
+
+def _inpaint_parts(args: argparse.Namespace, data: TrainingData, accelerator: Accelerator) -> PipelineParts:
+    """The stage to train and the other one, both able to inpaint: a text-to-image model is widened."""
+    from glide_pipelines import GLIDEInpaintPipeline
+    from glide_pipelines.training import PipelineParts, prepare_for_inpainting
+
+    path = model_or_shapes(args, "pretrained_model_name_or_path", "the pipeline to start from")
+    parts = PipelineParts.from_pretrained(GLIDEInpaintPipeline, path, args.stage)
+    for stage in (parts.stage, parts.other):
+        if stage is not None:
+            prepare_for_inpainting(stage)
+    return parts
+
+
+def _pipeline_folder(args: argparse.Namespace) -> Path:
+    return Path(args.pipeline_dir or Path(args.output_dir) / "pipeline")
+
+
+def _train(
+    args: argparse.Namespace,
+    make_parts: Callable[[argparse.Namespace, TrainingData, Accelerator], PipelineParts],
+    make_mask: Callable[[np.random.Generator, int, int], torch.Tensor] | None = None,
+) -> None:
+    """Train one stage, from the first step or the last checkpoint to the saved pipeline."""
+    from accelerate.utils import set_seed
+
+    from glide_pipelines.sampling import scale_factor
+    from glide_pipelines.training import save_validation_images, train_stage
+
+    config, accelerator = training_config(args), make_accelerator(args)
+    folder, prompts = _pipeline_folder(args), getattr(args, "validation_prompts", None) or []
+    set_seed(args.seed)
+    with accelerator.main_process_first():
+        data = TrainingData.load(args)
+        parts = make_parts(args, data, accelerator)
+        parts.settings = {"prompt_domain": data.prompt_domain}
+        if args.low_res_consistency:
+            parts.settings["low_res_consistency"] = True
+        parts.join(folder)
+        if prompts and args.stage == "super_res" and parts.other is None:
+            raise ValueError("`validation_prompts` needs a base model beside the upsampler.")
+        parts.stage.unet.use_fastest_layout()
+        earlier = parts.resolution
+        parts.set_resolution(earlier if args.resolution is None else args.resolution)
+        if args.stage == "base" and parts.other_resolution is not None and parts.resolution != earlier:
+            times = scale_factor(parts.other_resolution, parts.resolution)
+            accelerator.print(
+                f"The upsampler beside this base will have to enlarge {times} times: train it next, --stage super_res."
+            )
+        dataset = make_dataset(args, data, parts, make_mask)
+
+    def validate(step: int) -> None:
+        save_validation_images(parts, prompts, args.seed, Path(args.output_dir) / "validation" / f"step-{step:06}.png")
+
+    done = train_stage(
+        accelerator,
+        config,
+        parts.stage,
+        dataset,
+        freeze_text_encoder=args.freeze_text_encoder,
+        gradient_checkpointing=args.gradient_checkpointing,
+        on_checkpoint=validate if prompts else None,
+    )
+
+    def save() -> Path:
+        parts.save(folder, save_dtype(args))
+        return folder
+
+    finish(args, accelerator, done, save, data, parts.pipeline_class.__name__)
+
+
+def make_dataset(
+    args: argparse.Namespace,
+    data: TrainingData,
+    parts: PipelineParts,
+    make_mask: Callable[[np.random.Generator, int, int], torch.Tensor] | None = None,
+) -> TextToImageDataset:
+    """The examples for a stage."""
+    from glide_pipelines.training import LowResolution, TextToImageDataset
+
+    low_resolution = None
+    scheduler: Any = parts.stage.scheduler
+    if args.stage == "super_res":
+        if args.low_resolution is not None and parts.other_resolution not in (None, args.low_resolution):
+            raise ValueError(
+                f"`low_resolution` must be that of the base, {parts.other_resolution}, got {args.low_resolution}."
+            )
+        low_resolution = LowResolution(
+            parts.resolution,
+            args.low_resolution or parts.other_resolution or parts.resolution // 4,
+            args.crop_size,
+            args.low_res_blur,
+            args.low_res_noise,
+        )
+        multiple = parts.stage.unet.size_multiple
+        if args.crop_size is not None and args.crop_size % multiple:
+            raise ValueError(f"`crop_size` must be a multiple of {multiple} for this model, got {args.crop_size}.")
+    return TextToImageDataset(
+        data.source(parts.resolution),
+        parts.tokenizer,
+        timestep_weighting(args, scheduler.config.num_train_timesteps),
+        args.seed,
+        args.proportion_empty_prompts,
+        low_resolution,
+        args.noise_offset,
+        make_mask,
+    )
