@@ -1,11 +1,10 @@
-"""The Fluent emoji: a set of captioned pictures, made from two npm packages."""
+"""The Fluent emoji: a set of captioned images, made from two npm packages."""
 
 from .build import Summary, build, choose, place
 from .captions import Emoji, captions, phrases
 from .held_out import HELD_OUT
 from .notice import NOTICE
 from .sources import Package, fetch_package, open_package
-from .tokenizer import train_tokenizer
 
 
 __all__ = [
@@ -21,5 +20,4 @@ __all__ = [
     "open_package",
     "phrases",
     "place",
-    "train_tokenizer",
 ]

@@ -152,14 +152,14 @@ class GLIDEScheduler(DDPMScheduler):
             ) from None
 
     def add_noise(
-        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.IntTensor
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor:
         """x_t for each example's own training timestep.
 
         Args:
             original_samples (`torch.Tensor` of shape `[B, C, H, W]`): x_0, in [-1, 1].
             noise (`torch.Tensor` of shape `[B, C, H, W]`): Unit Gaussian noise.
-            timesteps (`torch.IntTensor` of shape `[B]`): Training timesteps, 0 to T - 1.
+            timesteps (`torch.Tensor` of shape `[B]`): Training timesteps, 0 to T - 1.
 
         Returns:
             `torch.Tensor` of shape `[B, C, H, W]`.
