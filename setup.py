@@ -32,6 +32,7 @@ EXTRAS = {
     "test": [
         "datasets>=4.0",
         "matplotlib>=3.9",
+        "mypy>=2.4",
         "packaging>=24.0",
         "peft>=0.18",
         "pytest>=8.0",
