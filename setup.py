@@ -63,6 +63,9 @@ setup(
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     packages=find_packages(include=["glide_cli", "glide_cli.*", "glide_pipelines", "glide_pipelines.*"]),
-    package_data={"glide_cli": ["model_configs/*.json"], "glide_pipelines": ["py.typed", "checkpoints/**", "emoji/NOTICE.md"]},
+    package_data={
+        "glide_cli": ["model_configs/*.json"],
+        "glide_pipelines": ["py.typed", "checkpoints/**", "emoji/NOTICE.md"],
+    },
     entry_points={"console_scripts": ["glide = glide_cli:main"]},
 )

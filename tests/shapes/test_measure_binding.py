@@ -1,8 +1,9 @@
-"""Whether a model reads: measured on one that reads nothing, and on captions whose truth is known."""
+"""tools/measure_binding.py, on a model that has learned nothing and on captions that are known to be true or not."""
 
 import itertools
 
 import pytest
+from scripts import load_script
 from tiny import tiny_components, tiny_unet
 
 from glide_pipelines import GLIDEPipeline
@@ -10,20 +11,17 @@ from glide_pipelines.shapes import judge, render
 
 
 @pytest.fixture
-def script(request, monkeypatch):
-    monkeypatch.syspath_prepend(request.config.rootpath / "examples")
-    import measure_binding
-
-    return measure_binding
+def script():
+    return load_script("measure_binding", "tools")
 
 
 def test_only_the_true_caption_is_true(script):
     for item in itertools.islice(script.related_scenes(3), 40):
-        picture = render(item[0], 64)
+        image = render(item[0], 64)
         texts = script.captions(*item)
-        assert judge(picture, texts["true caption"]).correct
-        assert not judge(picture, texts["colours swapped"]).correct
-        assert not judge(picture, texts["relation turned round"]).correct
+        assert judge(image, texts["true caption"]).correct
+        assert not judge(image, texts["colours swapped"]).correct
+        assert not judge(image, texts["relation turned round"]).correct
 
 
 def test_a_row_for_each_timestep_and_errors_that_repeat(script, tmp_path, capsys):
