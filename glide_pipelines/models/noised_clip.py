@@ -93,14 +93,18 @@ class NoisedCLIPConfig(CLIPConfig):
     vision_config: Any = None
 
 
-class NoisedCLIPTextModel(CLIPPreTrainedModel):
+class NoisedCLIPTextModel(Float32Mixin, CLIPPreTrainedModel):
     """The text tower: a causal transformer.
 
     Args:
         config ([`NoisedCLIPTextConfig`]): Shape of the tower.
     """
 
+    config_class = NoisedCLIPTextConfig
     config: NoisedCLIPTextConfig
+    base_model_prefix = "text_model"
+    # Of a whole NoisedCLIPModel, whose folder a tower opens too.
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^(text|visual)_projection\.", r"^logit_scale$"]
     input_modalities = ("text",)
     _no_split_modules = ["CLIPEncoderLayer"]
     _input_embed_layer = "token_embedding"
@@ -140,7 +144,7 @@ class NoisedCLIPTextModel(CLIPPreTrainedModel):
         return self.final_layer_norm(hidden_states[torch.arange(len(end), device=end.device), end])
 
 
-class NoisedCLIPVisionModel(CLIPPreTrainedModel):
+class NoisedCLIPVisionModel(Float32Mixin, CLIPPreTrainedModel):
     """The image tower: patches, and the vector of the timestep in place of a class token.
 
     Args:
@@ -150,7 +154,10 @@ class NoisedCLIPVisionModel(CLIPPreTrainedModel):
         ValueError: if the patches do not fill the image.
     """
 
+    config_class = NoisedCLIPVisionConfig
     config: NoisedCLIPVisionConfig
+    base_model_prefix = "vision_model"
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_scale$"]
     main_input_name = "sample"
     input_modalities = ("image",)
     _no_split_modules = ["CLIPEncoderLayer"]
@@ -211,6 +218,27 @@ class NoisedCLIPModel(Float32Mixin, CLIPPreTrainedModel):
     config_class = NoisedCLIPConfig
     config: NoisedCLIPConfig
     _no_split_modules = ["CLIPEncoderLayer"]
+    _sizes = {
+        "projection_dim": ("text_projection.weight", 0),
+        "text_config.vocab_size": ("text_model.token_embedding.weight", 0),
+        "text_config.hidden_size": ("text_model.token_embedding.weight", 1),
+        "text_config.max_position_embeddings": ("text_model.position_embedding", 0),
+        "text_config.intermediate_size": ("text_model.encoder.layers.0.mlp.fc1.weight", 0),
+        "vision_config.num_train_timesteps": ("vision_model.time_embedding.weight", 0),
+        "vision_config.hidden_size": ("vision_model.time_embedding.weight", 1),
+        "vision_config.num_channels": ("vision_model.patch_embedding.weight", 1),
+        "vision_config.patch_size": ("vision_model.patch_embedding.weight", 2),
+        "vision_config.intermediate_size": ("vision_model.encoder.layers.0.mlp.fc1.weight", 0),
+    }
+    _counts = {
+        "text_config.num_hidden_layers": r"text_model\.encoder\.layers\.(\d+)\.",
+        "vision_config.num_hidden_layers": r"vision_model\.encoder\.layers\.(\d+)\.",
+    }
+    _positive = (
+        "text_config.num_attention_heads",
+        "vision_config.num_attention_heads",
+        "vision_config.image_size",
+    )
 
     def __init__(self, config: NoisedCLIPConfig) -> None:
         super().__init__(config)

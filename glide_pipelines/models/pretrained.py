@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention, CLIPPreTrainedModel
 
+from .checks import CheckedLoading
 
-class Float32Mixin:
+
+class Float32Mixin(CheckedLoading):
     """Loads a transformers model as diffusers loads its own: in float32, unless asked otherwise."""
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
-        """Load as any model of transformers, but in float32 unless `dtype` asks otherwise.
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load as any model of transformers, but in float32 unless `dtype` asks otherwise, and checked, see
+        [`CheckedLoading`].
 
         transformers would keep the dtype of the file, while diffusers loads a UNet in float32: a pipeline saved in
         float16 would come back mixed.
         """
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = torch.float32
-        return super().from_pretrained(*args, **kwargs)  # type: ignore[misc]  # of the class that this is mixed into
+        return super().from_pretrained(*args, **kwargs)
 
 
 def init_clip_layers(model: CLIPPreTrainedModel) -> None:

@@ -12,6 +12,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel
 
+from ..single_file import SingleFileNetworkMixin
 from .pretrained import Float32Mixin, init_clip_layers
 
 
@@ -41,7 +42,7 @@ class GLIDETextConfig(CLIPTextConfig):
     eos_token_id: int | list[int] | None = 50256
 
 
-class GLIDETextEncoder(Float32Mixin, CLIPPreTrainedModel):
+class GLIDETextEncoder(SingleFileNetworkMixin, Float32Mixin, CLIPPreTrainedModel):
     """Text transformer over a fixed context; unmasked attention, pre-norm, a learned vector for each empty position.
 
     Unlike most encoders, the attention mask does not hide positions from the attention: where it is false, the
@@ -58,6 +59,14 @@ class GLIDETextEncoder(Float32Mixin, CLIPPreTrainedModel):
     input_modalities = ("text",)
     _input_embed_layer = "token_embedding"
     _no_split_modules = ["CLIPEncoderLayer"]
+    _sizes = {
+        "vocab_size": ("token_embedding.weight", 0),
+        "hidden_size": ("token_embedding.weight", 1),
+        "max_position_embeddings": ("position_embedding", 0),
+        "intermediate_size": ("encoder.layers.0.mlp.fc1.weight", 0),
+    }
+    _counts = {"num_hidden_layers": r"encoder\.layers\.(\d+)\."}
+    _positive = ("num_attention_heads",)
 
     def __init__(self, config: GLIDETextConfig) -> None:
         super().__init__(config)
@@ -81,8 +90,9 @@ class GLIDETextEncoder(Float32Mixin, CLIPPreTrainedModel):
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
         return_dict: bool | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutput | tuple[torch.Tensor]:
+    ) -> BaseModelOutput | tuple:
         """Encode a batch of prompts.
 
         Args:
@@ -90,9 +100,12 @@ class GLIDETextEncoder(Float32Mixin, CLIPPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `[B, L]`, *optional*): True (or 1) on text, false (or 0) on
                 padding. Without it every position counts as text.
             return_dict (`bool`, *optional*): False gives a tuple.
+            output_hidden_states (`bool`, *optional*): Whether to return `hidden_states` too; what the config says by
+                default.
 
         Returns:
-            `BaseModelOutput`: `last_hidden_state` of shape `[B, L, C]`, after the final layer norm.
+            `BaseModelOutput`: `last_hidden_state` of shape `[B, L, C]`, after the final layer norm, and on demand
+            `hidden_states`, a tuple of such tensors: what goes into the first block, and what comes out of each.
 
         Raises:
             ValueError: if `input_ids` or `attention_mask` does not span the whole context.
@@ -111,6 +124,14 @@ class GLIDETextEncoder(Float32Mixin, CLIPPreTrainedModel):
         hidden_states = self.token_embedding(input_ids) + self.position_embedding
         if attention_mask is not None:
             hidden_states = torch.where(attention_mask.bool()[..., None], hidden_states, self.padding_embedding)
-        hidden_states = self.encoder(hidden_states, **kwargs).last_hidden_state
-        output = BaseModelOutput(last_hidden_state=self.final_layer_norm(hidden_states))
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        all_hidden_states = (hidden_states,) if output_hidden_states else None
+        for layer in self.encoder.layers:
+            hidden_states = layer(hidden_states, attention_mask=None, **kwargs)
+            if all_hidden_states is not None:
+                all_hidden_states += (hidden_states,)
+        output = BaseModelOutput(
+            last_hidden_state=self.final_layer_norm(hidden_states), hidden_states=all_hidden_states
+        )
         return output if return_dict is not False else output.to_tuple()

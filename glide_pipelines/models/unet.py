@@ -9,17 +9,21 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
+from diffusers.models import attention_processor
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
+
+from ..single_file import SingleFileNetworkMixin
+from .checks import CheckedLoading, Shapes
 
 
 # A UNet of so many channels is faster in the channels-last layout, a small one is slower (docs/performance.md).
 CHANNELS_LAST_WIDTH = 128
 
 
-class GLIDEUNet2DConditionModel(UNet2DConditionModel):
+class GLIDEUNet2DConditionModel(CheckedLoading, SingleFileNetworkMixin, UNet2DConditionModel):
     """The UNet of GLIDE's base model, upsampler, and their inpainting variants.
 
     A [`~diffusers.UNet2DConditionModel`] whose attention layers see image and text tokens concatenated, and whose
@@ -39,7 +43,24 @@ class GLIDEUNet2DConditionModel(UNet2DConditionModel):
     """
 
     _no_split_modules = ["ResnetBlock2D", "Attention"]
-    _repeated_blocks = ["ResnetBlock2D", "Attention"]
+    # Whole blocks: no two of a UNet's layers have the same shape, and torch compiles one function for 8 shapes at most.
+    _repeated_blocks = [
+        "ResnetDownsampleBlock2D",
+        "SimpleCrossAttnDownBlock2D",
+        "UNetMidBlock2DSimpleCrossAttn",
+        "SimpleCrossAttnUpBlock2D",
+        "ResnetUpsampleBlock2D",
+    ]
+    _sizes = {
+        "in_channels": ("conv_in.weight", 1),
+        "out_channels": ("conv_out.weight", 0),
+        "projection_class_embeddings_input_dim": ("class_embedding.weight", 1),
+    }
+    _counts = {
+        "len(block_out_channels)": r"down_blocks\.(\d+)\.",
+        "layers_per_block": r"down_blocks\.0\.resnets\.(\d+)\.",
+    }
+    _positive = ("sample_size", "sample_size.0", "sample_size.1", "attention_head_dim", "norm_num_groups")
 
     @staticmethod
     def glide_config(
@@ -98,10 +119,21 @@ class GLIDEUNet2DConditionModel(UNet2DConditionModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self | tuple[Self, dict[str, Any]]:
-        """Load as any model of diffusers, and in [the fastest layout](`use_fastest_layout`)."""
+        """Load as any model of diffusers, checked ([`CheckedLoading`]), and in [the fastest
+        layout](`use_fastest_layout`)."""
         loaded = super().from_pretrained(*args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).use_fastest_layout()
         return loaded
+
+    @classmethod
+    def sizes(cls, shapes: Shapes) -> dict[str, int]:
+        sizes = super().sizes(shapes)
+        for level in range(sizes["len(block_out_channels)"]):
+            channels = shapes.get(f"down_blocks.{level}.resnets.0.conv1.weight")
+            if channels is not None:
+                sizes[f"block_out_channels.{level}"] = channels[0]
+            sizes[f"layers_per_block.{level}"] = sizes["layers_per_block"]
+        return sizes
 
     def use_fastest_layout(self) -> Self:
         """Keep the weights of a wide model (from 128 channels at full resolution) in the channels-last memory format.
@@ -184,6 +216,45 @@ class GLIDEUNet2DConditionModel(UNet2DConditionModel):
             return_dict=return_dict,
             **kwargs,
         )
+
+    def set_attn_processor(self, processor: Any) -> None:
+        """Set how attention is computed, in all layers or in each.
+
+        Args:
+            processor (`AttentionProcessor` or `dict[str, AttentionProcessor]`): For all layers, or for each by its
+                name.
+
+        Raises:
+            ValueError: if it is one of diffusers' processors that leave the text out.
+        """
+        for each in processor.values() if isinstance(processor, dict) else [processor]:
+            is_stock = type(each).__module__ == attention_processor.__name__
+            if is_stock and not isinstance(each, attention_processor.ADDED_KV_ATTENTION_PROCESSORS):
+                allowed = ", ".join(cls.__name__ for cls in attention_processor.ADDED_KV_ATTENTION_PROCESSORS)
+                raise ValueError(
+                    f"`processor` must be one of those with added keys and values of text, {allowed}; "
+                    f"{type(each).__name__} would ignore the prompt."
+                )
+        super().set_attn_processor(processor)
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Not for this model, whose attention is torch's `scaled_dot_product_attention`.
+
+        Raises:
+            NotImplementedError: always; diffusers would change nothing.
+        """
+        raise NotImplementedError(
+            f"`set_attention_backend({backend!r})` has no effect on {type(self).__name__}: choose among the kernels of "
+            "torch with `torch.nn.attention.sdpa_kernel`."
+        )
+
+    def enable_freeu(self, *args: Any, **kwargs: Any) -> None:
+        """Not for this model: FreeU scales the features of blocks of latent diffusion.
+
+        Raises:
+            NotImplementedError: always; diffusers would change nothing.
+        """
+        raise NotImplementedError(f"FreeU has no effect on the blocks of {type(self).__name__}.")
 
     def _stack_channels(
         self,
