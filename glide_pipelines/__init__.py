@@ -7,9 +7,12 @@ folders and Hub repositories too.
 import sys
 
 import diffusers
+import diffusers.loaders.peft
+import diffusers.pipelines.auto_pipeline
 from transformers import AutoConfig, AutoModel
 
 from .checkpoints import shapes_checkpoint
+from .conversion import load_network, load_pipeline
 from .models import (
     GLIDETextConfig,
     GLIDETextEncoder,
@@ -27,6 +30,7 @@ from .pipelines import (
 )
 from .sampling import CLIPGuidance
 from .schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
+from .single_file import register_loaders
 from .version import __version__
 
 
@@ -66,6 +70,24 @@ def _register_with_diffusers() -> None:
                 setattr(diffusers, name, member)
 
 
+def _register_with_auto_pipelines() -> None:
+    """Let `AutoPipelineForText2Image`, `...ForImage2Image` and `...ForInpainting` choose among our pipelines."""
+    auto = diffusers.pipelines.auto_pipeline
+    auto.AUTO_TEXT2IMAGE_PIPELINES_MAPPING |= {"glide": GLIDEPipeline, "glide-clip": CLIPGuidedPipeline}
+    auto.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING |= {
+        "glide": GLIDEImg2ImgPipeline,
+        "glide-clip": GLIDEImg2ImgPipeline,
+        "glide-super-resolution": GLIDESuperResolutionPipeline,
+    }
+    auto.AUTO_INPAINT_PIPELINES_MAPPING |= {"glide": GLIDEInpaintPipeline, "glide-clip": CLIPGuidedPipeline}
+
+
+def _register_with_lora() -> None:
+    """Let `set_adapters` scale the adapters of our UNet block by block, as it does those of diffusers' own class."""
+    scale_functions = diffusers.loaders.peft._SET_ADAPTER_SCALE_FN_MAPPING
+    scale_functions[GLIDEUNet2DConditionModel.__name__] = scale_functions[diffusers.UNet2DConditionModel.__name__]
+
+
 def _register_with_transformers() -> None:
     """Let `AutoModel` open our transformers models, and `AutoTokenizer` the tokenizers that lie beside them."""
     for config, model in ((GLIDETextConfig, GLIDETextEncoder), (NoisedCLIPConfig, NoisedCLIPModel)):
@@ -74,4 +96,7 @@ def _register_with_transformers() -> None:
 
 
 _register_with_diffusers()
+_register_with_auto_pipelines()
+_register_with_lora()
 _register_with_transformers()
+register_loaders(load_pipeline, load_network)

@@ -16,6 +16,7 @@ from .call import call_states
 from .pipeline_glide import GLIDEPipeline
 from .pipeline_glide_inpaint import GLIDEInpaintPipeline
 from .pipeline_output import GLIDEPipelineOutput
+from .two_stage import upsampler_without_defaults
 
 
 EXAMPLE_DOC_STRING = """
@@ -71,6 +72,7 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
     _exclude_from_cpu_offload = ["clip_model"]
     _optional_components = [*GLIDEPipeline._optional_components, "clip_tokenizer"]
 
+    @upsampler_without_defaults
     def __init__(
         self,
         tokenizer: GPT2Tokenizer,

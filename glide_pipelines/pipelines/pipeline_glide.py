@@ -134,7 +134,8 @@ class GLIDEPipeline(TwoStagePipeline):
                 [B, 3, h, w]` of a log-likelihood with respect to x_t, added to the score of the base stage; None
                 leaves a step as it is. [`CLIPGuidance`] is one.
             cross_attention_kwargs (`dict`, *optional*): Passed to the base UNet, such as `{"scale": 0.5}` of a LoRA.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, see [`GLIDEPipelineOutput`].
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`, see
+                [`GLIDEPipelineOutput`].
             return_dict (`bool`, defaults to `True`): False gives a tuple.
             callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep, tensors)` after
                 every step, `step` running over both stages (`pipe.num_timesteps` in all, `pipe.stage` tells which);

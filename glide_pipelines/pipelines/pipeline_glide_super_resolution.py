@@ -11,7 +11,6 @@ from typing import Any, Self
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import deprecate, replace_example_docstring
@@ -21,7 +20,9 @@ from ..images import common_size, load_images, one_per_sample, pad_to, to_tensor
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
 from ..sampling import CondFn, TiledUNet
 from ..sampling import scale_factor as scale_factor_of
+from ..single_file import GLIDESingleFileMixin
 from .input_checks import check_latents, check_multiple
+from .lora import GLIDELoraLoaderMixin
 from .pipeline_output import GLIDEPipelineOutput
 from .pipeline_utils import GLIDEPipelineBase
 
@@ -42,7 +43,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class GLIDESuperResolutionPipeline(GLIDEPipelineBase, StableDiffusionLoraLoaderMixin):
+class GLIDESuperResolutionPipeline(GLIDESingleFileMixin, GLIDELoraLoaderMixin, GLIDEPipelineBase):
     """GLIDE's upsampler on its own: a pipeline of one stage.
 
     Args:

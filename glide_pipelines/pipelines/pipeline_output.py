@@ -14,7 +14,8 @@ class GLIDEPipelineOutput(BaseOutput):
 
     Args:
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): As `output_type` asked for: a list of RGB
-            images, an array of shape `[B, H, W, 3]`, or a tensor of shape `[B, 3, H, W]`, both in [0, 1].
+            images, an array of shape `[B, H, W, 3]`, or a tensor of shape `[B, 3, H, W]`, both in [0, 1]. `"latent"`
+            is the sample of the last stage as it is, of shape `[B, 3, H, W]`, where images lie in [-1, 1].
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor

@@ -76,6 +76,8 @@ class GLIDEPipelineBase(PromptedPipeline):
     @property
     def guidance_scale(self) -> float | None:
         """Scale of classifier-free guidance in the running or the last call; read at every base step."""
+    # Components that `__init__` can do without.
+    _components_with_defaults: tuple[str, ...] = ()
         return getattr(call_states.last(self), "guidance_scale", None)
 
     @property
@@ -483,7 +485,8 @@ class GLIDEPipelineBase(PromptedPipeline):
         shared.update({name: pipeline.config[name] for name in options if name in pipeline.config})
         shared.update(kwargs)
         parameters = inspect.signature(cls.__init__).parameters.items()
-        missing = [name for name, p in parameters if p.default is p.empty and name not in {"self", *shared}]
+        needed = [name for name, p in parameters if p.default is p.empty and name not in cls._components_with_defaults]
+        missing = [name for name in needed if name not in {"self", *shared}]
         if missing:
             raise ValueError(
                 f"{type(pipeline).__name__} lacks what {cls.__name__} needs; "

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from transformers import GPT2Tokenizer
 
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
 from ..sampling import scale_factor
+from ..single_file import GLIDESingleFileMixin
+from .lora import GLIDELoraLoaderMixin
 from .pipeline_utils import GLIDEPipelineBase
 
 
-class TwoStagePipeline(GLIDEPipelineBase, StableDiffusionLoraLoaderMixin):
+UPSAMPLER = ("super_res_text_encoder", "super_res_unet", "super_res_scheduler")
+Init = TypeVar("Init", bound=Callable)
+
+
+def upsampler_without_defaults(init: Init) -> Init:
+    """Hide from who inspects an `__init__` that the components of the upsampler have a default.
+
+    `DiffusionPipeline.from_pretrained` takes what has a default for a setting, whatever the class that it opens says,
+    and loads the saved component over one that is given.
+    """
+    signature = inspect.signature(init)
+    parameters = [p.replace(default=p.empty) if p.name in UPSAMPLER else p for p in signature.parameters.values()]
+    init.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # of functions
+    return init
+
+
+class TwoStagePipeline(GLIDESingleFileMixin, GLIDELoraLoaderMixin, GLIDEPipelineBase):
     """A base stage and, optionally, an upsampler. Their components, all of which pipelines may share:
 
     Args:
@@ -43,16 +63,12 @@ class TwoStagePipeline(GLIDEPipelineBase, StableDiffusionLoraLoaderMixin):
     super_res_scheduler: SchedulerMixin | None
 
     model_cpu_offload_seq = "text_encoder->super_res_text_encoder->unet->super_res_unet"
-    _optional_components = [
-        "tokenizer",
-        "text_encoder",
-        "super_res_text_encoder",
-        "super_res_unet",
-        "super_res_scheduler",
-    ]
+    _optional_components = ["tokenizer", "text_encoder", *UPSAMPLER]
+    _components_with_defaults = UPSAMPLER
     _lora_loadable_modules = ["unet", "text_encoder"]
     _released_guidance_scale = 3.0
 
+    @upsampler_without_defaults
     def __init__(
         self,
         tokenizer: GPT2Tokenizer,

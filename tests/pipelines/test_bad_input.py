@@ -78,7 +78,7 @@ def pipe():
         ({"guidance_scale": float("nan")}, ValueError, "`guidance_scale` must be finite"),
         ({"eta": 2.0}, ValueError, "`eta` must lie between 0 and 1, got 2.0"),
         ({"upsample_temperature": -1}, ValueError, "`upsample_temperature`"),
-        ({"output_type": "jpg"}, ValueError, "`output_type` must be one of 'pil', 'np', 'pt', got 'jpg'"),
+        ({"output_type": "jpg"}, ValueError, "`output_type` must be one of 'pil', 'np', 'pt', 'latent', got 'jpg'"),
         ({"latents": torch.zeros(1, 3, 4, 4)}, ValueError, r"`latents` .*\[1, 3, 8, 8\], got \[1, 3, 4, 4\]"),
         ({"super_res_latents": torch.zeros(1, 3, 8, 8)}, ValueError, r"`super_res_latents` .*\[1, 3, 32, 32\]"),
         ({"latents": [0]}, TypeError, "`latents` must be a torch.Tensor"),

@@ -1,0 +1,112 @@
+"""LoRA adapters of a pipeline: those of diffusers, and those that PEFT saved for one network."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
+
+# What PEFT puts before the names of the weights that it saves.
+_PEFT_PREFIX = "base_model.model."
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
+
+class GLIDELoraLoaderMixin(StableDiffusionLoraLoaderMixin):
+    """`load_lora_weights` and its relatives, as in diffusers; adapters of a single network are loaded too."""
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Load LoRA weights into the UNet and the text encoder.
+
+        Args:
+            pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `dict`): A folder, a file, a Hub id or a
+                state dict, in the format of diffusers. Or an adapter of one network, as PEFT's `save_pretrained` and
+                diffusers' `save_lora_adapter` save it: it goes to the network that has the layers it names.
+            adapter_name (`str`, *optional*): A name for `set_adapters`; by default a number is counted up.
+            hotswap (`bool`, defaults to `False`): Whether to replace the loaded adapter of that name in place.
+            kwargs: As diffusers takes them, such as `weight_name` and `subfolder`.
+
+        Raises:
+            ValueError: if no layer of this pipeline is named.
+        """
+        source, options = pretrained_model_name_or_path_or_dict, dict(kwargs)
+        low_cpu_mem_usage = options.pop("low_cpu_mem_usage", False)
+        given = dict(source) if isinstance(source, dict) else source
+        state_dict, _, metadata = self.lora_state_dict(given, **options, return_lora_metadata=True)
+        if any(name.split(".")[0] in self._lora_loadable_modules for name in state_dict):
+            super().load_lora_weights(source, adapter_name, hotswap, **kwargs)
+            return
+        state_dict = {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in state_dict.items()}
+        component = self._owner_of({name.partition(".lora_")[0] for name in state_dict})
+        if component is None:
+            described = "the state dict" if isinstance(source, dict) else f"{str(source)!r}"
+            raise ValueError(
+                f"No LoRA for {type(self).__name__} in {described}: its names are those of layers in "
+                f"{' or '.join(f'`{name}`' for name in self._lora_loadable_modules)}, with that prefix or without; "
+                f"got {next(iter(state_dict), None)!r}."
+            )
+        if metadata is None and not isinstance(source, dict):
+            metadata = _peft_config(source, options)
+        load, argument = (
+            (self.load_lora_into_unet, "unet")
+            if component == self.unet_name
+            else (self.load_lora_into_text_encoder, "text_encoder")
+        )
+        load(
+            {f"{component}.{name}": tensor for name, tensor in state_dict.items()},
+            network_alphas=None,
+            metadata=None if metadata is None else {f"{component}.{name}": value for name, value in metadata.items()},
+            adapter_name=adapter_name,
+            hotswap=hotswap,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            _pipeline=self,
+            **{argument: getattr(self, component)},
+        )
+
+    def _owner_of(self, layers: set[str]) -> str | None:
+        """The component that has all of these layers."""
+        for name in self._lora_loadable_modules:
+            component = getattr(self, name, None)
+            if component is not None and layers and layers <= {layer for layer, _ in component.named_modules()}:
+                return name
+        return None
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save as any pipeline of diffusers.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): The folder.
+            args, kwargs: As `DiffusionPipeline.save_pretrained` takes them.
+
+        Raises:
+            ValueError: if a network holds LoRA adapters, without which its own weights would not be found again.
+        """
+        for name, component in self.components.items():
+            if isinstance(component, torch.nn.Module) and any(
+                layer.endswith(".base_layer") for layer, _ in component.named_modules()
+            ):
+                raise ValueError(
+                    f"`{name}` holds LoRA adapters, and a folder cannot: call `unload_lora_weights()` before, after "
+                    "`fuse_lora()` to keep their effect; `save_lora_weights` saves the adapters themselves."
+                )
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def _peft_config(source: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any] | None:
+    """The settings that PEFT saved beside an adapter; None where there are none."""
+    from peft import PeftConfig
+
+    folder = os.path.dirname(source) if os.path.isfile(source) else source
+    hub_options = {name: options[name] for name in _HUB_OPTIONS if options.get(name) is not None}
+    try:
+        return PeftConfig.from_pretrained(folder, subfolder=options.get("subfolder"), **hub_options).to_dict()
+    except ValueError:  # no adapter_config.json
+        return None
