@@ -20,13 +20,7 @@ from glide_pipelines import (
     GLIDETextEncoder,
     GLIDEUNet2DConditionModel,
 )
-from glide_pipelines.conversion import (
-    ConversionError,
-    convert_glide_to_diffusers,
-    load_network,
-    load_noised_clip,
-    load_pipeline,
-)
+from glide_pipelines.conversion import ConversionError, convert_glide_to_diffusers, load_noised_clip
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +74,21 @@ def run(pipe):
 def test_it_equals_the_converted_folder(files, tmp_path, pipeline, pair):
     base, upsampler = (files / f"{kind}.pt" for kind in pair)
     clip = clip_options(files) if pipeline is CLIPGuidedPipeline else {}
-    loaded = load_pipeline(pipeline, base, upsampler, **options(files, **clip))
+    loaded = pipeline.from_single_file(base, upsampler, **options(files, **clip))
     clip = {name if name not in ("clip_text", "clip_image") else f"{name}_checkpoint_path": clip[name] for name in clip}
     folder = convert_glide_to_diffusers(base, tmp_path / "glide", upsampler, **options(files, **clip))
     assert_same(loaded, pipeline.from_pretrained(folder))
 
 
 def test_an_upsampler_alone(files, tmp_path):
-    loaded = load_pipeline(GLIDESuperResolutionPipeline, files / "upsample.pt", **options(files))
+    loaded = GLIDESuperResolutionPipeline.from_single_file(files / "upsample.pt", **options(files))
     folder = convert_glide_to_diffusers(files / "base.pt", tmp_path / "glide", files / "upsample.pt", **options(files))
     assert_same(loaded, GLIDESuperResolutionPipeline.from_pretrained(folder))
     assert loaded.config.scale_factor == 2
 
 
 def test_a_base_model_alone(files):
-    loaded = load_pipeline(GLIDEPipeline, files / "base.pt", **options(files))
+    loaded = GLIDEPipeline.from_single_file(files / "base.pt", **options(files))
     assert loaded.super_res_unet is loaded.super_res_text_encoder is loaded.super_res_scheduler is None
     assert run(loaded).shape == (1, 16, 16, 3)
 
@@ -133,7 +127,7 @@ def test_safetensors_and_prefixes(files, tmp_path):
     state_dict = torch.load(files / "base.pt", weights_only=True)
     save_file({f"module.{key}": tensor for key, tensor in state_dict.items()}, tmp_path / "base.safetensors")
     foreign, released = (
-        load_pipeline(GLIDEPipeline, path, **options(files))
+        GLIDEPipeline.from_single_file(path, **options(files))
         for path in (tmp_path / "base.safetensors", files / "base.pt")
     )
     np.testing.assert_array_equal(run(foreign), run(released))
@@ -141,16 +135,15 @@ def test_safetensors_and_prefixes(files, tmp_path):
 
 def test_the_weights_outlive_the_file(files, tmp_path):
     path = write_checkpoint(tmp_path, seed=0)
-    loaded = load_pipeline(GLIDEPipeline, path, **options(files))
+    loaded = GLIDEPipeline.from_single_file(path, **options(files))
     with open(path, "r+b") as file:
         file.write(bytes(path.stat().st_size))
-    np.testing.assert_array_equal(run(loaded), run(load_pipeline(GLIDEPipeline, files / "base.pt", **options(files))))
+    np.testing.assert_array_equal(run(loaded), run(GLIDEPipeline.from_single_file(files / "base.pt", **options(files))))
 
 
 def test_dtype_and_components(files):
     scheduler = GLIDEDDIMScheduler(beta_schedule="squaredcos_cap_v2")
-    loaded = load_pipeline(
-        GLIDEPipeline,
+    loaded = GLIDEPipeline.from_single_file(
         files / "base.pt",
         **options(files, tokenizer=tiny_tokenizer(), scheduler=scheduler, dtype=torch.bfloat16, prompt_domain="shapes"),
     )
@@ -162,17 +155,20 @@ def test_dtype_and_components(files):
 @pytest.mark.parametrize("kind", ["base", "upsample-inpaint"])
 def test_networks(files, kind):
     heads = {name: OPTIONS[name] for name in ("attention_head_dim", "text_num_attention_heads")}
-    unet = load_network(GLIDEUNet2DConditionModel, files / f"{kind}.pt", **heads)
-    text_encoder = load_network(GLIDETextEncoder, files / f"{kind}.pt", **heads)
+    unet = GLIDEUNet2DConditionModel.from_single_file(files / f"{kind}.pt", **heads)
+    text_encoder = GLIDETextEncoder.from_single_file(files / f"{kind}.pt", **heads)
     base = "base-inpaint" if "inpaint" in kind else "base"
-    pipe = load_pipeline(GLIDEInpaintPipeline, files / f"{base}.pt", files / f"upsample{base[4:]}.pt", **options(files))
+    pipe = GLIDEInpaintPipeline.from_single_file(
+        files / f"{base}.pt", files / f"upsample{base[4:]}.pt", **options(files)
+    )
     prefix = "super_res_" if "upsample" in kind else ""
     for name, network in (("unet", unet), ("text_encoder", text_encoder)):
         weights = getattr(pipe, prefix + name).state_dict()
         assert all(torch.equal(tensor, weights[key]) for key, tensor in network.state_dict().items())
     assert unet.config.sample_size == (256 if prefix else 64)
     assert (
-        load_network(GLIDEUNet2DConditionModel, files / f"{kind}.pt", image_size=32, **heads).config.sample_size == 32
+        GLIDEUNet2DConditionModel.from_single_file(files / f"{kind}.pt", image_size=32, **heads).config.sample_size
+        == 32
     )
 
 
@@ -233,18 +229,18 @@ def test_a_wrong_file_is_named_before_anything_is_loaded(files, monkeypatch, pip
     }
     path = paths.pop("path", files / "base.pt")
     with pytest.raises(ConversionError, match=message):
-        load_pipeline(pipeline, path, **options(files, **paths))
+        pipeline.from_single_file(path, **options(files, **paths))
 
 
 def test_an_unknown_argument(files):
     with pytest.raises(TypeError, match=r"`GLIDEPipeline.from_single_file` has no argument 'super_res_unett'"):
-        load_pipeline(GLIDEPipeline, files / "base.pt", **options(files, super_res_unett=None))
+        GLIDEPipeline.from_single_file(files / "base.pt", **options(files, super_res_unett=None))
 
 
 def test_nan(files, tmp_path):
     state_dict = torch.load(files / "base.pt", weights_only=True)
     torch.save(state_dict | {"out.2.bias": torch.full((6,), torch.nan)}, tmp_path / "nan.pt")
     with pytest.raises(ConversionError, match=r"`pretrained_model_link_or_path` \(.*nan.pt\): 'out.2.bias' holds NaN"):
-        load_pipeline(GLIDEPipeline, tmp_path / "nan.pt", **options(files))
-    loaded = load_pipeline(GLIDEPipeline, tmp_path / "nan.pt", **options(files, allow_non_finite=True))
+        GLIDEPipeline.from_single_file(tmp_path / "nan.pt", **options(files))
+    loaded = GLIDEPipeline.from_single_file(tmp_path / "nan.pt", **options(files, allow_non_finite=True))
     assert loaded.unet.conv_out.bias.isnan().all()
