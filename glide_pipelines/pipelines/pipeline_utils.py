@@ -69,6 +69,8 @@ class GLIDEPipelineBase(PromptedPipeline):
 
     image_processor: VaeImageProcessor
 
+    # Components that `__init__` can do without.
+    _components_with_defaults: tuple[str, ...] = ()
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds", "pred_original_sample"]
 
     # -- properties that a callback may read, or change while the pipeline runs ---------------------------------------
@@ -76,8 +78,6 @@ class GLIDEPipelineBase(PromptedPipeline):
     @property
     def guidance_scale(self) -> float | None:
         """Scale of classifier-free guidance in the running or the last call; read at every base step."""
-    # Components that `__init__` can do without.
-    _components_with_defaults: tuple[str, ...] = ()
         return getattr(call_states.last(self), "guidance_scale", None)
 
     @property
