@@ -267,8 +267,8 @@ class GLIDESuperResolutionPipeline(GLIDESingleFileMixin, GLIDELoraLoaderMixin, G
 
     def _tiled(
         self, length: int, tile_size: int | None, tile_overlap: int | None
-    ) -> GLIDEUNet2DConditionModel | TiledUNet:
-        """The network itself where the image fits one tile, else the network in tiles."""
+    ) -> TiledUNet | None:
+        """The network in tiles; None where the image fits one tile."""
         tile_size = max(self.default_size) if tile_size is None else tile_size
         step = self.super_res_unet.size_multiple
         check_multiple("tile_size", tile_size, step)
@@ -280,8 +280,8 @@ class GLIDESuperResolutionPipeline(GLIDESingleFileMixin, GLIDELoraLoaderMixin, G
                 f"got {tile_overlap!r}."
             )
         if length <= tile_size:
-            return self.super_res_unet
-        return TiledUNet(self.super_res_unet, tile_size, int(tile_overlap), step)
+            return None
+        return TiledUNet(self._graphed(self.super_res_unet), tile_size, int(tile_overlap), step)
 
 
 def _either(name: str, value: Any, long_value: Any) -> Any:

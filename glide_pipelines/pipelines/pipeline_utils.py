@@ -23,6 +23,7 @@ from ..images import common_size, round_pixels
 from ..sampling import (
     CondFn,
     Constraint,
+    CUDAGraphs,
     Denoiser,
     KnownPixels,
     SchedulerRun,
@@ -138,6 +139,39 @@ class GLIDEPipelineBase(PromptedPipeline):
     def default_size(self) -> tuple[int, int]:
         """Height and width of the images that the last stage was trained on, in pixels."""
         return list(self.stages.values())[-1].sample_size
+
+    # -- speed --------------------------------------------------------------------------------------------------------
+
+    _cuda_graphs: CUDAGraphs | None = None
+
+    def enable_cuda_graphs(self, max_graphs: int = 8) -> None:
+        """Capture each pass of the UNets in a CUDA graph the first time, and replay it from then on.
+
+        The results are the same to rounding. It pays off where a pass is repeated: every shape of the inputs (size,
+        batch, with or without guidance) is captured once, which costs about as much as a few steps and memory of its
+        own. Changed weights and LoRA scales are noticed. Pipelines made by `from_pipe` share the graphs.
+
+        Args:
+            max_graphs (`int`, defaults to 8): Graphs to keep; the one that was not used for longest is dropped.
+
+        Raises:
+            ValueError: if a UNet is not on a CUDA device, is compiled, or has hooks that move or cast its weights.
+        """
+        check_positive_int("max_graphs", max_graphs)
+        graphs = CUDAGraphs(max_graphs)
+        for stage in self.stages.values():
+            reason = graphs.obstacle(stage.unet)
+            if reason is not None:
+                raise ValueError(f"`{stage.prefix}unet` cannot run in CUDA graphs: {reason}.")
+        self._cuda_graphs = graphs
+
+    def disable_cuda_graphs(self) -> None:
+        """Run the UNets without CUDA graphs again, and free the graphs."""
+        self._cuda_graphs = None
+
+    def _graphed(self, unet: Any) -> Any:
+        """The UNet in graphs, where they are enabled."""
+        return unet if self._cuda_graphs is None else self._cuda_graphs.of(unet)
 
     # -- one call -----------------------------------------------------------------------------------------------------
 
@@ -372,7 +406,7 @@ class GLIDEPipelineBase(PromptedPipeline):
         run, state = call.runs[stage.name], call.state
         is_first = stage.name == next(iter(call.runs))
         denoiser = Denoiser(
-            stage.unet if unet is None else unet,
+            self._graphed(stage.unet) if unet is None else unet,
             run,
             cond_fns=state.cond_fns if is_first else (),
             cross_attention_kwargs=call.cross_attention_kwargs if is_first else None,
@@ -493,6 +527,7 @@ class GLIDEPipelineBase(PromptedPipeline):
                 f"pass {', '.join(f'`{name}`' for name in missing)}."
             )
         composed = cls(**shared)
+        composed._cuda_graphs = getattr(pipeline, "_cuda_graphs", None)
         if dtype is not None:
             composed.to(dtype=dtype)
         return composed

@@ -2,6 +2,7 @@
 
 from .clip_guidance import CLIPGuidance, CLIPPrompt, clip_gradient, encode_clip_prompt
 from .denoiser import CondFn, Constraint, Denoiser, Prediction, classifier_free_guidance
+from .graphs import CUDAGraphs, GraphedUNet
 from .known_pixels import KnownPixels, keep_known, keep_low_res
 from .loop import Step, denoise, num_steps
 from .run import SchedulerRun
@@ -13,9 +14,11 @@ __all__ = [
     "STAGE_PREFIXES",
     "CLIPGuidance",
     "CLIPPrompt",
+    "CUDAGraphs",
     "CondFn",
     "Constraint",
     "Denoiser",
+    "GraphedUNet",
     "KnownPixels",
     "Prediction",
     "SchedulerRun",

@@ -1,0 +1,357 @@
+"""UNets in graphs: the same images as without, from passes that are captured once and only replayed from then on.
+
+On a CPU a tape of operators stands in for a CUDA graph. It has what makes graphs dangerous: what Python computed
+is fixed when it is captured, and so are the tensors that it reads and the one that it writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
+from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
+from tiny import CONTEXT, WIDTH, tiny_call, tiny_clip_pipeline, tiny_inpaint_pipeline, tiny_pipeline, tiny_unet
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline, GLIDESuperResolutionPipeline
+from glide_pipelines.sampling import CUDAGraphs
+
+
+class Tape(TorchDispatchMode):
+    """Records operators and the very tensors that they read and made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        # Python must not ask a tensor for its values, for which a graph cannot wait.
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        made = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, made))
+        return made
+
+    def play(self, output: torch.Tensor) -> torch.Tensor:
+        """Run all operators again; what the given output has become."""
+        again: dict[int, torch.Tensor] = {}
+
+        def current(value):
+            return again.get(id(value), value)
+
+        for func, args, kwargs, made in self.calls:
+            remade = func(*tree_map(current, args), **tree_map(current, kwargs))
+            again.update(zip(map(id, tree_leaves(made)), tree_leaves(remade), strict=True))
+        return again[id(output)]
+
+
+class TapeRecorder:
+    """Captures on a CPU."""
+
+    device_type = "cpu"
+
+    def __init__(self) -> None:
+        self.captured = 0
+        self.replayed = 0
+
+    def capture(self, function, device):
+        self.captured += 1
+        with Tape() as tape:
+            made = function()
+        output = made.clone()
+
+        def replay() -> None:
+            self.replayed += 1
+            output.copy_(tape.play(made))
+
+        return output, replay
+
+    def take_turn(self, device):
+        pass
+
+
+@pytest.fixture
+def recorder():
+    return TapeRecorder()
+
+
+@pytest.fixture
+def graphed(recorder):
+    """Enables graphs on a pipeline."""
+
+    def enable(pipe, max_graphs: int = 8):
+        pipe._cuda_graphs = CUDAGraphs(max_graphs, recorder)
+        return pipe
+
+    return enable
+
+
+def assert_equal_images(pipe, graphed, **call):
+    """The call gives the same images with graphs; returns them."""
+    pipe.disable_cuda_graphs()
+    expected = pipe(**tiny_call(**call)).images
+    images = graphed(pipe)(**tiny_call(**call)).images
+    np.testing.assert_allclose(images, expected, atol=1e-5)
+    return images
+
+
+def sample(pipe, recorder, **call):
+    """What a call of a pipeline with graphs gives, and how many passes it captured."""
+    before = recorder.captured
+    return pipe(**tiny_call(**call)).images, recorder.captured - before
+
+
+# -- what is captured --------------------------------------------------------------------------------------------------
+
+
+def test_each_stage_is_captured_once_and_replayed_at_every_step(graphed, recorder):
+    assert_equal_images(tiny_pipeline(), graphed, num_inference_steps=5, super_res_num_inference_steps=3)
+    assert (recorder.captured, recorder.replayed) == (2, 8)
+
+
+def test_another_prompt_is_replayed_another_size_captured(graphed, recorder):
+    pipe = graphed(tiny_pipeline())
+    first, _ = sample(pipe, recorder)
+    other, captured = sample(pipe, recorder, prompt="a blue square")
+    assert captured == 0
+    assert np.abs(first - other).max() > 1e-3
+    _, captured = sample(pipe, recorder, height=64, width=32)
+    assert captured == 2
+
+
+def test_the_graphs_that_are_kept_are_bounded(graphed, recorder):
+    pipe = graphed(tiny_pipeline(upsampler=False), max_graphs=2)
+    assert [sample(pipe, recorder, num_images_per_prompt=n)[1] for n in (1, 2, 1, 3, 1, 2)] == [1, 1, 0, 1, 0, 1]
+    assert len(pipe._cuda_graphs) == 2
+
+
+def test_what_stays_the_same_is_written_once(graphed, recorder):
+    unet = tiny_unet(6, 32)
+    run = CUDAGraphs(recorder=recorder).of(unet)
+    text, low_res = torch.randn(1, CONTEXT, WIDTH), torch.randn(1, 3, 8, 8)
+    copies = []
+
+    class CountCopies(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.copy_.default:
+                copies.append(tuple(args[1].shape))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        run(torch.randn(1, 3, 32, 32), torch.tensor(9), encoder_hidden_states=text, low_res=low_res)
+        (graph,) = run.graphs._graphs.values()
+        graph._replay = lambda: None  # only what is written before it is counted
+        with CountCopies():
+            run(torch.randn(1, 3, 32, 32), torch.tensor(8), encoder_hidden_states=text, low_res=low_res)
+            assert copies == [(1, 3, 32, 32), ()]
+            low_res.zero_()
+            run(torch.randn(1, 3, 32, 32), torch.tensor(7), encoder_hidden_states=text, low_res=low_res)
+    assert copies[2:] == [(1, 3, 32, 32), (), (1, 3, 8, 8)]
+
+
+def test_the_output_belongs_to_the_caller(recorder):
+    unet, text = CUDAGraphs(recorder=recorder).of(tiny_unet()), torch.randn(1, CONTEXT, WIDTH)
+    with torch.no_grad():
+        first = unet(torch.randn(1, 3, 8, 8), torch.tensor(9), encoder_hidden_states=text).sample
+        kept = first.clone()
+        unet(torch.randn(1, 3, 8, 8), torch.tensor(9), encoder_hidden_states=text)
+    assert first.equal(kept)
+
+
+# -- everything that a call can hold -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "scheduler", [EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler, DPMSolverMultistepScheduler]
+)
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_any_scheduler(scheduler, guidance_scale, graphed):
+    pipe = tiny_pipeline(upsampler=False)
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    assert_equal_images(pipe, graphed, num_inference_steps=6, guidance_scale=guidance_scale)
+
+
+@pytest.mark.parametrize("guider", [AdaptiveProjectedGuidance, ClassifierFreeGuidance])
+def test_a_guider_in_an_interval_runs_batches_of_two_and_of_one(guider, graphed, recorder):
+    pipe, interval = tiny_pipeline(upsampler=False), guider(guidance_scale=4.0, start=0.3, stop=0.7)
+    assert_equal_images(pipe, graphed, num_inference_steps=10, guider=interval)
+    assert recorder.captured == 2
+
+
+def test_a_gradient_of_clip(graphed):
+    assert_equal_images(tiny_clip_pipeline(), graphed, num_inference_steps=4)
+
+
+def test_known_pixels_in_both_modes(graphed):
+    image, mask = torch.rand(1, 3, 32, 32), torch.ones(1, 1, 32, 32)
+    mask[..., :16] = 0
+    for pipe in (tiny_inpaint_pipeline(), GLIDEInpaintPipeline.from_pipe(tiny_pipeline())):
+        pipe.set_progress_bar_config(disable=True)
+        assert_equal_images(pipe, graphed, image=image, mask_image=mask)
+
+
+def test_a_callback_changes_prompt_and_guidance(graphed):
+    def change(pipe, step, timestep, tensors):
+        if step == 1:
+            pipe._guidance_scale = 7.0
+            return {"prompt_embeds": tensors["prompt_embeds"] * 2}
+        if step == 2:
+            tensors["prompt_embeds"].mul_(-1)  # in place
+        return {}
+
+    names = ["latents", "prompt_embeds"]
+    call = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": names, "num_inference_steps": 5}
+    changed = assert_equal_images(tiny_pipeline(), graphed, **call)
+    assert np.abs(changed - tiny_pipeline()(**tiny_call(num_inference_steps=5)).images).max() > 1e-3
+
+
+def test_in_parts_and_in_tiles(graphed, recorder):
+    assert_equal_images(tiny_pipeline(), graphed, num_images_per_prompt=3, max_batch_size=2)
+    pipe = GLIDESuperResolutionPipeline.from_pipe(tiny_pipeline())
+    pipe.set_progress_bar_config(disable=True)
+    call = tiny_call(image=torch.rand(1, 3, 16, 16), tile_size=32)
+    del call["super_res_num_inference_steps"]
+    expected = pipe(**call | {"generator": torch.Generator().manual_seed(0)}).images
+    before = recorder.captured
+    images = graphed(pipe)(**call | {"generator": torch.Generator().manual_seed(0)}).images
+    np.testing.assert_allclose(images, expected, atol=1e-5)
+    assert recorder.captured - before == 1  # tiles have one size
+
+
+def test_threads_share_the_graphs_of_a_pipeline(graphed, recorder):
+    pipe = tiny_pipeline()
+    prompts = ["a red circle", "a blue square", "a green star"]
+    expected = [pipe(**tiny_call(prompt=prompt)).images for prompt in prompts]
+    graphed(pipe)
+    images = [None] * 3
+
+    def run(index):
+        images[index] = pipe(**tiny_call(prompt=prompts[index])).images
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_allclose(images, expected, atol=1e-5)
+    assert recorder.captured == 2
+
+
+def test_inference_mode_before_and_after(graphed):
+    pipe = tiny_pipeline()
+    expected = pipe(**tiny_call()).images
+    graphed(pipe)
+    with torch.inference_mode():
+        np.testing.assert_allclose(pipe(**tiny_call()).images, expected, atol=1e-5)
+    np.testing.assert_allclose(pipe(**tiny_call()).images, expected, atol=1e-5)
+
+
+# -- weights that change -----------------------------------------------------------------------------------------------
+
+
+def test_weights_changed_in_place_need_no_new_graph(graphed, recorder):
+    pipe = graphed(tiny_pipeline(upsampler=False))
+    before, _ = sample(pipe, recorder)
+    with torch.no_grad():
+        pipe.unet.conv_in.weight.mul_(1.5)
+    after, captured = sample(pipe, recorder)
+    assert captured == 0
+    assert np.abs(before - after).max() > 1e-3
+    assert_equal_images(pipe, graphed)
+
+
+def test_weights_that_were_replaced_are_captured_again(graphed, recorder):
+    pipe = graphed(tiny_pipeline(upsampler=False))
+    sample(pipe, recorder)
+    pipe.to(torch.bfloat16)
+    assert sample(pipe, recorder)[1] == 1
+    pipe.to(torch.float32)
+    assert sample(pipe, recorder)[1] == 1
+    pipe.unet.conv_in.weight = torch.nn.Parameter(2 * pipe.unet.conv_in.weight)
+    images, captured = sample(pipe, recorder)
+    assert captured == 1
+    pipe.disable_cuda_graphs()
+    np.testing.assert_allclose(images, pipe(**tiny_call()).images, atol=1e-5)
+
+
+def test_a_lora_and_its_scale(graphed, recorder):
+    peft = pytest.importorskip("peft")
+    pipe = tiny_pipeline(upsampler=False)
+    graphed(pipe)
+    plain, _ = sample(pipe, recorder)
+    pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "add_k_proj"], init_lora_weights=False))
+    seen = [plain]
+    for scale in (None, 0.5, 0.0):
+        call = {} if scale is None else {"cross_attention_kwargs": {"scale": scale}}
+        images, captured = sample(pipe, recorder, **call)
+        assert captured == 1
+        assert sample(pipe, recorder, **call)[1] == 0
+        seen.append(images)
+    pipe.unet.set_adapters("default", 0.25)
+    seen.append(sample(pipe, recorder)[0])
+    pipe.unet.disable_lora()
+    seen.append(sample(pipe, recorder)[0])
+    different = [np.abs(images - plain).max() > 1e-4 for images in seen]
+    assert different == [False, True, True, False, True, False]
+
+
+# -- where graphs cannot be --------------------------------------------------------------------------------------------
+
+
+def test_a_pipeline_on_a_cpu_is_refused():
+    with pytest.raises(ValueError, match="`unet` cannot run in CUDA graphs: it is on the device 'cpu'"):
+        tiny_pipeline().enable_cuda_graphs()
+    with pytest.raises(ValueError, match="`max_graphs` must be 1 or more"):
+        tiny_pipeline().enable_cuda_graphs(max_graphs=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda pipe: pipe.enable_model_cpu_offload(device="cpu"), "hooks move or cast its weights"),
+        (lambda pipe: pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32), "hooks move or cast"),
+        # As `compile` leaves it, without the compiler's seconds.
+        (lambda pipe: setattr(pipe.unet, "_compiled_call_impl", pipe.unet._call_impl), "it is compiled"),
+    ],
+)
+def test_what_comes_in_the_way_later_is_told_and_the_unet_runs_as_before(change, reason, graphed, recorder, caplog):
+    pipe = graphed(tiny_pipeline(upsampler=False))
+    change(pipe)
+    with caplog.at_level(logging.WARNING, "glide_pipelines"):
+        sample(pipe, recorder)
+    assert recorder.captured == 0
+    assert [f"runs without CUDA graphs: {reason}" in text for text in caplog.messages] == [True]
+
+
+def test_a_pass_that_cannot_be_captured_runs_without_a_graph(graphed, recorder, monkeypatch, caplog):
+    def fail(function, device):
+        raise torch.OutOfMemoryError("out of\nmemory")
+
+    pipe = tiny_pipeline(upsampler=False)
+    expected = pipe(**tiny_call()).images
+    monkeypatch.setattr(recorder, "capture", fail)
+    with caplog.at_level(logging.WARNING, "glide_pipelines"):
+        np.testing.assert_array_equal(graphed(pipe)(**tiny_call()).images, expected)
+    assert len(caplog.messages) == 1
+    assert "cannot be captured: out of memory" in caplog.messages[0]
+    assert len(pipe._cuda_graphs) == 0
+
+
+def test_gradients_flow_past_graphs(recorder):
+    unet, text = CUDAGraphs(recorder=recorder).of(tiny_unet()), torch.randn(1, CONTEXT, WIDTH)
+    sample = torch.randn(1, 3, 8, 8, requires_grad=True)
+    unet(sample, torch.tensor(9), encoder_hidden_states=text).sample.sum().backward()
+    assert sample.grad is not None
+    assert recorder.captured == 0
+
+
+def test_pipelines_over_the_same_components_share_the_graphs(graphed, recorder):
+    pipe = graphed(tiny_pipeline())
+    sample(pipe, recorder)
+    other = GLIDEImg2ImgPipeline.from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    assert sample(other, recorder, image=torch.rand(1, 3, 32, 32))[1] == 0
