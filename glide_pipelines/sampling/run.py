@@ -70,20 +70,23 @@ class SchedulerRun:
         offered = {"generator": generator, "eta": eta, "use_clipped_model_output": True}
         self._step_kwargs = {name: value for name, value in offered.items() if name in parameters}
         try:
-            steps = self._set_timesteps(num_inference_steps, timesteps, default, device)
+            steps = self._set_timesteps(num_inference_steps, timesteps, default)
         except ValueError as error:
             # The scheduler speaks of its own arguments; say which of the pipeline's is meant.
             message = re.sub(r"\b(num_inference_steps|timesteps)(?=[`=])", rf"{prefix}\1", str(error))
             raise ValueError(message) from None
         self._first = self._skip(steps, strength)
-        # Read once: asking a tensor on an accelerator for its values inside the loop would wait for it.
         self._timestep_values: list[float] = self.scheduler.timesteps.tolist()
         if any(math.isnan(value) for value in self._timestep_values):
             raise ValueError(
                 f"`{prefix}num_inference_steps`: {type(scheduler).__name__} makes timesteps that are not numbers of "
                 f"{steps} steps on this noise schedule; choose more steps, or another scheduler."
             )
-        self.timesteps: torch.Tensor = self.scheduler.timesteps[self._first :]
+        # The scheduler keeps its own on the CPU: some ask them for their values at every step, and would wait for an
+        # accelerator.
+        own = self.scheduler.timesteps[self._first :]
+        # MPS has no float64.
+        self.timesteps = own.to(device, torch.float32 if own.is_floating_point() else own.dtype)
         self.init_noise_sigma = self.scheduler.init_noise_sigma
         if isinstance(self.scheduler, GLIDEScheduler):
             self.process = self.scheduler.process
@@ -101,6 +104,9 @@ class SchedulerRun:
         """The timestep at an index into the run, of shape `[]`, on the run's device."""
         return self.timesteps[index]
 
+    def _own_timestep(self, index: int) -> torch.Tensor:
+        return self.scheduler.timesteps[self._first + index]
+
     def timestep_value(self, index: int) -> float:
         """The timestep at an index into the run, as a number."""
         return self._timestep_values[self._first + index]
@@ -111,11 +117,11 @@ class SchedulerRun:
 
     def scale_model_input(self, sample: torch.Tensor, index: int) -> torch.Tensor:
         """x_t, the variance-preserving sample that the model sees, from the scheduler's own sample."""
-        return self.scheduler.scale_model_input(sample, self.timestep(index))
+        return self.scheduler.scale_model_input(sample, self._own_timestep(index))
 
     def add_noise(self, x_start: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
         """A clean image with the noise of a step, in the scheduler's own scale."""
-        timesteps = self.timestep(index).reshape(1).expand(x_start.shape[0])
+        timesteps = self._own_timestep(index).reshape(1).expand(x_start.shape[0])
         return self.scheduler.add_noise(x_start, noise, timesteps)
 
     def undo_step(self, sample: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
@@ -156,9 +162,8 @@ class SchedulerRun:
         model_output = noise_pred
         if self._takes_variance and prediction.model_variance is not None:
             model_output = torch.cat([noise_pred, prediction.model_variance], dim=1)
-        return self.scheduler.step(model_output, self.timestep(index), sample, **self._step_kwargs, return_dict=False)[
-            0
-        ]
+        timestep = self._own_timestep(index)
+        return self.scheduler.step(model_output, timestep, sample, **self._step_kwargs, return_dict=False)[0]
 
     @property
     def _takes_variance(self) -> bool:
@@ -174,7 +179,6 @@ class SchedulerRun:
         count: int | None,
         timesteps: str | Sequence[int] | None,
         default: str,
-        device: torch.device | str | None,
     ) -> int:
         """Returns how many steps were asked for: not every scheduler keeps the number of a list of timesteps."""
         total = self.scheduler.config.num_train_timesteps
@@ -183,7 +187,7 @@ class SchedulerRun:
         if timesteps is None:
             count = len(space_timesteps(default, total)) if count is None else count
             count = check_num_inference_steps(count, total)
-            self.scheduler.set_timesteps(count, device=device)
+            self.scheduler.set_timesteps(count)
             return count
         if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
             raise ValueError(
@@ -193,7 +197,7 @@ class SchedulerRun:
         if isinstance(timesteps, str):
             timesteps = space_timesteps(timesteps, total)
         kept = check_timesteps(timesteps, total)
-        self.scheduler.set_timesteps(timesteps=kept, device=device)
+        self.scheduler.set_timesteps(timesteps=kept)
         return len(kept)
 
     def _skip(self, steps: int, strength: float) -> int:

@@ -6,9 +6,10 @@ import diffusers
 import pytest
 import torch
 from denoising import take_step
+from tiny import CONTEXT, WIDTH, tiny_unet
 
 from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler
-from glide_pipelines.sampling import SchedulerRun
+from glide_pipelines.sampling import Denoiser, KnownPixels, SchedulerRun, classifier_free_guidance, denoise
 
 
 STOCK = [
@@ -232,3 +233,18 @@ def test_the_runge_kutta_start_of_pndm_is_not_cut():
     assert len(SchedulerRun(scheduler, num_inference_steps=10)) == 19
     with pytest.raises(ValueError, match=r"`strength` 0.5 cannot cut .* `skip_prk_steps=True`"):
         SchedulerRun(scheduler, num_inference_steps=10, strength=0.5)
+
+
+@pytest.mark.parametrize("name", [*STOCK, "PNDMScheduler", "EulerDiscreteScheduler", "GLIDEDDPMScheduler"])
+@torch.no_grad()
+def test_no_step_waits_for_the_device(name):
+    # Tensors on "meta" have no values: asking them for one, for which an accelerator would be waited for, is an error.
+    glide = GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    scheduler = glide if name == "GLIDEDDPMScheduler" else getattr(diffusers, name).from_config(glide.config)
+    run = SchedulerRun(scheduler, 4, device="meta")
+    text, image, mask = (
+        torch.empty(*shape, device="meta") for shape in ((1, CONTEXT, WIDTH), (1, 3, 8, 8), (1, 1, 8, 8))
+    )
+    denoiser = Denoiser(tiny_unet().to("meta"), run, text, text, classifier_free_guidance(3.0))
+    for step in denoise(denoiser, run, image, KnownPixels(image, mask)):
+        assert step.timestep.device == step.sample.device == torch.device("meta")
