@@ -26,7 +26,7 @@ RELEASED_FILES = {
 }
 # By the same names, where the SHA-256 of the file is known. OpenAI has published none.
 RELEASED_SHA256: dict[str, str] = {}
-# The size is told for the bytes that are sent, so they must be those of the file.
+# The announced size is that of the bytes that are sent, so they must not be compressed.
 _HEADERS = {"Accept-Encoding": "identity"}
 
 

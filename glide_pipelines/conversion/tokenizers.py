@@ -80,7 +80,7 @@ def load_clip_tokenizer(
         tokenizer = _load(CLIPTokenizer, name_or_path, "CLIP", model_max_length=context)
     # What the vocabulary lacks has been added behind it; GPT-2 has one token for both.
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if start == end or max(start, end) >= tokenizer.vocab_size:
+    if start is None or end is None or start == end or max(start, end) >= tokenizer.vocab_size:
         raise ConversionError("the files are no CLIP tokenizer (there is no start or no end token among the entries)")
     if len(tokenizer) > vocab_size:
         raise ConversionError(
@@ -120,8 +120,8 @@ def _folder(name_or_path: str | Path) -> Path:
         return Path(snapshot_download(str(name_or_path), allow_patterns=_FILES[0]))
     except Exception as error:  # no such repository, no network, no valid name
         raise ConversionError(
-            "there is no such folder, and it cannot be had from the Hugging Face Hub; give a folder with vocab.json "
-            f"and merges.txt, or a repository on the Hub ({_first_line(error)})"
+            "there is no such folder, and it cannot be fetched from the Hugging Face Hub; give a folder with "
+            f"vocab.json and merges.txt, or a repository on the Hub ({_first_line(error)})"
         ) from error
 
 

@@ -146,6 +146,14 @@ def in_itself():
     return content
 
 
+def multiplied():
+    """A few hundred references, which lead to the innermost dictionary in 100 ** 4 ways."""
+    content = {"step": 1}
+    for _ in range(4):
+        content = {str(number): content for number in range(100)}
+    return content
+
+
 def without(state_dict, prefix):
     return {key: tensor for key, tensor in state_dict.items() if not key.startswith(prefix)}
 
@@ -157,6 +165,7 @@ CONTENTS = {
     "a training checkpoint of another model": lambda state_dict: {"step": 1, "model": {"layer.weight": torch.zeros(2)}},
     "a training checkpoint without a model": lambda state_dict: {"step": 10, "optimizer": {"lr": 0.1}},
     "a dictionary in itself": lambda state_dict: in_itself(),
+    "a dictionary a hundred million times": lambda state_dict: multiplied(),
     "several models": lambda state_dict: {"first": state_dict, "second": small_state_dict(seed=1)},
     "an upsampler in a training checkpoint": lambda state_dict: {"state_dict": small_state_dict("upsample")},
     "names with and without a prefix": lambda state_dict: state_dict | {"module.out.2.bias": torch.zeros(6)},
@@ -207,6 +216,7 @@ MESSAGES = {
     "numbers beside the tensors": "a plain state dict is needed .*, the file holds a int under 'step'",
     "a training checkpoint of another model": "the checkpoint of another model .*'layer.weight'.*where base or",
     "a training checkpoint without a model": "no state dict .*: the file holds a int under 'step', where base or",
+    "a dictionary a hundred million times": "no state dict .*: the file holds a dict under '0'",
     "a dictionary in itself": "no state dict .*: the file holds a dict under 'model'",
     "several models": "holds several models, under 'first', 'second': save the wanted one in a file of its own",
     "an upsampler in a training checkpoint": "this is GLIDE's upsample, where base or base-inpaint is needed",

@@ -99,13 +99,13 @@ def test_the_folder_is_what_the_pipeline_itself_would_save(folder, tmp_path):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_the_converted_pipeline_draws(folder, pair):
+def test_the_converted_pipeline_generates(folder, pair):
     pipe = CLIPGuidedPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    picture = {}
+    image = {}
     if "inpaint" in pair[0]:
-        picture = {"image": np.zeros((32, 32, 3), np.float32), "mask_image": np.ones((32, 32), np.float32)}
-    guided, unguided = (pipe(**tiny_call(**picture, clip_guidance_scale=scale)).images for scale in (30.0, 0.0))
+        image = {"image": np.zeros((32, 32, 3), np.float32), "mask_image": np.ones((32, 32), np.float32)}
+    guided, unguided = (pipe(**tiny_call(**image, clip_guidance_scale=scale)).images for scale in (30.0, 0.0))
     assert guided.shape == (1, 32, 32, 3)
     assert not np.allclose(guided, unguided, atol=1e-3)
 
@@ -120,7 +120,7 @@ def test_the_way_back_is_exact(files, folder, tmp_path):
             assert result[key].dtype == tensor.dtype and torch.equal(result[key], tensor), key
 
 
-def test_a_scale_that_the_files_cannot_hold_is_told(folder, tmp_path, caplog):
+def test_a_scale_that_the_files_cannot_hold_gets_a_warning(folder, tmp_path, caplog):
     pipe = CLIPGuidedPipeline.from_pretrained(folder)
     pipe.clip_model.logit_scale.data.fill_(np.log(20))
     pipe.save_pretrained(tmp_path / "tuned")

@@ -88,13 +88,13 @@ def test_schedulers_are_those_of_the_release(folder, pair):
     assert pipe.super_res_scheduler.config.beta_schedule == "linear"
 
 
-def test_the_converted_pipeline_draws(folder, pair):
+def test_the_converted_pipeline_generates(folder, pair):
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    picture = {}
+    image = {}
     if "inpaint" in pair[0]:
-        picture = {"image": np.zeros((32, 32, 3), np.float32), "mask_image": np.ones((32, 32), np.float32)}
-    assert pipe(**tiny_call(**picture)).images.shape == (1, 32, 32, 3)
+        image = {"image": np.zeros((32, 32, 3), np.float32), "mask_image": np.ones((32, 32), np.float32)}
+    assert pipe(**tiny_call(**image)).images.shape == (1, 32, 32, 3)
 
 
 def test_a_base_model_alone(files, tmp_path):

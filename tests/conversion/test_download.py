@@ -19,7 +19,7 @@ from glide_pipelines.conversion.download import RELEASED_SHA256, find_checkpoint
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `content` under every address, and misbehaves as told."""
+    """Serves `content` under every address, and misbehaves on request."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)

@@ -81,7 +81,7 @@ def test_safetensors_of_any_ending(tmp_path, name, ending):
         ("the base of a pair", logging.WARNING, "took the weights under 'base', and left out 'upsampler'."),
     ],
 )
-def test_what_was_taken_is_told(tmp_path, caplog, name, level, message):
+def test_what_was_taken_is_logged(tmp_path, caplog, name, level, message):
     caplog.set_level(logging.INFO, logger="glide_pipelines")
     torch.save(WRAPPED[name][0], tmp_path / "file.pt")
     open_checkpoint(tmp_path / "file.pt", ("base",))

@@ -64,7 +64,7 @@ def test_a_repository_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert len(load_tokenizer("openai-community/gpt2", CONTEXT, VOCAB)) == VOCAB
     with pytest.raises(
-        ConversionError, match="there is no such folder, and it cannot be had from the Hugging Face Hub"
+        ConversionError, match="there is no such folder, and it cannot be fetched from the Hugging Face Hub"
     ):
         load_tokenizer("openai-community/gpt3", CONTEXT, VOCAB)
 
