@@ -95,4 +95,6 @@ def test_the_clip_knows_captions_and_guides_to_them():
 
 def test_every_one_has_a_card():
     for name in ("text-to-image", "inpaint", "noised-clip"):
-        assert "## What it can do" in Path(shapes_checkpoint(name), "README.md").read_text(encoding="utf-8")
+        card = Path(shapes_checkpoint(name), "README.md").read_text(encoding="utf-8")
+        assert "## What it can do" in card
+        assert "## Use\n\n```bash\npip install glide-pipelines\n```\n\n```python" in card

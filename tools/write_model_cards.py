@@ -26,9 +26,10 @@ from glide_pipelines.shapes.retrieval import retrieval_table
 LICENCE = "Apache-2.0, as the package that it ships with."
 DATA = """\
 Images of the shapes world, rendered while it trained and never twice: one to three objects of six shapes, eight colours
-and two sizes on three backgrounds, with a caption that leaves some of this unsaid. One combination of objects and
+and two sizes on three backgrounds, with a caption that leaves some of this unstated. One combination of objects and
 background in ten was kept back; the figures below are on those."""
 SAMPLES = {"Samples": "![Images that it generated](samples.png)"}
+INSTALL = "```bash\npip install glide-pipelines\n```\n\n"
 COMMAND = "How it was trained, command by command: `docs/shapes_training.md` of glide-pipelines."
 
 
@@ -38,7 +39,7 @@ def text_to_image(results: dict[str, Any]) -> dict[str, str]:
         "": "GLIDE at the size of a laptop: a base model that generates 32 x 32 pixels from a caption and an upsampler "
         "to 128 x 128, trained from scratch on a world of coloured shapes. Made to learn and to measure on: it knows "
         "nothing but these shapes.",
-        "Use": "```python\nfrom glide_pipelines import GLIDEPipeline, shapes_checkpoint\n\n"
+        "Use": f"{INSTALL}```python\nfrom glide_pipelines import GLIDEPipeline, shapes_checkpoint\n\n"
         "pipe = GLIDEPipeline.from_pretrained(shapes_checkpoint())\n"
         'pipe("a red circle above a blue square").images[0].save("image.png")\n```',
         "What it was trained on": f"{DATA} {COMMAND}",
@@ -55,7 +56,7 @@ def inpaint(results: dict[str, Any]) -> dict[str, str]:
     return {
         "": "GLIDE's inpainting models at the size of a laptop: the text-to-image pair of the shapes world, "
         "trained on to fill a masked region of an image so that it fits a caption of the whole.",
-        "Use": "```python\nfrom diffusers.utils import load_image\n\n"
+        "Use": f"{INSTALL}```python\nfrom diffusers.utils import load_image\n\n"
         "from glide_pipelines import GLIDEInpaintPipeline, shapes_checkpoint\n\n"
         'image, mask = load_image("image.png"), load_image("mask.png")  # white in the mask is repainted\n'
         'pipe = GLIDEInpaintPipeline.from_pretrained(shapes_checkpoint("inpaint"))\n'
@@ -73,7 +74,7 @@ def noised_clip(results: dict[str, Any]) -> dict[str, str]:
     return {
         "": "A CLIP that was trained on noised images of the shapes world: it says how well x_t fits a caption, and "
         "its gradient guides the text-to-image checkpoint beside it.",
-        "Use": "```python\nfrom glide_pipelines import CLIPGuidedPipeline, GLIDEPipeline, NoisedCLIPModel, "
+        "Use": f"{INSTALL}```python\nfrom glide_pipelines import CLIPGuidedPipeline, GLIDEPipeline, NoisedCLIPModel, "
         "shapes_checkpoint\nfrom transformers import GPT2Tokenizer\n\n"
         'folder = shapes_checkpoint("noised-clip")\n'
         "clip = {\n"
@@ -85,7 +86,7 @@ def noised_clip(results: dict[str, Any]) -> dict[str, str]:
         "What it was trained on": f"{DATA} The images are noised by the base model's linear schedule. {COMMAND}",
         "What it can do": "Which caption it finds nearest to a noised image, on held-out scenes. A full caption says "
         "shape, colour and size of every object and the background; the ideal observer picks among these by Bayes' "
-        "rule, knowing how the world renders: no network is right more often. The other captions leave things unsaid, "
+        "rule, knowing how the world renders: no network is right more often. The other captions leave things unstated, "
         f"so that several may be true of an image.\n\n{retrieval_table(results['timesteps'])}",
         "What it cannot do": "Captions in other words than the world's own, and images of anything else.",
     }

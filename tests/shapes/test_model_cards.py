@@ -58,6 +58,7 @@ def test_a_card_holds_its_figures_and_what_the_hub_asks(tmp_path, name, task, sh
     assert shown in card.text
     for heading in ("Use", "What it was trained on", "What it can do", "What it cannot do", "Licence"):
         assert f"## {heading}\n" in card.text
+    assert "## Use\n\n```bash\npip install glide-pipelines\n```\n\n```python" in card.text
     code = card.text.split("```python")[1].split("```")[0]
     compile(code, name, "exec")
 
