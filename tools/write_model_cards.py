@@ -86,7 +86,7 @@ def noised_clip(results: dict[str, Any]) -> dict[str, str]:
         "What it was trained on": f"{DATA} The images are noised by the base model's linear schedule. {COMMAND}",
         "What it can do": "Which caption it finds nearest to a noised image, on held-out scenes. A full caption says "
         "shape, colour and size of every object and the background; the ideal observer picks among these by Bayes' "
-        "rule, knowing how the world renders: no network is right more often. The other captions leave things unstated, "
+        "rule, knowing how the world renders: no network is right more often. The other captions state less, "
         f"so that several may be true of an image.\n\n{retrieval_table(results['timesteps'])}",
         "What it cannot do": "Captions in other words than the world's own, and images of anything else.",
     }

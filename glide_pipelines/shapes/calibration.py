@@ -40,7 +40,7 @@ def alter(caption: Caption, scene: Scene, attribute: str, rng: np.random.Generat
         rng (`np.random.Generator`): Chooses the object and the new value.
 
     Returns:
-        `Caption`, *optional*: `None` where the attribute is unsaid, or where the changed caption would still be true
+        `Caption`, *optional*: `None` where the attribute is unstated, or where the changed caption would still be true
         (or nearly: a place is changed to one that is clearly elsewhere).
     """
     objects = caption.objects

@@ -24,7 +24,7 @@ from .scene import (
 @dataclass(frozen=True)
 class Mention:
     """
-    What a caption says of one object; `None` is unsaid.
+    What a caption says of one object; `None` is unstated.
 
     Args:
         shape (`str`, *optional*): One of `SHAPES`.
@@ -77,7 +77,7 @@ class Caption:
 
 def describe(scene: Scene, rng: np.random.Generator) -> Caption:
     """
-    Samples a caption that is clearly true of the scene, with some attributes left unsaid.
+    Samples a caption that is clearly true of the scene, with some attributes left unstated.
 
     Args:
         scene (`Scene`): What to describe.

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from PIL import Image, ImageOps
+
 from ..evaluation.generation import generators, in_batches
 from ..evaluation.statistics import mean_and_error, per_cent, rate
 from ..markdown import markdown_table
 from ..pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline
 from .edits import Edit, EditVerdict, judge_edit
 from .render import render
+from .scene import BACKGROUNDS
 
 
 # Rows of the table, each with the answers that it takes from a verdict.
@@ -60,6 +63,7 @@ def judge_edits(
     seed: int,
     batch_size: int,
     masked: bool,
+    size: tuple[int, int] | None = None,
     **call: Any,
 ) -> dict[str, dict]:
     """
@@ -67,25 +71,40 @@ def judge_edits(
     from the same noise.
 
     Args:
-        pipe ([`GLIDEInpaintPipeline`] or [`GLIDEImg2ImgPipeline`]): Called with captions and images of its own size.
+        pipe ([`GLIDEInpaintPipeline`] or [`GLIDEImg2ImgPipeline`]): Called with captions and images.
         edits (`Sequence[Edit]`): What to ask for.
         seed (`int`): Of the first image; each image takes the next one.
         batch_size (`int`): Images at a time.
         masked (`bool`): Whether the pipeline takes a mask.
+        size (`tuple[int, int]`, *optional*): Height and width of the images, by default the pipeline's own: the scene
+            in the middle, as large as it fits, with its background around it. The middle is judged.
         call: Further arguments of the pipeline's call, such as `strength`.
 
     Returns:
         `dict`: as [`edit_figures`] gives it.
     """
-    size = pipe.default_size[0]
+    size = pipe.default_size if size is None else size
+    side = min(size)
     verdicts: list[EditVerdict] = []
     for start, batch in in_batches(edits, batch_size):
-        before = [render(edit.scene, size) for edit in batch]
-        masks = {"mask_image": [edit.mask(size) for edit in batch]} if masked else {}
+        before = [_framed(render(edit.scene, side), size, BACKGROUNDS[edit.scene.background]) for edit in batch]
+        masks = {"mask_image": [_framed(edit.mask(side), size, 0) for edit in batch]} if masked else {}
         prompts = [str(edit.caption) for edit in batch]
         after = pipe(prompts, image=before, generator=generators(seed + start, len(batch)), **masks, **call).images
-        verdicts += map(judge_edit, batch, before, after)
+        verdicts += map(judge_edit, batch, map(_middle, before), map(_middle, after))
     return edit_figures(verdicts)
+
+
+def _framed(image: Image.Image, size: tuple[int, int], colour: int | tuple[int, int, int]) -> Image.Image:
+    """A square image in the middle of one of that height and width."""
+    framed = Image.new(image.mode, size[::-1], colour)
+    framed.paste(image, ((size[1] - image.width) // 2, (size[0] - image.height) // 2))
+    return framed
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """The largest square in the middle."""
+    return ImageOps.fit(image, (min(image.size),) * 2)
 
 
 def edit_table(columns: dict[str, dict[str, dict]]) -> str:

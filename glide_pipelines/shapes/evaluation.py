@@ -1,4 +1,4 @@
-"""Measures a model of the shapes world: accuracy by attribute, diversity of what is unsaid, the upsampler alone."""
+"""Measures a model of the shapes world: accuracy by attribute, diversity of what is unstated, the upsampler alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..pipelines import GLIDEPipeline, GLIDESuperResolutionPipeline
 from .dataset import Example
 from .detect import MIN_SIZE
 from .render import render, render_sizes
-from .tally import ATTRIBUTES, UNSAID, WHOLE, Figures, Tally
+from .tally import ATTRIBUTES, UNSTATED, WHOLE, Figures, Tally
 
 
 def judge_renders(examples: Sequence[Example], size: int) -> Figures:
@@ -128,10 +128,10 @@ def guidance_table(results: dict[str, Any]) -> str:
         return markdown_table([title, "cases", *columns], rows)
 
     accuracy = {name: name for name in (*ATTRIBUTES, *WHOLE)}
-    diversity = {name: f"{name} (at most {math.log2(count):.2f})" for name, count in UNSAID.items()}
+    diversity = {name: f"{name} (at most {math.log2(count):.2f})" for name, count in UNSTATED.items()}
     sections = [
         section("accuracy", "right, per cent", accuracy, per_cent),
-        section("diversity", "spread of the unsaid, bits", diversity, lambda spread: f"{spread['bits']:.2f}"),
+        section("diversity", "spread of unstated attributes, bits", diversity, lambda spread: f"{spread['bits']:.2f}"),
     ]
     if upsampler := results.get("upsampler"):
         sections.append(

@@ -18,7 +18,7 @@ _MAX_COMPARED = 6  # of more objects than this, the largest are compared with th
 @dataclass(frozen=True)
 class ObjectVerdict:
     """
-    Whether each said attribute of one object is right; `None` is unsaid.
+    Whether each said attribute of one object is right; `None` is unstated.
 
     Args:
         found (`Found`, *optional*): The object of the image that was taken for it; `None` if there is none left,
@@ -36,7 +36,7 @@ class ObjectVerdict:
 @dataclass(frozen=True)
 class Verdict:
     """
-    The answer of `judge`, attribute by attribute; `None` is unsaid.
+    The answer of `judge`, attribute by attribute; `None` is unstated.
 
     Args:
         background (`bool`, *optional*): Whether the background is within 60 of 255 in RGB of the one that is said.

@@ -41,7 +41,7 @@ def caption_retrieval(
 ) -> dict[int, dict[str, dict[str, float]]]:
     """
     Noises held-out images to a timestep and lets the model pick each one's caption out of all of them, first among
-    full captions ([`describe_fully`]), then among captions as the world samples them. These leave attributes unsaid:
+    full captions ([`describe_fully`]), then among captions as the world samples them. These leave attributes unstated:
     several may be true of an image, and nobody can always tell which is its own. Equal captions count as each other's.
 
     No model can see what the noise hides from everybody. So an ideal observer picks among the full captions too, by

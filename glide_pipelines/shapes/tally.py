@@ -1,4 +1,4 @@
-"""The judge's answers over many images: accuracy by attribute, and diversity of what captions leave unsaid."""
+"""The judge's answers over many images: accuracy by attribute, and diversity of what captions leave unstated."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ WHOLE: tuple[str, ...] = (
     "whole caption, two objects",
     "whole caption, three objects",
 )
-# What a caption may leave unsaid (the quarter is that of the image in which an object lies), and its number of values.
-UNSAID: dict[str, int] = {
+# What a caption may leave unstated (the quarter is the one of the image in which an object lies), and how many values.
+UNSTATED: dict[str, int] = {
     "background": len(BACKGROUNDS),
     "colour": len(COLOURS),
     "shape": len(SHAPES),
@@ -49,7 +49,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.answers: dict[str, list[bool]] = defaultdict(list)
-        self.unsaid: dict[str, Counter[str]] = defaultdict(Counter)
+        self.unstated: dict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, image: Image.Image | np.ndarray, caption: Caption) -> None:
         """
@@ -81,26 +81,26 @@ class Tally:
 
     def _count(self, name: str, value: str | None) -> None:
         if value is not None:  # the judge could not tell
-            self.unsaid[name][value] += 1
+            self.unstated[name][value] += 1
 
     def figures(self) -> Figures:
         """
         Returns:
             `dict`: `"accuracy"`: a row of `ATTRIBUTES` and `WHOLE` to what [`rate`] gives. `"diversity"`: a row of
-            `UNSAID` to the entropy in `bits` and the `cases`. Rows without a case are left out.
+            `UNSTATED` to the entropy in `bits` and the `cases`. Rows without a case are left out.
         """
         accuracy = {name: rate(answers) for name in (*ATTRIBUTES, *WHOLE) if (answers := self.answers.get(name))}
         diversity = {
-            name: {"bits": entropy(self.unsaid[name].values()), "cases": self.unsaid[name].total()}
-            for name in UNSAID
-            if name in self.unsaid
+            name: {"bits": entropy(self.unstated[name].values()), "cases": self.unstated[name].total()}
+            for name in UNSTATED
+            if name in self.unstated
         }
         return {"accuracy": accuracy, "diversity": diversity}
 
 
 def judged_table(rows: Mapping[str, Figures]) -> str:
     """
-    Many settings' figures as Markdown, a row for each: accuracy in per cent, then the spread of the unsaid in bits.
+    Many settings' figures as Markdown, a row for each: accuracy in per cent, then spread of unstated attributes in bits.
 
     Args:
         rows (`Mapping`): A setting's name to its figures, as [`Tally.figures`] gives them; one or more.
@@ -114,5 +114,7 @@ def judged_table(rows: Mapping[str, Figures]) -> str:
         return markdown_table([title, *names], cells)
 
     accuracy = section("accuracy", "right, per cent", (*ATTRIBUTES, *WHOLE), lambda rate: f"{100 * rate['share']:.1f}")
-    spread = section("diversity", "spread of the unsaid, bits", tuple(UNSAID), lambda spread: f"{spread['bits']:.2f}")
+    spread = section(
+        "diversity", "spread of unstated attributes, bits", tuple(UNSTATED), lambda spread: f"{spread['bits']:.2f}"
+    )
     return f"{accuracy}\n\n{spread}"

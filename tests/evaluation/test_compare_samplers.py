@@ -51,7 +51,7 @@ def test_each_sampler_draws_at_each_number_of_steps_with_and_without_the_interva
     for name in names:
         assert f"| {name} | " in out and f"| {name}-guided-0.5-1 | " in out
     assert out.startswith("| whole caption right, per cent, by number of steps | 2 | 4 |")
-    assert "| right, per cent | background | colour |" in out and "| spread of the unsaid, bits |" in out
+    assert "| right, per cent | background | colour |" in out and "| spread of unstated attributes, bits |" in out
     assert (tmp_path / "out/accuracy_steps.png").is_file()
 
     def drawn(name):

@@ -21,7 +21,7 @@ from glide_pipelines.images import images_to_tensor
 from glide_pipelines.shapes import COLOURS, SHAPES, Example, Object, Scene, ShapesWorld, parse, render, render_sizes
 from glide_pipelines.shapes.evaluation import guidance_table, judge_pipeline, judge_renders, upsampler_difference
 from glide_pipelines.shapes.retrieval import OWN
-from glide_pipelines.shapes.tally import ATTRIBUTES, UNSAID, WHOLE, Tally, judged_table
+from glide_pipelines.shapes.tally import ATTRIBUTES, UNSTATED, WHOLE, Tally, judged_table
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_what_the_upsampler_was_given_is_judged_too(examples):
     assert "| true images | guidance 2, before the upsampler | guidance 2 |" in header
 
 
-def test_diversity_counts_what_is_unsaid_only():
+def test_diversity_counts_what_is_unstated_only():
     caption = parse("a circle")
     tally = Tally()
     for colour, x in (("red", 0.3), ("blue", 0.3), ("red", 0.7), ("blue", 0.7)):
@@ -172,7 +172,7 @@ def test_diversity_of_a_model_that_repeats_itself_is_lower(examples):
     true = judge_renders(examples, 64)["diversity"]
     repeating = judge_pipeline(Drawer(examples, always_red), examples, seed=0, batch_size=60)["diversity"]
     assert repeating["colour"]["bits"] == 0 < true["colour"]["bits"]
-    assert all(true[name]["bits"] <= math.log2(count) for name, count in UNSAID.items())
+    assert all(true[name]["bits"] <= math.log2(count) for name, count in UNSTATED.items())
 
 
 def test_entropy():
@@ -262,8 +262,8 @@ def test_many_settings_have_a_row_each(examples):
     shares = dict(zip(header, accuracy.splitlines()[3].strip("|").split("|"), strict=True))
     assert shares["colour"].strip() == "" and shares["shape"].strip() == "100.0", "a colour is not said"
     header, _, many, _ = (line.strip("| ").split(" | ") for line in spread.splitlines())
-    assert header[1:] == list(UNSAID)
-    assert many[1:] == [f"{figures['diversity'][name]['bits']:.2f}" for name in UNSAID]
+    assert header[1:] == list(UNSTATED)
+    assert many[1:] == [f"{figures['diversity'][name]['bits']:.2f}" for name in UNSTATED]
     assert one[0] == "ddim-10"
 
 

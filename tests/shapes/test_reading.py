@@ -41,7 +41,7 @@ def test_every_word_of_an_object_has_the_attributes_of_that_object_only():
     }
 
 
-def test_places_backgrounds_and_unsaid_shapes_are_stated():
+def test_places_backgrounds_and_unstated_shapes_are_stated():
     target = {"colour": "pink", "place": "top left", "background": "black", "count": 1}
     assert stated("a pink shape in the top left on black") == {"1 pink": target, "2 shape": target}
 

@@ -46,7 +46,7 @@ def test_captions_are_read_back(examples):
         assert len(str(caption).split()) <= 24
 
 
-def test_each_attribute_is_sometimes_unsaid(examples):
+def test_each_attribute_is_sometimes_unstated(examples):
     mentions = [item for _, caption in examples for item in caption.objects]
     for name in ("shape", "colour", "size", "place"):
         said = np.mean([getattr(item, name) is not None for item in mentions])

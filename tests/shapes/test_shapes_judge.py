@@ -65,7 +65,7 @@ def test_the_verdict_names_what_is_wrong(pair):
     assert verdict.objects[2].found is None and verdict.objects[2].colour is None
 
 
-def test_what_is_unsaid_is_not_judged(pair):
+def test_what_is_unstated_is_not_judged(pair):
     verdict = judge(render(pair, 64), "a shape above a blue shape".replace("a shape", "a circle"))
     assert verdict.correct
     assert (verdict.background, verdict.objects[0].colour, verdict.objects[1].shape) == (None, None, None)
