@@ -4,6 +4,11 @@
 
 Without --model the networks have the sizes of OpenAI's released checkpoints and random weights: the time does not
 depend on the values. See docs/performance.md.
+
+    git clone https://github.com/openai/glide-text2im
+    glide benchmark --against glide-text2im
+
+times the original too, as its notebook runs it, and shows how many times as long it takes.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda, cuda:1, mps (default: cuda if there is one)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default: %(default)s")
     add("--compile", action="store_true", help="torch.compile the networks")
+    add("--no-cuda-graphs", action="store_true", help="CUDA only: launch each kernel by itself")
     formats = "of the UNets (default: channels_last for wide ones)"
     add("--memory-format", choices=("channels_last", "contiguous"), help=formats)
     add("--batch-size", type=positive_int, default=1, metavar="N", help="images at once (default: %(default)s)")
@@ -30,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=positive_int, default=100, metavar="N", help=steps)
     super_res_steps = "and its upsampler steps (default: %(default)s)"
     add("--super-res-steps", type=positive_int, default=27, metavar="N", help=super_res_steps)
+    against = "a clone of openai/glide-text2im to time in turns with this package"
+    add("--against", metavar="PATH", help=against)
     whole = "generate the whole image, instead of adding up its steps"
     add("--whole-image", "--whole-picture", action="store_true", help=whole)
     repeats = "the median of so many is shown (default: %(default)s)"
@@ -43,13 +51,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Processor time is measured on the CPU.
+    """Processor time is measured on the CPU, and the original runs one way.
 
     Raises:
-        UserError: if another device is asked for.
+        UserError: if another one is asked for.
     """
     if args.cpu_time and args.device is not None and args.device.split(":")[0] != "cpu":
         raise UserError("--cpu-time needs --device cpu")
+    if args.against is not None:
+        for option in ("model", "compile"):
+            if getattr(args, option):
+                raise UserError(f"--against times networks of the released sizes, uncompiled: leave out --{option}")
+        if args.guidance_scale == 1:
+            raise UserError("--against: the original's notebook always guides; --guidance-scale must not be 1")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -60,7 +74,14 @@ def run(args: argparse.Namespace) -> None:
     """
     import torch
 
-    from glide_pipelines.evaluation.benchmark import benchmark, benchmark_table, random_pipeline
+    from glide_pipelines.evaluation.benchmark import (
+        benchmark,
+        benchmark_table,
+        compare,
+        comparison_table,
+        random_pipeline,
+    )
+    from glide_pipelines.evaluation.original import Original
     from glide_pipelines.files import write_json
 
     from .loading import find_device, load_pipeline
@@ -75,22 +96,26 @@ def run(args: argparse.Namespace) -> None:
         memory_format = getattr(torch, {"contiguous": "contiguous_format"}.get(args.memory_format, args.memory_format))
         for unet in filter(None, (pipe.unet, pipe.super_res_unet)):
             unet.to(memory_format=memory_format)
-    names = (
-        "steps",
-        "super_res_steps",
-        "batch_size",
-        "guidance_scale",
-        "repeats",
-        "compile",
-        "whole_image",
-        "cpu_time",
-    )
-    result = benchmark(pipe, **{name: getattr(args, name) for name in names})
-    result["settings"] = {name: value for name, value in vars(args).items() if name != "output"}
-    ways = [args.dtype, "compiled" if args.compile else "eager"]
+    graphs = device.type == "cuda" and not args.no_cuda_graphs and not args.compile
+    names = ["steps", "super_res_steps", "guidance_scale", "repeats", "whole_image", "cpu_time"]
+    values = {name: getattr(args, name) for name in names} | {"cuda_graphs": graphs}
+    ways = [args.dtype, "compiled" if args.compile else "CUDA graphs" if graphs else "eager"]
     ways += [args.memory_format] if args.memory_format else []
     ways += [f"batch {args.batch_size}"] if args.batch_size > 1 else []
     ways += ["processor time"] if args.cpu_time else []
-    print(benchmark_table(result, f"{args.model or 'released sizes, random weights'}; {', '.join(ways)}"))
+    how = f"{args.model or 'released sizes, random weights'}; {', '.join(ways)}"
+    if args.against is None:
+        result = benchmark(pipe, batch_size=args.batch_size, compile=args.compile, **values)
+        print(benchmark_table(result, how))
+    else:
+        try:
+            sizes = {name: getattr(args, name) for name in ("batch_size", "steps", "super_res_steps", "guidance_scale")}
+            original = Original(args.against, device, **sizes)
+        except (FileNotFoundError, ImportError) as error:
+            raise UserError(f"--against: {error}") from error
+        result = compare(pipe, original, **values)
+        theirs = "float16" if device.type == "cuda" else "float32"
+        print(comparison_table(result, f"{how} (the original: {theirs})"))
+    result["settings"] = {name: value for name, value in vars(args).items() if name != "output"}
     if args.output is not None:
         write_json(result, args.output)

@@ -1,7 +1,8 @@
 """What an image costs: time and counted operations of text encoding, of a step of each stage, and of the whole.
 
 Operations are counted, two per multiply-add, and set beside the rate of a plain matrix product on the same machine in
-the same dtype. The steps are those of [`GLIDEPipeline`] itself, timed by a callback.
+the same dtype. The steps are those of [`GLIDEPipeline`] itself, timed by a callback. [`compare`] times
+the original beside them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..markdown import markdown_table
 from ..models import GLIDETextConfig, GLIDETextEncoder, GLIDEUNet2DConditionModel
 from ..pipelines import GLIDEPipeline
 from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
+from .original import Original
 
 
 RELEASED_BASE: dict[str, Any] = {
@@ -37,7 +39,7 @@ RELEASED_SUPER_RES: dict[str, Any] = {
 
 
 class Stopwatch:
-    """A `callback_on_step_end` that reads a clock after each step: seconds, or operations counted.
+    """Reads a clock after each step: seconds, or operations counted.
 
     Args:
         read (`Callable[[], float]`): The clock.
@@ -52,11 +54,76 @@ class Stopwatch:
         self.steps: dict[str, list[float]] = {}
         self.last = read()
 
-    def __call__(self, pipe: GLIDEPipeline, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
+    def tick(self, stage: str) -> None:
+        """A step of the stage has been taken."""
         now = self.read()
-        self.steps.setdefault(str(pipe.stage), []).append(now - self.last)
+        self.steps.setdefault(stage, []).append(now - self.last)
         self.last = now
-        return {}
+
+
+class PipelineParts:
+    """What is timed of a pipeline: its texts and its images.
+
+    Args:
+        pipe ([`GLIDEPipeline`]): On its device, in its dtype; the upsampler may be missing.
+        batch_size (`int`, defaults to 1): Images at once.
+        guidance_scale (`float`, defaults to 3.0): 1 is no guidance.
+    """
+
+    def __init__(self, pipe: GLIDEPipeline, batch_size: int = 1, guidance_scale: float = 3.0) -> None:
+        self.pipe = pipe
+        self.batch_size = batch_size
+        self.guidance_scale = guidance_scale
+        self.embeds = self.texts()
+
+    def num_bytes(self) -> int:
+        """Memory of the weights."""
+        return sum(p.numel() * p.element_size() for network in networks_of(self.pipe) for p in network.parameters())
+
+    def texts(self) -> dict[str, torch.Tensor]:
+        """Encode the prompts of an image."""
+        return encode_texts(self.pipe, self.batch_size, self.guidance_scale != 1)
+
+    def image(self, steps: int, super_res_steps: int, tick: Callable[[str], None] | None = None) -> torch.Tensor:
+        """Generate images `[B, 3, H, W]` of encoded prompts; `tick` is called with the stage's name after each step."""
+
+        def callback(pipe: GLIDEPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> None:
+            if tick is not None:
+                tick(str(pipe.stage))
+
+        images = self.pipe(
+            **self.embeds,
+            num_inference_steps=steps,
+            super_res_num_inference_steps=super_res_steps,
+            guidance_scale=self.guidance_scale,
+            output_type="pt",
+            callback_on_step_end=None if tick is None else callback,
+        ).images
+        assert isinstance(images, torch.Tensor)  # of the output type "pt"
+        return images
+
+
+def networks_of(pipe: GLIDEPipeline) -> list[torch.nn.Module]:
+    """The networks of a pipeline."""
+    return [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+
+
+def make_clock(device: torch.device, cpu_time: bool = False) -> Callable[[], float]:
+    """A clock of elapsed time, which waits for the device, or of the processor's time."""
+
+    def clock() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.process_time() if cpu_time else time.perf_counter()
+
+    return clock
+
+
+def seconds_of(clock: Callable[[], float], work: Callable[..., Any], *args: Any) -> float:
+    """What a piece of work takes by a clock."""
+    start = clock()
+    work(*args)
+    return clock() - start
 
 
 def random_pipeline(device: torch.device, dtype: torch.dtype) -> GLIDEPipeline:
@@ -136,6 +203,7 @@ def benchmark(
     guidance_scale: float = 3.0,
     repeats: int = 5,
     compile: bool = False,
+    cuda_graphs: bool = False,
     whole_image: bool = False,
     cpu_time: bool = False,
 ) -> dict[str, Any]:
@@ -149,55 +217,36 @@ def benchmark(
         guidance_scale (`float`, defaults to 3.0): 1 is no guidance, half of the base's work.
         repeats (`int`, defaults to 5): The median of so many is taken.
         compile (`bool`, defaults to `False`): Compile the networks with `torch.compile`.
+        cuda_graphs (`bool`, defaults to `False`): Run the UNets in CUDA graphs.
         whole_image (`bool`, defaults to `False`): Generate the whole image, instead of adding up its steps.
         cpu_time (`bool`, defaults to `False`): Processor time instead of elapsed time, for a busy CPU.
 
     Returns:
-        `dict`: `device`, `torch`, `matmul_flops_per_second`, `compile_seconds`, `peak_memory_bytes` (None where the
-        system does not tell) and `rows`: each part's `count` in an image, its `seconds` and its counted `flops`.
+        `dict`: `device`, `torch`, `matmul_flops_per_second`, `compile_seconds` (or those of capturing graphs),
+        `peak_memory_bytes` (None where the system does not tell) and `rows`: each part's `count` in an image, its
+        `seconds` and its counted `flops`.
     """
-    device, dtype = pipe.device, pipe.dtype
-    guided = guidance_scale != 1
-    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-    embeds = encode_texts(pipe, batch_size, guided)
-
-    def clock() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.process_time() if cpu_time else time.perf_counter()
-
-    def time_texts() -> float:
-        start = clock()
-        encode_texts(pipe, batch_size, guided)
-        return clock() - start
-
-    def time_image(steps: int, super_res_steps: int, stopwatch: Stopwatch | None = None) -> float:
-        start = clock()
-        pipe(
-            **embeds,
-            num_inference_steps=steps,
-            super_res_num_inference_steps=super_res_steps,
-            guidance_scale=guidance_scale,
-            output_type="pt",
-            callback_on_step_end=stopwatch,
-        )
-        return clock() - start
+    clock = make_clock(pipe.device, cpu_time)
+    parts = PipelineParts(pipe, batch_size, guidance_scale)
 
     # Count before compiling: the counter sees operators, not compiled kernels. This is the warm-up as well.
     with flop_counter() as counter:
-        encode_texts(pipe, batch_size, guided)
+        parts.texts()
         text_flops = counter.get_total_flops()
         counted = Stopwatch(counter.get_total_flops)
-        time_image(1, 1, counted)
-    compile_seconds = None
+        parts.image(1, 1, counted.tick)
     if compile:
-        for network in networks:
+        for network in networks_of(pipe):
             network.compile(fullgraph=True)
-        compile_seconds = time_texts() + time_image(2, 2)
+    if cuda_graphs:
+        pipe.enable_cuda_graphs()
+    compile_seconds = None
+    if compile or cuda_graphs:
+        compile_seconds = seconds_of(clock, parts.texts) + seconds_of(clock, parts.image, 2, 2)
 
-    text_seconds = statistics.median(time_texts() for _ in range(repeats))
+    text_seconds = statistics.median(seconds_of(clock, parts.texts) for _ in range(repeats))
     timed = Stopwatch(clock)
-    time_image(repeats + 1, repeats + 1, timed)
+    parts.image(repeats + 1, repeats + 1, timed.tick)
     rows = {"text encoding": {"count": 1, "seconds": text_seconds, "flops": text_flops}}
     for stage, label, count in (("base", "one base step", steps), ("super_res", "one upsampler step", super_res_steps)):
         if stage in timed.steps:
@@ -206,17 +255,90 @@ def benchmark(
     whole = {name: sum(row["count"] * row[name] for row in rows.values()) for name in ("seconds", "flops")}
     counts = " + ".join(str(row["count"]) for label, row in rows.items() if label.endswith("step"))
     if whole_image:
-        whole["seconds"] = time_image(steps, super_res_steps) + text_seconds
+        whole["seconds"] = seconds_of(clock, parts.image, steps, super_res_steps) + text_seconds
     how = "measured" if whole_image else "added up"
     rows[f"an image, {counts} steps, {how}"] = {"count": 1, **whole}
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "torch": torch.__version__,
-        "matmul_flops_per_second": matmul_rate(device, dtype, clock),
+        **_machine(pipe.device),
+        "matmul_flops_per_second": matmul_rate(pipe.device, pipe.dtype, clock),
         "compile_seconds": compile_seconds,
-        "peak_memory_bytes": _peak_memory(device),
+        "peak_memory_bytes": _peak_memory(pipe.device),
         "rows": rows,
     }
+
+
+def compare(
+    pipe: GLIDEPipeline,
+    original: Original,
+    *,
+    steps: int = 100,
+    super_res_steps: int = 27,
+    guidance_scale: float = 3.0,
+    repeats: int = 5,
+    cuda_graphs: bool = False,
+    whole_image: bool = False,
+    cpu_time: bool = False,
+) -> dict[str, Any]:
+    """Time a pipeline and the original on the same device, in turns.
+
+    Args:
+        pipe ([`GLIDEPipeline`]): Of the released sizes.
+        original ([`Original`]): On the same device; it says how many images are generated at once.
+        steps, super_res_steps, guidance_scale, repeats, cuda_graphs, whole_image, cpu_time: See [`benchmark`]. The
+            original encodes the text again at every step, as its notebook does.
+
+    Returns:
+        `dict`: `device`, `torch` and `rows`, each with what the `original` took, the package (`ours`), and the `ratio`:
+        seconds, or on CUDA bytes of peak memory.
+    """
+    clock = make_clock(pipe.device, cpu_time)
+    if cuda_graphs:
+        pipe.enable_cuda_graphs()
+    contestants: dict[str, Original | PipelineParts] = {
+        "original": original,
+        "ours": PipelineParts(pipe, original.batch_size, guidance_scale),
+    }
+    names = {"base": "one base step", "super_res": "one upsampler step"}
+    image = f"an image, {steps} + {super_res_steps} steps, {'measured' if whole_image else 'added up'}"
+    seconds: dict[str, dict[str, list[float]]] = {}
+    memory: dict[str, float] = {}
+
+    def note(row: str, name: str, value: float) -> None:
+        seconds.setdefault(row, {}).setdefault(name, []).append(value)
+
+    if whole_image:
+        for name, parts in contestants.items():
+            note("the first image", name, seconds_of(clock, parts.image, steps, super_res_steps))
+    for _ in range(repeats):
+        for name, parts in contestants.items():
+            if pipe.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(pipe.device)
+            note("text encoding", name, seconds_of(clock, parts.texts))
+            timed = Stopwatch(clock)
+            parts.image(2, 2, timed.tick)
+            for stage, (_, second) in timed.steps.items():
+                note(names[stage], name, second)
+            if whole_image:
+                note(image, name, seconds_of(clock, parts.image, steps, super_res_steps))
+            if pipe.device.type == "cuda":
+                others = sum(other.num_bytes() for other in contestants.values() if other is not parts)
+                memory[name] = max(memory.get(name, 0), torch.cuda.max_memory_allocated(pipe.device) - others)
+    rows = {row: {name: statistics.median(values) for name, values in by.items()} for row, by in seconds.items()}
+    if not whole_image:
+        base, super_res = (rows[name] for name in names.values())
+        rows[image] = {name: steps * base[name] + super_res_steps * super_res[name] for name in contestants}
+        rows[image]["ours"] += rows["text encoding"]["ours"]  # the original's steps hold its own
+    if memory:
+        rows["peak memory, GB"] = {name: value / 1e9 for name, value in memory.items()}
+    return {
+        **_machine(pipe.device),
+        "rows": {row: {**values, "ratio": values["original"] / values["ours"]} for row, values in rows.items()},
+    }
+
+
+def _machine(device: torch.device) -> dict[str, str]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {"device": name, "torch": torch.__version__}
 
 
 def _processor() -> str:
@@ -244,7 +366,7 @@ def benchmark_table(result: dict[str, Any], description: str) -> str:
     rate, memory = result["matmul_flops_per_second"], result["peak_memory_bytes"]
     facts = [f"matrix product: {rate / 1e12:.3g} TFLOP/s"]
     facts += [f"peak memory: {memory / 1e9:.2f} GB"] if memory is not None else []
-    facts += [f"compiling: {result['compile_seconds']:.0f} s"] if result["compile_seconds"] else []
+    facts += [f"compiling, capturing: {result['compile_seconds']:.1f} s"] if result["compile_seconds"] else []
     rows = []
     for label, row in result["rows"].items():
         reached = row["flops"] / row["seconds"]
@@ -253,3 +375,18 @@ def benchmark_table(result: dict[str, Any], description: str) -> str:
     titles = ["part", "seconds", "TFLOP", "TFLOP/s", "of the matrix product"]
     machine = f"{description}; {result['device']}, torch {result['torch']}"
     return "\n".join([machine, "; ".join(facts), "", markdown_table(titles, rows)])
+
+
+def comparison_table(result: dict[str, Any], description: str) -> str:
+    """A result of [`compare`] as Markdown.
+
+    Args:
+        result (`dict`): The result.
+        description (`str`): Of how both ran; it begins the first line.
+    """
+    rows = [
+        [label, *(f"{values[name]:.3g}" for name in ("original", "ours")), f"{values['ratio']:.2f}"]
+        for label, values in result["rows"].items()
+    ]
+    machine = f"{description}; {result['device']}, torch {result['torch']}"
+    return "\n".join([machine, "", markdown_table(["seconds", "the original", "this package", "ratio"], rows)])
