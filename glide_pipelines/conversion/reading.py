@@ -112,18 +112,24 @@ def _check_file(path: Path) -> None:
         raise ConversionError("the file is cut short: its end is missing")
     try:
         with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-            if any(record.filename.endswith("/constants.pkl") for record in records):
-                raise ConversionError("this is a TorchScript archive, which holds code; a state dict is needed")
-            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-                raise ConversionError("it is compressed, which torch.save never does, and could unpack to any size")
-            if sum(record.file_size for record in records) > path.stat().st_size:
-                raise ConversionError("its parts are larger than the file")
+            _check_records(archive.infolist(), path.stat().st_size)
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-        raise ConversionError(f"the file is damaged ({error})") from error
+    except ConversionError:
+        raise
+    except Exception as error:  # what a damaged archive makes zipfile raise depends on the damage
+        raise ConversionError(f"the file is damaged ({' '.join(str(error).split())})") from error
     if damaged is not None:
         raise ConversionError(f"the file is damaged: the checksum of {damaged!r} is not that of its bytes")
+
+
+def _check_records(records: list[zipfile.ZipInfo], size: int) -> None:
+    """An archive of so many bytes holds a state dict, and nothing that grows when it is unpacked."""
+    if any(record.filename.endswith("/constants.pkl") for record in records):
+        raise ConversionError("this is a TorchScript archive, which holds code; a state dict is needed")
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise ConversionError("it is compressed, which torch.save never does, and could unpack to any size")
+    if sum(record.file_size for record in records) > size:
+        raise ConversionError("its parts are larger than the file")
 
 
 def _is_safetensors(head: bytes) -> bool:
