@@ -14,6 +14,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "glide_pipelines/version.py
 REQUIRES = [
     "accelerate>=1.10",
     "diffusers>=0.42",
+    "filelock>=3.12",
     "ftfy>=6.1",
     "huggingface_hub>=1.0",
     "numpy>=2.0",

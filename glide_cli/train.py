@@ -13,7 +13,7 @@ from .train_options import check_arguments
 from .train_stage import add_inpaint_options, add_text_to_image_options, inpaint, text_to_image
 
 
-ERRORS = (ValueError, ImportError, OSError)
+ERRORS = (ValueError, ImportError, OSError, FloatingPointError)
 
 
 class Training(NamedTuple):

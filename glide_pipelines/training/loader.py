@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 
 class _MicroBatches(Sampler[list[int]]):
@@ -27,6 +27,28 @@ class _MicroBatches(Sampler[list[int]]):
             for micro in range(self.accumulation):
                 begin = start + micro * self.batch_size
                 yield list(range(begin, begin + self.batch_size))
+
+
+class _Examples(Dataset[Any]):
+    """A dataset whose errors are values: a loader's process would wrap an error in its own traceback."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except ValueError as error:
+            return ValueError(str(error))  # of a kind that can be sent to another process
+
+    def collate(self, examples: list[Any]) -> Any:
+        for example in examples:
+            if isinstance(example, ValueError):
+                return example
+        batch = default_collate(examples)
+        if bad_rows := getattr(self.dataset, "bad_rows", None):
+            batch["bad_rows"] = dict(bad_rows)
+        return batch
 
 
 def make_loader(
@@ -54,11 +76,14 @@ def make_loader(
         num_workers (`int`): Worker processes; 0 makes the examples in this one.
 
     Returns:
-        `DataLoader`: one micro batch after the other.
+        `DataLoader`: one micro batch after the other; in place of one that cannot be made, the `ValueError`. A dataset
+        that has skipped rows, its `bad_rows`, has a batch bring them.
     """
+    examples = _Examples(dataset)
     return DataLoader(
-        dataset,
+        examples,
         batch_sampler=_MicroBatches(first, steps, batch_size, accumulation, rank, world),
+        collate_fn=examples.collate,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         # Its own: a loader takes a number from its generator when it starts, and dropout uses the global one.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .checkpoints import check_none_later, find_checkpoint, save_checkpoint
+from .checkpoints import any_process, check_none_later, find_checkpoint, locked, save_checkpoint
 from .learning_rate import LearningRate
 from .loader import make_loader
 from .log import TrainingLog
+from .run_state import RunState, random_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,16 +95,24 @@ class _Progress:
     """The position in the run and in the data that a checkpoint holds."""
 
     seed: int
+    dataset: dict[str, Any] | None
     step: int = 0
     examples: int = 0
+    bad_rows: dict[str, str] = field(default_factory=dict)
 
-    def state_dict(self) -> dict[str, int]:
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        if state["seed"] != self.seed:
-            raise ValueError(f"`seed` of the run to resume is {state['seed']}, got {self.seed}.")
-        self.step, self.examples = state["step"], state["examples"]
+    def load(self, saved: dict[str, Any], max_train_steps: int) -> None:
+        if saved["seed"] != self.seed:
+            raise ValueError(f"`seed` of the run to resume is {saved['seed']}, got {self.seed}.")
+        if saved["dataset"] != self.dataset and saved["step"] < max_train_steps:
+            then, now = saved["dataset"] or {}, self.dataset or {}
+            changes = [
+                f"{key} {then.get(key)}, now {now.get(key)}" for key in {**then, **now} if then.get(key) != now.get(key)
+            ]
+            raise ValueError(
+                f"The dataset is not the one of the run to resume: {'; '.join(changes)}. Restore it, or start a new "
+                "run from the pipeline that this one trained."
+            )
+        self.step, self.examples, self.bad_rows = saved["step"], saved["examples"], dict(saved["bad_rows"])
 
 
 def train(
@@ -120,13 +130,16 @@ def train(
     batch, up to the order of summation, because a step is a function of the seed and the step's number alone. (Dropout
     is the exception: its masks come from the random state of each process, which is seeded here.)
 
-    SIGTERM and SIGINT make the run finish its step, save a checkpoint, and end.
+    SIGTERM and SIGINT make the run finish its step, save a checkpoint, and end. So does an error of the data; one in a
+    step saves the state before that step, where there is a single process.
 
     Args:
         accelerator (`Accelerator`): Devices, processes, precision and gradient accumulation.
         config ([`TrainingConfig`]): The run.
         model (`nn.Module`): Everything that is trained, in one module, in float32.
-        dataset (`Dataset`): Examples by number, without end; each a `dict` with `timesteps`.
+        dataset (`Dataset`): Examples by number, without end; each a `dict` with `timesteps`. Its `fingerprint` (a
+            `dict`, may be missing) must be the same when a run is resumed; its `bad_rows` (may be missing) are the rows
+            that it skipped.
         compute_loss (`Callable`): Takes the model and a batch; returns the loss `[B]` and a `dict` of further values
             `[B]` for the log.
         num_train_timesteps (`int`): Steps T of the process; the log has means by quarter of the timesteps.
@@ -139,12 +152,26 @@ def train(
 
     Raises:
         FloatingPointError: if the loss or the gradient is not finite. Nothing of that step is ever saved.
-        ValueError: if the checkpoint to resume from does not exist or belongs to a run with another seed, or if the
-            folder holds later checkpoints than the one to go on from, or any when the run is new.
+        OSError: if a checkpoint cannot be written, as on a full disk. Nothing of it is left behind.
+        ValueError: if the checkpoint to resume from does not exist, is damaged, or belongs to a run with another seed,
+            model or dataset; if the folder holds later checkpoints than the one to go on from, or any when the run is
+            new; or if another run is under way there.
     """
+    with locked(config.output_dir) if accelerator.is_main_process else contextlib.nullcontext():
+        return _train(accelerator, config, model, dataset, compute_loss, num_train_timesteps, on_checkpoint)
+
+
+def _train(
+    accelerator: Accelerator,
+    config: TrainingConfig,
+    model: nn.Module,
+    dataset: Dataset[Any],
+    compute_loss: LossFunction,
+    num_train_timesteps: int,
+    on_checkpoint: Callable[[int], None] | None,
+) -> int:
     set_seed(config.seed, device_specific=True)
-    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(
+    bare_optimizer = torch.optim.AdamW(
         model.parameters(),  # the frozen ones too: a resumed run may train them
         lr=config.learning_rate.peak,
         betas=(config.adam_beta1, config.adam_beta2),
@@ -152,19 +179,16 @@ def train(
         eps=config.adam_epsilon,
         fused=True,
     )
-    model, optimizer = accelerator.prepare(model, optimizer)
-    parameters = list(accelerator.unwrap_model(model).parameters())
+    model, optimizer = accelerator.prepare(model, bare_optimizer)
+    bare_model = accelerator.unwrap_model(model)
+    parameters = list(bare_model.parameters())
     ema = EMAModel(parameters, decay=config.ema_decay, foreach=True)
-    progress = _Progress(config.seed)
-    accelerator.register_for_checkpointing(ema, progress)
+    state = RunState(accelerator, bare_model, bare_optimizer, ema)
+    progress = _Progress(config.seed, getattr(dataset, "fingerprint", None))
     if config.resume_from_checkpoint is not None:
         path = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
         if path is not None:
-            accelerator.load_state(str(path))
-            # accelerate would go on counting micro batches, out of phase if `gradient_accumulation_steps` has changed;
-            # checkpoints are only written between whole steps.
-            accelerator.step = 0
-            ema.decay = config.ema_decay
+            progress.load(state.load(path), config.max_train_steps)
     if progress.step < config.max_train_steps:
         check_none_later(config.output_dir, progress.step)
     ema.to(accelerator.device)
@@ -190,46 +214,59 @@ def train(
         mininterval=5,
     )
 
-    def save() -> None:
+    def save(random: dict[str, Any] | None = None) -> None:
         nonlocal saved_step, saved_time
         if progress.step > saved_step:
             log.flush(progress.step)
-            save_checkpoint(accelerator, config.output_dir, progress.step, config.checkpoints_total_limit)
+            save_checkpoint(
+                accelerator, config.output_dir, state, vars(progress), config.checkpoints_total_limit, random
+            )
             if on_checkpoint is not None and accelerator.is_main_process:
-                with _averaged(accelerator.unwrap_model(model), ema), torch.random.fork_rng():
+                with _averaged(bare_model, ema), torch.random.fork_rng():
                     on_checkpoint(progress.step)
         saved_step, saved_time = progress.step, time.monotonic()
 
     with bar, _stop_signal() as stop, _fast_attention(accelerator.device):
-        for batch in loader:
-            batch = {name: value.to(accelerator.device) for name, value in batch.items()}
-            with accelerator.accumulate(model):
-                loss, metrics = compute_loss(model, batch)
-                accelerator.backward(loss.mean())
-                log.add(batch["timesteps"], {"loss": loss, **metrics})
-                if accelerator.sync_gradients:
-                    rate = config.learning_rate(progress.step)
-                    for group in optimizer.param_groups:
-                        group["lr"] = rate
-                    log.add_gradient(accelerator.clip_grad_norm_(parameters, config.max_grad_norm), rate)
-                optimizer.step()
-                optimizer.zero_grad()
-            if not accelerator.sync_gradients:
-                continue
+        batches = iter(loader)
+        while progress.step < config.max_train_steps:
+            micro_batches, error = _next_step(batches, config.gradient_accumulation_steps, progress.bad_rows)
+            elapsed = (time.monotonic() - saved_time) / 60
+            late = config.checkpointing_minutes is not None and elapsed >= config.checkpointing_minutes
+            # One process may receive the signal, see the time pass, or fail, before the others.
+            stopping, late, failed = any_process(accelerator, stop.is_set, late, error is not None)
+            if failed:
+                save()
+                raise error or ValueError("Another process could not read its examples.")
+            if stopping:
+                break
+            if late or (config.checkpointing_steps and progress.step % config.checkpointing_steps == 0):
+                save()
+            before, unchanged = random_state(accelerator.device), True
+            try:
+                for batch in micro_batches:
+                    batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+                    with accelerator.accumulate(model):
+                        loss, metrics = compute_loss(model, batch)
+                        accelerator.backward(loss.mean())
+                        log.add(batch["timesteps"], {"loss": loss, **metrics})
+                        if accelerator.sync_gradients:
+                            rate = config.learning_rate(progress.step)
+                            for group in optimizer.param_groups:
+                                group["lr"] = rate
+                            log.add_gradient(accelerator.clip_grad_norm_(parameters, config.max_grad_norm), rate)
+                            unchanged = False
+                        optimizer.step()
+                        optimizer.zero_grad()
+            except Exception:
+                if unchanged and accelerator.num_processes == 1:
+                    save(before)
+                raise
             ema.step(parameters)
             progress.step += 1
             progress.examples += global_batch
             bar.update()
             if progress.step % config.logging_steps == 0:
                 log.flush(progress.step)
-            elapsed = (time.monotonic() - saved_time) / 60
-            late = config.checkpointing_minutes is not None and elapsed >= config.checkpointing_minutes
-            # One process may receive the signal, or see the time pass, before the others.
-            stopping, late = _any_process(accelerator, stop.is_set, late)
-            if stopping:
-                break
-            if late or (config.checkpointing_steps and progress.step % config.checkpointing_steps == 0):
-                save()
         save()  # in here, where a signal does not end the process
     ema.copy_to(parameters)
     return progress.step
@@ -268,12 +305,17 @@ class _Flag:
         self.is_set = True
 
 
-def _any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:
-    """Each flag, true if it is true in any process."""
-    if accelerator.num_processes == 1:
-        return list(flags)
-    counts = accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=accelerator.device), "sum")
-    return (counts > 0).tolist()
+def _next_step(
+    batches: Iterator[Any], accumulation: int, bad_rows: dict[str, str]
+) -> tuple[list[dict[str, torch.Tensor]], Exception | None]:
+    """The micro batches of a step, or the error that there is in place of one. `bad_rows` gets what was skipped."""
+    micro_batches = []
+    for batch in itertools.islice(batches, accumulation):
+        if isinstance(batch, Exception):
+            return [], batch
+        bad_rows.update(batch.pop("bad_rows", {}))
+        micro_batches.append(batch)
+    return micro_batches, None
 
 
 def _fast_attention(device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -1,0 +1,255 @@
+"""What a checkpoint holds: tensors as safetensors, all else as JSON. Nothing in it is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..files import write_json
+
+
+_FORMAT = 1
+_MODEL, _AVERAGE, _OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.safetensors"
+_RANDOM, _STATE = "random_states.json", "state.json"
+
+
+class RunState:
+    """Everything that a run goes on from.
+
+    Args:
+        accelerator (`Accelerator`): Knows the processes and the gradient scaler.
+        model (`nn.Module`): The trained module, not wrapped.
+        optimizer (`torch.optim.Optimizer`): Its optimizer, not wrapped.
+        ema (`EMAModel`): The moving average of its parameters.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel
+    ) -> None:
+        self.accelerator, self.model, self.optimizer, self.ema = accelerator, model, optimizer, ema
+
+    def save(self, folder: Path, progress: dict[str, Any], random_states: list[Any]) -> None:
+        """Write everything into a folder, from the main process.
+
+        Args:
+            folder (`Path`): An empty folder.
+            progress (`dict[str, Any]`): The position in the run, as JSON can hold it.
+            random_states (`list`): Of every process: see [`gather_random_states`].
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        names: dict[torch.Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        tensors: dict[str, torch.Tensor] = {}
+        values: dict[str, Any] = {}
+        for parameter, entries in self.optimizer.state.items():
+            for key, value in entries.items():
+                kind: dict[str, Any] = tensors if isinstance(value, torch.Tensor) else values
+                kind[f"{names[parameter]}/{key}"] = value
+        try:
+            _save_tensors(self.model.state_dict(), folder / _MODEL)
+            _save_tensors(dict(zip(names.values(), self.ema.shadow_params, strict=True)), folder / _AVERAGE)
+            _save_tensors(tensors, folder / _OPTIMIZER)
+        except SafetensorError as error:  # which is no OSError, even where the disk is full
+            raise OSError(str(error)) from error
+        write_json({"processes": random_states}, folder / _RANDOM)
+        groups = [{key: value for key, value in group.items() if key != "params"} for group in self._groups]
+        scaler = self.accelerator.scaler
+        state = {
+            "format": _FORMAT,
+            "progress": progress,
+            "average": {"optimization_step": self.ema.optimization_step},
+            "optimizer": {"param_groups": groups, "values": values, "tensors": sorted(tensors)},
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "files": {name: _fingerprint(folder / name) for name in (_MODEL, _AVERAGE, _OPTIMIZER, _RANDOM)},
+        }
+        write_json(state, folder / _STATE)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Take over what a folder holds.
+
+        Returns:
+            `dict[str, Any]`: The progress that was saved.
+
+        Raises:
+            ValueError: naming file and tensor, if something is missing, unexpected or of another shape.
+        """
+        state = read_state(folder)
+        parameters = dict(self.model.named_parameters())
+        self.model.load_state_dict(_load_tensors(folder / _MODEL, self.model.state_dict()))
+        average = _load_tensors(folder / _AVERAGE, parameters)
+        self.ema.shadow_params = [average[name] for name in parameters]
+        self.ema.optimization_step = state["average"]["optimization_step"]
+        self._load_optimizer(folder / _OPTIMIZER, state["optimizer"], parameters)
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        processes = json.loads((folder / _RANDOM).read_text(encoding="utf-8"))["processes"]
+        # A process that the run did not have before keeps the random state of its seed.
+        if self.accelerator.process_index < len(processes):
+            set_random_state(processes[self.accelerator.process_index], self.accelerator.device)
+        return dict(state["progress"])
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    def _load_optimizer(self, path: Path, saved: dict[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
+        tensors = load_file(path)
+        _check_names(path, tensors, saved["tensors"])
+        numbers = {parameter: number for number, parameter in enumerate(p for g in self._groups for p in g["params"])}
+        state: dict[int, dict[str, Any]] = {}
+        for full_name, value in {**tensors, **saved["values"]}.items():
+            name, _, key = full_name.rpartition("/")
+            if name not in parameters:
+                raise ValueError(f"{_short(path)} holds {full_name!r}, which this model does not have.")
+            if isinstance(value, torch.Tensor) and value.ndim == parameters[name].ndim != 0:
+                _check_shape(path, full_name, value, parameters[name])
+            state.setdefault(numbers[parameters[name]], {})[key] = value
+        if len(saved["param_groups"]) != len(self._groups):
+            raise ValueError(
+                f"{_short(path)} must have {len(self._groups)} groups of parameters, got {len(saved['param_groups'])}."
+            )
+        groups, first = [], 0
+        for group, values in zip(self._groups, saved["param_groups"], strict=True):
+            values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+            groups.append({**values, "params": list(range(first, first + len(group["params"])))})
+            first += len(group["params"])
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The JSON of a checkpoint.
+
+    Raises:
+        ValueError: saying what is wrong with the checkpoint.
+    """
+    path = folder / _STATE
+    if not path.is_file():
+        if any(folder.glob("*.pkl")):
+            raise ValueError(
+                f"{folder.name} was written by an earlier version, as pickles, which can run code and are not opened: "
+                "let the version that wrote it save its pipeline (resume it with its own step as `--max_train_steps`), "
+                "and go on from that with `--pretrained_model_name_or_path` in a new `--output_dir`."
+            )
+        raise ValueError(f"{folder.name} is no whole checkpoint: it lacks {_STATE}.")
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        version = state["format"]
+        complete = isinstance(state["progress"]["step"], int) and {"average", "optimizer", "scaler", "files"} <= set(
+            state
+        )
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{_short(path)} is damaged: {error!r}") from error
+    if version != _FORMAT or not complete:
+        raise ValueError(f"{_short(path)} must be of format {_FORMAT} and whole, got format {version!r}.")
+    return dict(state)
+
+
+def check_files(folder: Path, contents: bool = True) -> None:
+    """Compare a checkpoint's files with what was written.
+
+    Args:
+        folder (`Path`): The checkpoint.
+        contents (`bool`, defaults to `True`): Read the files; otherwise only their sizes are compared.
+
+    Raises:
+        ValueError: naming the file that is damaged.
+    """
+    for name, written in read_state(folder)["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{folder.name} is damaged: it lacks {name}.")
+        if path.stat().st_size != written["bytes"]:
+            raise ValueError(f"{_short(path)} is damaged: it has {path.stat().st_size} bytes of {written['bytes']}.")
+        if contents and _fingerprint(path) != written:
+            raise ValueError(f"{_short(path)} is damaged: its SHA-256 is not the one that was written.")
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The random state of this process, as JSON can hold it."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    state = {
+        "python": random.getstate(),
+        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, gauss],
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+    }
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state().cpu().numpy().tobytes().hex()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Take over a random state. That of another kind of device is left out."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(_tensor(state["torch"]))
+    if device.type != "cpu" and device.type in state:
+        torch.get_device_module(device).set_rng_state(_tensor(state[device.type]))
+
+
+def gather_random_states(state: dict[str, Any]) -> list[Any]:
+    """The random states of all processes, each of which gives its own."""
+    return list(gather_object([state]))
+
+
+def _tensor(digits: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(digits), dtype=torch.uint8)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    written: dict[str, torch.Tensor] = {}
+    places = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.data_ptr() in places:  # tied: safetensors takes no tensor twice
+            tensor = tensor.clone()
+        places.add(tensor.data_ptr())
+        written[name] = tensor
+    save_file(written, path)
+
+
+def _load_tensors(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    tensors = load_file(path)
+    _check_names(path, tensors, expected)
+    for name, tensor in tensors.items():
+        _check_shape(path, name, tensor, expected[name])
+    return tensors
+
+
+def _check_names(path: Path, tensors: Mapping[str, torch.Tensor], expected: Iterable[str]) -> None:
+    names = set(expected)
+    for problem, wrong in (("lacks", names - tensors.keys()), ("holds an unexpected", tensors.keys() - names)):
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise ValueError(f"{_short(path)} {problem} {min(wrong)!r}{more}: it is of another model or damaged.")
+
+
+def _check_shape(path: Path, name: str, tensor: torch.Tensor, expected: torch.Tensor) -> None:
+    if tensor.shape != expected.shape:
+        raise ValueError(
+            f"{_short(path)}: {name!r} must have the shape {list(expected.shape)}, got {list(tensor.shape)}."
+        )
+
+
+def _short(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
