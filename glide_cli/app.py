@@ -2,8 +2,8 @@
 
     glide app
 
-serves a page to this computer until Ctrl-C; --host 0.0.0.0 serves it to the whole network, say to a classroom. It
-sends no usage statistics, and works on one request at a time.
+serves a page to this computer until Ctrl-C; --host 0.0.0.0 serves it to the whole network, say to a classroom, whose
+requests take their steps in turn. It sends no usage statistics.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     shipped = "the one that ships; with --model that one, which then inpaints in the implicit mode"
     parser.add_argument("--inpaint-model", metavar="MODEL", help=f"for the tab that edits (default: {shipped})")
+    parser.add_argument(
+        "--other-models", nargs="+", default=[], metavar="MODEL", help="more text-to-image models to choose from"
+    )
     add_sampling_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to serve (default: %(default)s)")
     parser.add_argument("--port", type=port, help="default: the first free one from 7860 on")

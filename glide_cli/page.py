@@ -1,23 +1,50 @@
-"""The page of `glide app`: what it does with a pipeline, its fields and buttons, and how it is served."""
+"""The page of `glide app`: its tabs, fields and buttons, and how it is served."""
 
 from __future__ import annotations
 
 import argparse
+import base64
+import html
+import io
 import logging
-import secrets
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import torch
 from diffusers import DiffusionPipeline
+from gradio.components import Component
+from gradio.components.base import server
+from gradio.components.image_editor import AcceptBlobs, EditorDataBlobs
+from gradio.data_classes import FileData
 from PIL import Image, ImageChops
 
-from glide_pipelines import GLIDEInpaintPipeline
+from glide_pipelines.checkpoints import pretrained_checkpoint
 from glide_pipelines.shapes import BACKGROUNDS, COLOURS, SHAPES
 
 from . import options
 from .errors import UserError
 from .loading import load_pipeline, model_values, silence_libraries, step_values
+from .output import make_grid
+from .studio import (
+    MAX_FILE_SIZE,
+    MAX_GUIDANCE,
+    MAX_IMAGES,
+    MAX_PROMPT,
+    MAX_REQUESTS,
+    MAX_SMALL_PIXELS,
+    MAX_STEPS,
+    TASKS,
+    Models,
+    NotesHandler,
+    Progress,
+    Studio,
+    open_photo,
+)
 
 
 KNOWN = (
@@ -26,185 +53,431 @@ KNOWN = (
 )
 PROMPTS = [
     "a red circle above a blue square",
-    "a green star and a red circle on a white background",
-    "a large purple diamond on a black background",
     "a small yellow cross to the left of a cyan triangle",
+    "a large purple diamond on a black background",
+    "a green star",
 ]
 DEFAULT_STEPS = 100  # of the base model, as in the released notebooks
+DEFAULT_SUPER_RES_STEPS = 27
+OWN_SCHEDULER = "the model's own"
 PAINT = "#ff0080"  # seen on every background of the shapes world
-PROGRESS = gr.Progress()  # as a parameter's default, the bar of the event that runs
-Images = list[tuple[Image.Image, str]]  # of a gallery, each with the words below it
+INK = ["#000000", "#e6194b", "#ff8c00", "#ffd700", "#2ca02c", "#1f77ff", "#8a2be2", "#00bcd4", "#ffffff"]
+VIEW_SIZE = 800  # pixels of the longer side: photos are painted over at this size, whatever their own
+MAX_BLOBS = 32  # layers of paint that are kept until their request comes
+CSS = """
+.live img, .results { width: min(100%, 60vh) !important; margin: 8px auto 0; }
+.live progress { width: 100%; height: 6px; accent-color: var(--color-accent); }
+.live p { margin: 0 0 4px; overflow-wrap: anywhere; }
+.live .error { color: var(--error-text-color, #b91c1c); font-weight: 600; }
+.live .note { opacity: 0.85; }
+.results .grid-wrap { max-height: none !important; }
+"""
+# A phone shows the tab from its top; what was asked for is to be seen.
+SHOW_RESULT = "() => setTimeout(() => document.getElementById('{}').scrollIntoView({{block: 'nearest'}}), 300)"
 
 
-class Studio:
-    """What the page does with a pipeline; `upsampling` holds its arguments for the upsampler's steps."""
-
-    def __init__(self, pipe: DiffusionPipeline, upsampling: dict[str, Any]) -> None:
-        self.pipe = pipe
-        self.upsampling = upsampling
-
-    def draw(
-        self,
-        prompt: str,
-        guidance_scale: float,
-        steps: int,
-        seed: str,
-        num_images: int,
-        progress: gr.Progress = PROGRESS,
-        **images: Image.Image,
-    ) -> Images:
-        """Images, each with its seed, which generates it again alone. The text of the first seed may be empty."""
-
-        def report(pipe: DiffusionPipeline, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
-            progress((step + 1, pipe.num_timesteps), desc="enlarging" if pipe.stage == "super_res" else "drawing")
-            return {}
-
-        if not prompt.strip():
-            raise refusal("The prompt is empty: say what the image shall show.")
-        first = read_seed(seed)
-        seeds = range(first, first + num_images)
-        try:
-            generated = self.pipe(
-                prompt,
-                guidance_scale=guidance_scale,
-                num_inference_steps=steps,
-                num_images_per_prompt=num_images,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                callback_on_step_end=report,
-                **self.upsampling,
-                **images,
-            ).images
-        except (TypeError, ValueError) as error:
-            raise refusal(str(error)) from error
-        return [(image, f"seed {seed}") for image, seed in zip(generated, seeds, strict=True)]
-
-    def edit(
-        self,
-        painting: dict[str, Any] | None,
-        prompt: str,
-        guidance_scale: float,
-        steps: int,
-        seed: str,
-        num_images: int,
-        progress: gr.Progress = PROGRESS,
-    ) -> Images:
-        """As `draw`, but of an image, and only where the `painting` of a `gr.ImageEditor` has paint on it."""
-        if painting is None or painting["background"] is None:
-            raise refusal("There is no image to edit: take one from the other tab, or drop a file into the frame.")
-        image = painting["background"].copy()
-        mask = Image.new("L", image.size)
-        for layer in painting["layers"]:
-            mask = ImageChops.lighter(mask, layer.getchannel("A").point(lambda alpha: 255 * (alpha > 0)))
-        if mask.getbbox() is None:
-            raise refusal("Nothing is painted over: take the brush, and paint over what shall be repainted.")
-        # Photographs are often larger than what the model was trained on, and than what fits into memory.
-        height, width = self.pipe.default_size
-        image.thumbnail((width, height))
-        return self.draw(prompt, guidance_scale, steps, seed, num_images, progress, image=image, mask_image=mask)
+# -- images from the browser -------------------------------------------------------------------------------------------
 
 
-def read_seed(text: str) -> int:
-    """The seed that the text names, or a new one if it is empty."""
-    if not text.strip():
-        return secrets.randbelow(2**32)
+class RecentBlobs(dict[str, EditorDataBlobs]):
+    """What editors sent ahead of their requests; the oldest goes where there is too much, since a stranger may send it
+    without end."""
+
+    def __setitem__(self, key: str, value: EditorDataBlobs) -> None:
+        super().__setitem__(key, value)
+        while len(self) > MAX_BLOBS:
+            del self[next(iter(self))]
+
+
+def read_sent(file: Any, flatten_on_white: bool = False) -> Image.Image | None:
+    """An image that an editor or a client sent. (gradio decodes whatever comes.)"""
+    if file is None:
+        return None
+    source, name = (file.path, file.orig_name) if isinstance(file, FileData) else (io.BytesIO(file), None)
+    with gradio_errors():
+        return open_photo(source, name or "The image").convert("RGBA")
+
+
+def read_small(file: Any) -> Image.Image | None:
+    """As `read_sent`, of what is to be enlarged."""
+    if file is None or file.path is None:
+        return None
+    with gradio_errors():
+        return open_photo(file.path, file.orig_name or "The image", MAX_SMALL_PIXELS)
+
+
+def keep_blob(editor: gr.ImageEditor, data: AcceptBlobs) -> Any:
+    """Keep a layer until its request comes; gradio would make a list as long as a stranger says."""
+    index = data.data["index"]
+    if index and index != "null" and not 0 <= int(index) < MAX_BLOBS:
+        raise gr.Error(f"There are at most {MAX_BLOBS} layers.", print_exception=False)
+    return gr.ImageEditor.accept_blobs(editor, data)
+
+
+@contextmanager
+def gradio_errors() -> Iterator[None]:
+    """A mistake of the visitor's, as gradio reports it; the terminal is spared the traceback."""
     try:
-        return options.seed(text)
-    except argparse.ArgumentTypeError as error:
-        raise refusal(f"The seed {error}.") from error
+        yield
+    except UserError as error:
+        raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
 
 
-def refusal(message: str) -> gr.Error:
-    """A mistake of the visitor's, who reads it on the page; the terminal is spared the traceback."""
-    return gr.Error(message, print_exception=False)
+def take_file(file: str | None) -> Iterator[tuple]:
+    """What was dropped: the editor's new image, the photo's path, and what is wrong with it."""
+    try:
+        view = None if file is None else view_of(open_photo(file, Path(file).name))
+    except UserError as error:
+        yield None, None, show_error(error)
+        raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
+    yield view, file, ""
 
 
-class PageHandler(logging.Handler):
-    """Shows what the library warns of, such as a prompt that the model does not know, on the page that asked for it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Show one warning."""
-        gr.Warning(record.getMessage())
-
-
-def take(gallery: gr.Gallery) -> tuple[Image.Image, gr.Tabs]:
-    """The image that is chosen, for the editor, and the tab where that is."""
-    if not gallery.value:
-        raise refusal("There is no image yet.")
-    return gallery.value[gallery.selected_index or 0][0], gr.Tabs(selected="Edit")
+def view_of(photo: Image.Image) -> Image.Image:
+    """A photo at the size that its editor shows, so that the brush and the way to the server fit every photo."""
+    scale = VIEW_SIZE / max(photo.size)
+    if scale < 1:
+        return photo.resize([max(1, round(length * scale)) for length in photo.size], reducing_gap=2.0)
+    return photo
 
 
-def add_fields(pipe: DiffusionPipeline, name: str, steps: int) -> tuple[list[gr.components.Component], gr.Button]:
-    """The fields of a tab, in the order of `Studio.draw`, and its button."""
-    prompt = gr.Textbox(label="Prompt", info="What the whole image shows")
-    if pipe.config.prompt_domain == "shapes":
-        gr.Markdown(KNOWN)
-        gr.Examples(PROMPTS, prompt, label="For example")
-    button = gr.Button(name, variant="primary")
-    scale = pipe.default_guidance_scale
-    fields = [
-        prompt,
-        gr.Slider(1, max(10, scale), scale, step=0.1, label="Guidance", info="How closely to follow the prompt"),
-        gr.Slider(1, max(250, steps), steps, step=1, label="Steps", info="Fewer are faster, more look better"),
-        # Text, because a field for numbers cannot be left empty.
-        gr.Textbox(label="Seed", info="The same one gives the same image again; empty, a new one each time"),
-        gr.Slider(1, 16, 1, step=1, label="How many images"),
-    ]
-    return fields, button
+def painted(painting: dict[str, Any] | None, photo: str | None) -> tuple[Image.Image, Image.Image]:
+    """The photo, at its own size, and the mask, at that of the editor.
+
+    Raises:
+        UserError: if there is no photo, or nothing is painted over.
+    """
+    if painting is None or painting["background"] is None:
+        raise UserError("There is no image to edit: drop a file, or take one from another tab.")
+    mask = Image.new("L", painting["background"].size)
+    for layer in painting["layers"]:
+        mask = ImageChops.lighter(mask, layer.getchannel("A").point(lambda alpha: 255 * (alpha > 0)))
+    if mask.getbbox() is None:
+        raise UserError("Nothing is painted over: take the brush, and paint over what shall be repainted.")
+    return (painting["background"] if photo is None else open_photo(photo, Path(photo).name)), mask
 
 
-def build_page(drawer: Studio, editor: Studio, steps: int) -> gr.Blocks:
-    """The page; `steps` are those of the base model to begin with."""
-    canvas = gr.ImageEditor(
-        label="Paint over what shall be repainted",
-        type="pil",
-        format="png",  # without loss: what is not painted over stays as it is
-        sources=("upload", "clipboard"),
-        transforms=(),
-        layers=False,
-        brush=gr.Brush(editor.pipe.default_size[1] // 8, colors=[PAINT], color_mode="fixed"),
-        render=False,
-    )
-    kept = (3600, 86400)  # every hour, what is older than a day goes, and everything at the end
-    with gr.Blocks(title="GLIDE", analytics_enabled=False, delete_cache=kept) as page, gr.Tabs() as tabs:
-        for name, pipe, action, inputs in (
-            ("Draw", drawer.pipe, drawer.draw, []),
-            ("Edit", editor.pipe, editor.edit, [canvas]),
-        ):
-            with gr.Tab(name, id=name), gr.Row():
-                with gr.Column():
-                    for component in inputs:
-                        component.render()
-                    fields, button = add_fields(pipe, name, steps)
-                with gr.Column():
-                    # Not gradio's third button, which uploads an image to a server.
-                    buttons = ["download", "fullscreen"]
-                    gallery = gr.Gallery(label="Images", type="pil", format="png", buttons=buttons, interactive=False)
-                    again = gr.Button("Edit this image")
-            gr.on(
-                [button.click, fields[0].submit],
-                action,
-                inputs + fields,
-                gallery,
-                api_name=name.lower(),
-                concurrency_limit=1,
-                concurrency_id="model",  # one at a time over both tabs and all visitors
-            )
-            # Beside the queue: it need not wait, and gradio 6.31 may lose the answers to queued events that overlap.
-            again.click(take, gallery, [canvas, tabs], queue=False, api_visibility="private")
+def sketched(painting: dict[str, Any] | None, size: tuple[int, int]) -> Image.Image:
+    """A sketch, reduced to fit the size that the model works at.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if painting is None or painting["composite"] is None or painting["composite"].getchannel("A").getbbox() is None:
+        raise UserError("There is no sketch: paint one, or drop a file.")
+    sketch = painting["composite"]
+    sketch.thumbnail(size[::-1])
+    return sketch
+
+
+# -- what the page shows -----------------------------------------------------------------------------------------------
+
+
+def show(progress: Progress) -> str:
+    """How far a request is, as HTML: in words, as a bar, and as the estimate of the image."""
+    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in progress.notes)
+    text = f'<p role="status">{html.escape(progress.text)}</p>'
+    if progress.done:
+        return text + notes
+    image = ""
+    if progress.images:
+        data = io.BytesIO()
+        make_grid(progress.images, 2).save(data, "JPEG", quality=90)
+        encoded = base64.b64encode(data.getvalue()).decode()
+        image = f'<img alt="The estimate so far" src="data:image/jpeg;base64,{encoded}">'
+    return f'{text}<progress value="{progress.share:.3f}"></progress>{notes}{image}'
+
+
+def captions(progress: Progress) -> list[tuple[Image.Image, str]]:
+    """The images of a gallery, each with its seed below it."""
+    return [(image, f"seed {seed}") for image, seed in zip(progress.images, progress.seeds, strict=True)]
+
+
+def show_error(error: Exception) -> str:
+    """A mistake, which stays on the page until the next request."""
+    return f'<p class="error" role="alert">{html.escape(str(error))}</p>'
+
+
+@dataclass
+class Tab:
+    """The components of a tab that others need.
+
+    Attributes:
+        task (`str`): One of `TASKS`.
+        file (`gr.File`, *optional*): Where a file is dropped that is painted over.
+        inputs (`dict[str, Component]`): What the request is made of, by the names of [`Studio.sample`].
+        live, gallery (`Component`): How far the request is; its images.
+        drawn (`gr.State`): The prompt of the images that the gallery shows.
+        button, stop (`gr.Button`): Begin, and end.
+        onward (`gr.Row`): Shown with the images; it holds `send`.
+        send (`dict[str, gr.Button]`): Each takes an image on to the tab of its name.
+        examples (`gr.Column`, *optional*): What only a model of the shapes world needs.
+    """
+
+    task: str
+    file: gr.File | None
+    inputs: dict[str, Component]
+    live: gr.HTML
+    gallery: gr.Gallery
+    drawn: gr.State
+    button: gr.Button
+    stop: gr.Button
+    onward: gr.Row
+    send: dict[str, gr.Button]
+    examples: gr.Column
+
+
+def build_page(studio: Studio, steps: int = DEFAULT_STEPS, super_res_steps: int = DEFAULT_SUPER_RES_STEPS) -> gr.Blocks:
+    """The page of a studio; its sliders begin with these steps."""
+    names = list(studio.models)
+    kept = (600, 7200)  # every ten minutes, what is older than two hours goes, and everything at the end
+    with gr.Blocks(title="GLIDE", analytics_enabled=False, delete_cache=kept) as page:
+        model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
+        with gr.Tabs() as tabs:
+            parts = {task: add_tab(studio, task, steps, super_res_steps) for task in TASKS}
+        for tab in parts.values():
+            connect(studio, model, tabs, tab, parts)
     return page
 
 
-def load_studios(args: argparse.Namespace) -> tuple[Studio, Studio]:
-    """What draws and what edits; a model that does both is loaded once."""
+def add_tab(studio: Studio, task: str, steps: int, super_res_steps: int) -> Tab:
+    """Lay out a tab. A phone shows its columns one below the other, so the button stands last in the first."""
+    pipes = next(iter(studio.models.values()))
+    inputs: dict[str, Component] = {}
+    with gr.Tab(task, id=task), gr.Row():
+        with gr.Column(min_width=320):
+            drawn, file = gr.State(""), None
+            if task in ("Edit", "Sketch"):
+                file = gr.File(label="Drop an image", file_types=["image"], height=110)
+                inputs["painting"] = add_editor(task)
+                inputs["photo"] = gr.State()
+            elif task == "Enlarge":
+                inputs["image"] = add_photo()
+            inputs["prompt"] = gr.Textbox(
+                label="Prompt", placeholder="What the whole image shows", max_length=MAX_PROMPT
+            )
+            with gr.Column(visible=knows_shapes(pipes)) as examples:
+                gr.Examples(PROMPTS, inputs["prompt"], label="For example")
+                if task == "Draw":
+                    gr.Markdown(KNOWN)
+            with gr.Accordion("Options", open=False):
+                inputs |= add_options(task, pipes["Edit" if task == "Edit" else "Draw"], steps, super_res_steps)
+            with gr.Row():
+                button = gr.Button(task, variant="primary", min_width=120)
+                stop = gr.Button("Stop", interactive=False, min_width=120)
+        with gr.Column(min_width=320):
+            live = gr.HTML(elem_classes="live", elem_id=f"{task.lower()}-result", label="Progress")
+            gallery = gr.Gallery(
+                label="Images",
+                type="filepath",
+                format="png",  # without loss
+                columns=2,
+                object_fit="contain",
+                # Not gradio's third button, which uploads an image to a server.
+                buttons=["download", "fullscreen"],
+                interactive=False,
+                visible=False,
+                elem_classes="results",
+            )
+            with gr.Row(visible=False) as onward:
+                send = {
+                    target: gr.Button(f"{target} this", size="sm", min_width=80) for target in TASKS if target != "Draw"
+                }
+    return Tab(task, file, inputs, live, gallery, drawn, button, stop, onward, send, examples)
+
+
+def add_editor(task: str) -> gr.ImageEditor:
+    """Where a photo is painted over, or a sketch is painted."""
+    edits = task == "Edit"
+    editor = gr.ImageEditor(
+        label="Paint over what shall be repainted" if edits else "Paint a sketch",
+        type="pil",
+        format="png",  # without loss: what is not painted over stays as it is
+        sources=(),  # a canvas would send a photo back as a bitmap, twice: a file goes up as it is
+        transforms=(),
+        layers=False,
+        brush=gr.Brush(VIEW_SIZE // 16 if edits else 20, colors=[PAINT] if edits else INK, color_mode="fixed"),
+        canvas_size=(512, 512),
+        buttons=[],
+        height=400,
+    )
+    # Not a subclass, beside which gradio would write a file into this package.
+    keep = server(partial(keep_blob, editor))
+    vars(editor).update(blob_storage=RecentBlobs(), convert_and_format_image=read_sent, accept_blobs=keep)
+    return editor
+
+
+def add_photo() -> gr.Image:
+    """Where an image is dropped that shall be enlarged."""
+    photo = gr.Image(label="Small image", type="pil", format="png", height=300, buttons=[])
+    vars(photo).update(preprocess=read_small)
+    return photo
+
+
+def add_options(task: str, pipe: DiffusionPipeline, steps: int, super_res_steps: int) -> dict[str, Component]:
+    """What is folded away."""
+    own = [(OWN_SCHEDULER, ""), *((name, name) for name in options.SCHEDULERS)]
+    first = super_res_steps if task == "Enlarge" else steps
+    fields: dict[str, Component] = {}
+    if task != "Enlarge":
+        scale = pipe.default_guidance_scale
+        fields["negative_prompt"] = gr.Textbox(label="Negative prompt", max_length=MAX_PROMPT)
+        fields["guidance_scale"] = gr.Slider(
+            1, MAX_GUIDANCE, scale, step=0.1, label="Guidance", info="How closely to follow the prompt"
+        )
+    if task == "Sketch":
+        fields["strength"] = gr.Slider(0.05, 1, 0.8, step=0.05, label="Strength", info="How much of it to repaint")
+    fields["steps"] = gr.Slider(
+        1, MAX_STEPS, min(first, MAX_STEPS), step=1, label="Steps", info="Fewer are faster, more look better"
+    )
+    fields["scheduler"] = gr.Dropdown(own, value="", label="Scheduler", info="How a step is taken")
+    # Text, because a field for numbers cannot be left empty.
+    fields["seed"] = gr.Textbox(
+        label="Seed", info="The same one gives the same image again; empty, a new one each time", max_length=20
+    )
+    fields["num_images"] = gr.Slider(1, MAX_IMAGES, 1, step=1, label="How many images")
+    return fields
+
+
+def connect(studio: Studio, model: gr.Dropdown, tabs: gr.Tabs, tab: Tab, parts: dict[str, Tab]) -> None:
+    """Give a tab's buttons their work."""
+    aside: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+    outputs = [tab.live, tab.gallery, tab.drawn, tab.stop, tab.onward]
+    begins = [tab.button.click, tab.inputs["prompt"].submit]
+    gr.on(begins, None, js=SHOW_RESULT.format(f"{tab.task.lower()}-result"))
+    gr.on(
+        begins,
+        responder(studio, tab),
+        [model, *tab.inputs.values()],
+        outputs,
+        api_name=tab.task.lower(),
+        concurrency_limit=2 * MAX_REQUESTS,  # the studio refuses what is too much, and shares the machine
+        concurrency_id="studio",
+        show_progress="hidden",  # the page shows its own
+        trigger_mode="once",
+    )
+    tab.stop.click(partial(stop, studio), **aside)
+    if tab.file is not None:
+        tab.file.upload(take_file, tab.file, [tab.inputs["painting"], tab.inputs["photo"], tab.live], **aside)
+    for target, button in tab.send.items():
+        there = parts[target].inputs
+        places = [there["painting"], there["photo"]] if "painting" in there else [there["image"]]
+        button.click(sender(target), [tab.gallery, tab.drawn], [tabs, there["prompt"], *places], **aside)
+    if "guidance_scale" in tab.inputs:
+        model.change(chooser(studio, tab.task), model, [tab.inputs["guidance_scale"], tab.examples], **aside)
+
+
+# -- what the buttons do -----------------------------------------------------------------------------------------------
+
+
+def responder(studio: Studio, tab: Tab) -> Callable[..., Iterator[tuple]]:
+    """What the button of a tab does: it yields what its outputs show."""
+    names = ["model", *tab.inputs]
+
+    def respond(request: gr.Request, *values: Any) -> Iterator[tuple]:
+        given = dict(zip(names, values, strict=True))
+        try:
+            read_images(studio, tab.task, given)
+            for progress in studio.sample(tab.task, request.client.host, request.session_hash, **given):
+                shown = progress.done and bool(progress.images)
+                yield (
+                    show(progress),
+                    gr.Gallery(captions(progress), visible=True, columns=min(len(progress.images), 2))
+                    if shown
+                    else gr.Gallery(visible=False),
+                    given["prompt"] if shown else gr.skip(),
+                    gr.Button(interactive=not progress.done),
+                    gr.Row(visible=shown),
+                )
+        except Exception as error:
+            yield show_error(error), gr.skip(), gr.skip(), gr.Button(interactive=False), gr.skip()
+            # The page has it; who asked without one gets it too.
+            raise gr.Error(str(error), visible=False, print_exception=not isinstance(error, UserError)) from error
+
+    return respond
+
+
+def read_images(studio: Studio, task: str, given: dict[str, Any]) -> None:
+    """Make of what an editor gives what a pipeline takes.
+
+    Raises:
+        UserError: if there is no image.
+    """
+    painting, photo = given.pop("painting", None), given.pop("photo", None)
+    if task == "Edit":
+        given["image"], given["mask_image"] = painted(painting, photo)
+    elif task == "Sketch":
+        given["image"] = sketched(painting, next(iter(studio.models.values()))["Draw"].default_size)
+    elif task == "Enlarge" and given["image"] is None:
+        raise UserError("There is no image to enlarge: drop a file into the frame, or take one from another tab.")
+
+
+def stop(studio: Studio, request: gr.Request) -> None:
+    """Stop what this tab of the browser asked for."""
+    studio.turns.stop(session=request.session_hash)
+
+
+def sender(target: str) -> Callable[..., tuple]:
+    """What takes the chosen image of a gallery, and its prompt, on to another tab."""
+
+    def send(gallery: gr.Gallery, prompt: str) -> tuple:
+        if not gallery.value:
+            raise gr.Error("There is no image yet.", print_exception=False)
+        path = gallery.value[gallery.selected_index or 0][0]
+        with Image.open(path) as image:
+            places = (path,) if target == "Enlarge" else (view_of(image.copy()), path)
+        return gr.Tabs(selected=target), prompt, *places
+
+    return send
+
+
+def chooser(studio: Studio, task: str) -> Callable[[str], tuple]:
+    """What a tab shows of a model when it is chosen."""
+
+    def choose(model: str) -> tuple:
+        pipes = studio.models[model]
+        return pipes[task].default_guidance_scale, gr.Column(visible=knows_shapes(pipes))
+
+    return choose
+
+
+def knows_shapes(pipes: dict[str, DiffusionPipeline]) -> bool:
+    """Whether a model is one of the shapes world."""
+    return pipes["Draw"].config.prompt_domain == "shapes"
+
+
+# -- serving -----------------------------------------------------------------------------------------------------------
+
+
+def load_studio(args: argparse.Namespace) -> Studio:
+    """The models that the options name, each ready for what it can do."""
     values = model_values(args)
-    drawer = editor = load_pipeline(**values)
-    if args.inpaint_model is not None or args.model is None:
-        values["model"] = args.inpaint_model
-        editor = load_pipeline(**values, checkpoint="inpaint", option="--inpaint-model")
-    editor = GLIDEInpaintPipeline.from_pipe(editor)
-    editor.set_progress_bar_config(disable=True)
-    upsampling = step_values(super_res_steps=args.super_res_steps)
-    return Studio(drawer, upsampling), Studio(editor, upsampling)
+    models: Models = {}
+    for name in [args.model, *args.other_models]:
+        pipe = load_pipeline(**values | {"model": name}, option="--other-models" if models else "--model")
+        inpaint, option = args.inpaint_model, "--inpaint-model"
+        if models or inpaint is None:
+            inpaint, option = find_inpaint_model(name), "--model"
+        edits = pipe if inpaint is None else load_pipeline(**values | {"model": inpaint}, option=option)
+        models[name or "shapes"] = make_ready(pipe, edits)
+    return Studio(models, step_values(super_res_steps=args.super_res_steps))
+
+
+def find_inpaint_model(name: str | None) -> str | None:
+    """The fine-tuned model that ships beside one; another model inpaints itself, in the implicit mode."""
+    try:
+        return None if name and os.path.isdir(name) else str(pretrained_checkpoint(name or "shapes", "inpaint"))
+    except ValueError:
+        return None
+
+
+def make_ready(pipe: DiffusionPipeline, inpaint: DiffusionPipeline) -> dict[str, DiffusionPipeline]:
+    """A pipeline for each task that a model can do, around shared components."""
+    tasks = [task for task in TASKS if task != "Enlarge" or pipe.super_res_unet is not None]
+    pipes = {task: TASKS[task].from_pipe(inpaint if task == "Edit" else pipe) for task in tasks}
+    for each in pipes.values():
+        each.set_progress_bar_config(disable=True)
+    return pipes
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -214,20 +487,40 @@ def serve(args: argparse.Namespace) -> None:
         UserError: if a model or the address is at fault.
     """
     silence_libraries()
-    logging.getLogger("glide_pipelines").addHandler(PageHandler())
-    launch(build_page(*load_studios(args), args.steps or DEFAULT_STEPS), args.host, args.port)
+    logging.getLogger("glide_pipelines").addHandler(NotesHandler())
+    super_res_steps = args.super_res_steps if isinstance(args.super_res_steps, int) else DEFAULT_SUPER_RES_STEPS
+    launch(build_page(load_studio(args), args.steps or DEFAULT_STEPS, super_res_steps), args.host, args.port)
 
 
-def launch(page: gr.Blocks, host: str, port: int | None) -> None:
-    """Serve a page until Ctrl-C.
+def start(page: gr.Blocks, host: str, port: int | None = None) -> str:
+    """Serve a page in the background, and return its address.
 
     Raises:
         UserError: if the address is not free.
     """
+    page.queue(max_size=2 * MAX_REQUESTS)
     try:
-        page.launch(server_name=host, server_port=port, show_error=True, quiet=True, prevent_thread_lock=True)
+        _, url, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            max_threads=4 * MAX_REQUESTS,  # a request that waits takes one
+            max_file_size=MAX_FILE_SIZE,
+            css=CSS,
+            show_error=True,
+            quiet=True,
+            prevent_thread_lock=True,
+            share=False,
+            ssr_mode=False,
+            run_history=False,
+            footer_links=[],
+        )
     except OSError as error:
         where = f"--host {host} --port {port or 'from 7860 on'}"
         raise UserError(f"{where}: not an address of this computer, or in use") from error
-    print(f"The page is at {page.local_url} until Ctrl-C.", flush=True)
+    return url
+
+
+def launch(page: gr.Blocks, host: str, port: int | None) -> None:
+    """Serve a page until Ctrl-C."""
+    print(f"The page is at {start(page, host, port)} until Ctrl-C.", flush=True)
     page.block_thread()

@@ -1,0 +1,414 @@
+"""What `glide app` does for its visitors: it checks what they send, shares the machine among them step by step, and
+shows the estimate of the image while it is sampled. Nothing here knows of the page."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import math
+import queue
+import secrets
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from io import BytesIO
+from numbers import Real
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image, ImageOps
+
+from glide_pipelines import (
+    GLIDEImg2ImgPipeline,
+    GLIDEInpaintPipeline,
+    GLIDEPipeline,
+    GLIDESuperResolutionPipeline,
+)
+
+from . import options
+from .errors import UserError
+from .loading import other_scheduler
+
+
+TASKS: dict[str, type[DiffusionPipeline]] = {
+    "Draw": GLIDEPipeline,
+    "Edit": GLIDEInpaintPipeline,
+    "Sketch": GLIDEImg2ImgPipeline,
+    "Enlarge": GLIDESuperResolutionPipeline,
+}
+# What a request may ask for.
+MAX_PROMPT = 1000  # characters
+MAX_IMAGES = 4
+MAX_STEPS = 250
+MAX_GUIDANCE = 30
+# What a file may hold.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF")
+MAX_FILE_SIZE = 25 * 2**20  # bytes
+MAX_PIXELS = 25_000_000  # of a photo: the 24 megapixels of a good phone
+MAX_SMALL_PIXELS = 256 * 256  # of what is enlarged, which takes sixteen times as many
+# Requests that run or wait: of all visitors, and of one address.
+MAX_REQUESTS = 16
+MAX_REQUESTS_EACH = 4
+PREVIEW_INTERVAL = 0.3  # seconds
+Models = dict[str, dict[str, DiffusionPipeline]]  # a pipeline for each task that a model can do
+
+
+# -- what visitors send ------------------------------------------------------------------------------------------------
+
+
+def open_photo(file: str | Path | BytesIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image in a file that a visitor sent, upright. What is too large is refused before it is decoded.
+
+    Args:
+        file (`str`, `Path` or `BytesIO`): The file.
+        name (`str`): What the visitor calls it.
+        max_pixels (`int`): Its height times width may be so much.
+
+    Raises:
+        UserError: naming the file, if it is no image, or too large a one.
+    """
+    try:
+        with Image.open(file, formats=FORMATS) as image:  # reads the header alone
+            check_size(image, name, max_pixels)
+            return ImageOps.exif_transpose(image)
+    except FileNotFoundError as error:
+        raise UserError(f"{name} is no longer here: send it again.") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} has too many pixels; {max_pixels:,} in all are allowed here.") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UserError(f"{name} cannot be read as an image (PNG, JPEG, WebP, GIF, BMP or TIFF).") from error
+
+
+def check_size(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> None:
+    """An image may have so many pixels.
+
+    Raises:
+        UserError: naming it, if it has more.
+    """
+    if image.width * image.height > max_pixels:
+        raise UserError(f"{name} has {image.width} x {image.height} pixels; {max_pixels:,} in all are allowed here.")
+
+
+def read_seed(text: Any) -> int:
+    """The seed that a text names, or a new one if it is empty.
+
+    Raises:
+        UserError: if it names none.
+    """
+    text = check_text("seed", text).strip()
+    if not text:
+        return secrets.randbelow(2**32)
+    try:
+        return options.seed(text)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"The seed {error}.") from error
+
+
+def check_text(name: str, text: Any, required: bool = False) -> str:
+    """A text of at most `MAX_PROMPT` characters.
+
+    Raises:
+        UserError: if it is longer, or required and empty.
+    """
+    text = "" if text is None else text
+    if not isinstance(text, str) or len(text) > MAX_PROMPT:
+        raise UserError(f"The {name} must be a text of at most {MAX_PROMPT} characters.")
+    if required and not text.strip():
+        raise UserError(f"The {name} is empty: say what the image shall show.")
+    return text
+
+
+def check_range(name: str, value: Any, low: float, high: float) -> float:
+    """A number between `low` and `high`.
+
+    Raises:
+        UserError: if it is none.
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not low <= value <= high:
+        raise UserError(f"{name} must be a number from {low} to {high}, got {value!r}.")
+    return value
+
+
+def check_whole(name: str, value: Any, high: int) -> int:
+    """A whole number from 1 to `high`.
+
+    Raises:
+        UserError: if it is none.
+    """
+    if check_range(name, value, 1, high) != int(value):
+        raise UserError(f"{name} must be a whole number, got {value!r}.")
+    return int(value)
+
+
+# -- whose turn it is --------------------------------------------------------------------------------------------------
+
+
+class Job:
+    """A request that runs or waits.
+
+    Attributes:
+        visitor (`str`): Who is served in turn: an address.
+        session (`str`): Whose Stop button stops it: a tab of a browser.
+        stopped (`bool`): Asked to end after the step that runs.
+        notes (`list[str]`): What the library warned of.
+    """
+
+    def __init__(self, visitor: str, session: str) -> None:
+        self.visitor = visitor
+        self.session = session
+        self.stopped = False
+        self.notes: list[str] = []
+
+
+class Turns:
+    """Whose step is next: the visitors' in turn, and of one visitor's requests the oldest.
+
+    So a long request blocks nobody: whoever comes shares the machine with those who are there.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._jobs: dict[str, list[Job]] = {}  # of each visitor; the first visitor's first has the turn
+
+    def join(self, job: Job) -> None:
+        """Line up.
+
+        Raises:
+            UserError: if there are too many.
+        """
+        with self._changed:
+            if len(self._jobs.get(job.visitor, ())) >= MAX_REQUESTS_EACH:
+                raise UserError(f"You have {MAX_REQUESTS_EACH} requests here already: stop one, or wait for it.")
+            if sum(map(len, self._jobs.values())) >= MAX_REQUESTS:
+                raise UserError(f"{MAX_REQUESTS} requests are here already: try again in a minute.")
+            self._jobs.setdefault(job.visitor, []).append(job)
+
+    def wait(self, job: Job) -> None:
+        """Return when it is this job's turn, or it was stopped."""
+        with self._changed:
+            self._changed.wait_for(lambda: job.stopped or next(iter(self._jobs.values()))[0] is job)
+
+    def pass_on(self, job: Job) -> None:
+        """Let the other visitors take a step, and wait for the next turn."""
+        with self._changed:
+            self._jobs[job.visitor] = self._jobs.pop(job.visitor)
+            self._changed.notify_all()
+        self.wait(job)
+
+    def leave(self, job: Job) -> None:
+        """Make room."""
+        with self._changed:
+            self._jobs[job.visitor].remove(job)
+            if not self._jobs[job.visitor]:
+                del self._jobs[job.visitor]
+            self._changed.notify_all()
+
+    def stop(self, session: str | None = None, job: Job | None = None) -> None:
+        """Stop one job, or those of a session."""
+        with self._changed:
+            for each in itertools.chain.from_iterable(self._jobs.values()):
+                each.stopped = each.stopped or each is job or (session is not None and each.session == session)
+            self._changed.notify_all()
+
+    def __len__(self) -> int:
+        with self._changed:
+            return sum(map(len, self._jobs.values()))
+
+
+# -- sampling ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a request is.
+
+    Attributes:
+        text (`str`): In words.
+        images (`tuple[PIL.Image.Image, ...]`): The images if it is done, else the estimates of them, at the size that
+            the model works at.
+        seeds (`tuple[int, ...]`): Of each image; with its own seed an image can be generated again alone.
+        share (`float`): Of the steps, from 0 to 1.
+        done (`bool`): Nothing follows.
+        notes (`tuple[str, ...]`): What the library warned of.
+    """
+
+    text: str
+    images: tuple[Image.Image, ...] = ()
+    seeds: tuple[int, ...] = ()
+    share: float = 0.0
+    done: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class NotesHandler(logging.Handler):
+    """Keeps what the library warns of, such as a prompt that the model does not know, with the job of the thread."""
+
+    jobs = threading.local()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one warning."""
+        job = getattr(self.jobs, "current", None)
+        if job is not None:
+            job.notes.append(record.getMessage())
+
+
+class Studio:
+    """Samples for visitors.
+
+    Args:
+        models (`dict[str, dict[str, DiffusionPipeline]]`): By name, their pipelines by task; the first is the default.
+        upsampling (`dict`, *optional*): Arguments for the upsampler's steps.
+    """
+
+    def __init__(self, models: Models, upsampling: dict[str, Any] | None = None) -> None:
+        self.models = models
+        self.upsampling = upsampling or {}
+        self.turns = Turns()
+
+    def sample(
+        self,
+        task: str,
+        visitor: str,
+        session: str,
+        *,
+        model: str,
+        prompt: str,
+        seed: str | None = None,
+        num_images: int = 1,
+        scheduler: str | None = None,
+        **given: Any,
+    ) -> Iterator[Progress]:
+        """Sample, and say how far it is at least once in a second.
+
+        Closing the iterator, as happens when the tab is closed that asked, stops it after the step that runs.
+
+        Args:
+            task (`str`): One of `TASKS`.
+            visitor, session (`str`): Who asks, see [`Job`].
+            model (`str`): One of `models`.
+            prompt (`str`): What the image shows.
+            seed (`str`): Of the first image, the next ones' follow; a new one if it is empty.
+            num_images (`int`): So many, of one prompt.
+            scheduler (`str`, *optional*): One of `options.SCHEDULERS`; the model's own by default.
+            given: `negative_prompt`, `guidance_scale`, `steps`, `strength`, `image` and `mask_image`, where the task
+                takes them.
+
+        Yields:
+            [`Progress`]: the last one with the images.
+
+        Raises:
+            UserError: if the request is at fault.
+        """
+        pipe = self._pipeline(task, model, scheduler)
+        first = read_seed(seed)
+        seeds = tuple(range(first, first + check_whole("The number of images", num_images, MAX_IMAGES)))
+        call = {"prompt": check_text("prompt", prompt, required=True), **self._call_values(task, given)}
+        job = Job(visitor, session)
+        self.turns.join(job)
+        updates: queue.SimpleQueue[Progress | Exception] = queue.SimpleQueue()
+        threading.Thread(target=self._run, args=(job, pipe, call, seeds, updates), daemon=True).start()
+        try:
+            progress: Progress | Exception = Progress("Waiting for a turn.", seeds=seeds)
+            while True:
+                if isinstance(progress, Exception):
+                    raise progress
+                yield progress
+                if progress.done:
+                    return
+                try:
+                    progress = updates.get(timeout=1)
+                except queue.Empty:  # what is yielded again shows whether somebody still listens
+                    continue
+        finally:
+            self.turns.stop(job=job)
+
+    def _pipeline(self, task: str, model: str, scheduler: str | None) -> DiffusionPipeline:
+        if model not in self.models:
+            raise UserError(f"The model must be one of {', '.join(self.models)}, got {model!r}.")
+        if task not in self.models[model]:
+            raise UserError(f"{model} has no upsampler: it cannot enlarge.")
+        pipe = self.models[model][task]
+        if not scheduler:
+            return pipe
+        if scheduler not in options.SCHEDULERS:
+            raise UserError(f"The scheduler must be one of {', '.join(options.SCHEDULERS)}, got {scheduler!r}.")
+        name = "super_res_scheduler" if task == "Enlarge" else "scheduler"
+        pipe = type(pipe).from_pipe(pipe, **{name: other_scheduler(getattr(pipe, name), scheduler)})
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def _call_values(self, task: str, given: dict[str, Any]) -> dict[str, Any]:
+        """What the task's pipeline takes besides the prompt, checked."""
+        values = dict(given)
+        if "negative_prompt" in values:
+            values["negative_prompt"] = check_text("negative prompt", values["negative_prompt"]) or None
+        if "guidance_scale" in values:
+            check_range("Guidance", values["guidance_scale"], 0, MAX_GUIDANCE)
+        if "strength" in values:
+            check_range("The strength", values["strength"], 0, 1)
+        steps = check_whole("The number of steps", values.pop("steps"), MAX_STEPS) if "steps" in values else None
+        if task == "Enlarge":
+            check_size(values["image"], "The image", MAX_SMALL_PIXELS)
+            return values | ({"num_inference_steps": steps} if steps else self.upsampling)
+        return values | {"num_inference_steps": steps, **self.upsampling}
+
+    def _run(
+        self,
+        job: Job,
+        pipe: DiffusionPipeline,
+        call: dict[str, Any],
+        seeds: tuple[int, ...],
+        updates: queue.SimpleQueue[Progress | Exception],
+    ) -> None:
+        """Run one job in a thread of its own."""
+        NotesHandler.jobs.current = job
+        latest = Progress("Stopped before the first step.", seeds=seeds)
+        shown = -math.inf
+
+        def on_step(running: DiffusionPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            nonlocal latest, shown
+            total, estimate = running.num_timesteps, tensors["pred_original_sample"]
+            doing = "Enlarging" if running.stage == "super_res" else "Sampling"
+            latest = replace(latest, text=f"{doing}: step {step + 1} of {total}", share=(step + 1) / total)
+            if monotonic() - shown > PREVIEW_INTERVAL:
+                images = running.image_processor.postprocess(estimate.float().clamp(-1, 1), "pil")
+                updates.put(replace(latest, images=tuple(images), notes=tuple(job.notes)))
+                shown = monotonic()
+            if not job.stopped:
+                self.turns.pass_on(job)
+            if not job.stopped:
+                return {}
+            latest = replace(latest, text=f"Stopped at step {step + 1} of {total}.")
+            running._interrupt = True
+            return {"latents": estimate}  # the image as far as it is known, in place of one with noise
+
+        result: Progress | Exception
+        try:
+            self.turns.wait(job)
+            images = ()
+            if not job.stopped:
+                images = pipe(
+                    **call,
+                    num_images_per_prompt=len(seeds),
+                    generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                    callback_on_step_end=on_step,
+                    callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
+                ).images
+            text = latest.text if job.stopped else ""
+            if images:
+                which = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
+                text = f"{which}. {text}"
+            result = replace(latest, text=text, images=tuple(images), done=True, notes=tuple(job.notes))
+        except (TypeError, ValueError) as error:
+            result = UserError(str(error))
+            result.__cause__ = error
+        except Exception as error:
+            result = error
+        finally:
+            self.turns.leave(job)
+        updates.put(result)
