@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 
 class UserError(Exception):
@@ -19,14 +21,25 @@ def exit_code(program: str, run: Callable[[], None], errors: tuple[type[Exceptio
         errors (`tuple[type[Exception], ...]`): Exceptions that are mistakes of the user's here, besides [`UserError`].
 
     Returns:
-        `int`: 0; 2 after a mistake of the user's; 130 after Ctrl-C.
+        `int`: 0; 2 after a mistake of the user's; 130 after Ctrl-C; 141 where nobody reads stdout, as in `| true`.
     """
     expected: tuple[type[Exception], ...] = (UserError, *errors)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names of files may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
-        run()
+        try:
+            run()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # Python itself would complain at the end
     except expected as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers.utils.logging
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from safetensors import SafetensorError
 
-from glide_pipelines import GLIDEPipeline, shapes_checkpoint
+from glide_pipelines import GLIDEPipeline
+from glide_pipelines.checkpoints import pretrained_checkpoint
 
 from .errors import UserError
 from .options import SCHEDULERS
@@ -60,7 +62,7 @@ def load_pipeline(
     """Load a pipeline of GLIDE, without progress bars.
 
     Args:
-        model (`str`, *optional*): A folder or a model of the Hub; by default the shapes checkpoint that ships.
+        model (`str`, *optional*): As [`find_model`] takes it.
         device (`str`, *optional*): As [`find_device`] takes it.
         dtype (`str`, defaults to `"float32"`): Name of a dtype of torch.
         scheduler, super_res_scheduler (`str`, *optional*): Names of `SCHEDULERS`; by default the model's own.
@@ -73,12 +75,7 @@ def load_pipeline(
         UserError: if there is no such model or device.
     """
     where = find_device(device)
-    model = str(shapes_checkpoint(checkpoint)) if model is None else model
-    # "owner/name" may be on the Hub; anything else can only be a folder.
-    if os.path.isfile(model):
-        raise UserError(f"{option} {model}: a file; give its folder")
-    if not os.path.isdir(model) and (model.count("/") != 1 or model.startswith((".", "~", "/"))):
-        raise UserError(f"{option} {model}: no such folder")
+    model = find_model(model, checkpoint, option)
     left_out = dict.fromkeys(() if upsample else UPSAMPLER)
     try:
         pipe = pipeline_class.from_pretrained(model, dtype=getattr(torch, dtype), **left_out)
@@ -92,6 +89,32 @@ def load_pipeline(
     return pipe.to(where)
 
 
+def find_model(model: str | None, checkpoint: str = "text-to-image", option: str = "--model") -> str:
+    """What `from_pretrained` takes for a model.
+
+    Args:
+        model (`str`, *optional*): A folder, a model of the Hub, or a world whose models ship; by default `"shapes"`.
+        checkpoint (`str`, defaults to `"text-to-image"`): Which model of a world that is.
+        option (`str`, defaults to `"--model"`): Named in errors.
+
+    Raises:
+        UserError: if there can be no such model.
+    """
+    if model is None:
+        return str(pretrained_checkpoint("shapes", checkpoint))
+    if os.path.isfile(model):
+        raise UserError(f"{option} {model}: a file; give its folder")
+    if os.path.isdir(model):
+        return model
+    # "owner/name" may be on the Hub; anything else is the name of a world, or a folder that is missing.
+    if model.count("/") == 1 and not model.startswith((".", "~", "/")):
+        return model
+    try:
+        return str(pretrained_checkpoint(model, checkpoint))
+    except ValueError as error:
+        raise UserError(f"{option} {model}: no such folder; {error}") from error
+
+
 def other_scheduler(current: SchedulerMixin, name: str) -> SchedulerMixin:
     """The scheduler of this name of `SCHEDULERS`, with the noise schedule of the current scheduler."""
     path, settings = SCHEDULERS[name]
@@ -100,13 +123,15 @@ def other_scheduler(current: SchedulerMixin, name: str) -> SchedulerMixin:
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device of this name; without one CUDA where there is one, else the CPU.
+    """The device of this name; without one CUDA where there is one, else MPS where it computes, else the CPU.
 
     Raises:
         UserError: if this machine cannot compute there.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() and _computes("mps") else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -117,6 +142,16 @@ def find_device(name: str | None) -> torch.device:
     if device.type == "meta":
         raise UserError(f"--device {name}: this device computes shapes only, no values")
     return device
+
+
+def _computes(device: str) -> bool:
+    """Whether a device runs what the networks are made of; old systems have MPS, but not for all of it."""
+    try:
+        image = torch.ones(1, 4, 4, 4, device=device)
+        image = F.group_norm(F.conv2d(image, torch.ones(4, 4, 1, 1, device=device)), 2)
+        return bool(F.scaled_dot_product_attention(image, image, image).isfinite().all())
+    except (RuntimeError, AssertionError, TypeError):
+        return False
 
 
 def open_image(path: Path) -> Image.Image:

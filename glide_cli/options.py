@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
+import itertools
 import math
 import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,6 +36,11 @@ FAST: dict[str, Any] = {
     "super_res_steps": 10,
     "super_res_scheduler": "sde-dpm-solver++",
 }
+# How separate files are named in a folder.
+NAME_IN_FOLDER = "{index:03}-{seed}.png"
+FIELDS = {"index": 0, "seed": 0, "prompt": "prompt"}  # of a pattern, with values to try it with
+STDOUT = Path("-")
+MAX_NAME_BYTES = 240  # most file systems hold 255, and a temporary name is a little longer
 RESPACING = re.compile(r"[1-9]\d*(,[1-9]\d*)*|ddim[1-9]\d*|fast27")
 
 
@@ -44,9 +52,31 @@ class Parser(argparse.ArgumentParser):
         defaults: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
         super().__init__(**defaults | options)
 
+    def parse_known_args(  # type: ignore[override]  # argparse's overloads differ in the namespace alone
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse the arguments. An option that does not exist is an error that comes before what it leaves missing.
+
+        Raises:
+            UserError: if they are not what the command takes.
+        """
+        words = sys.argv[1:] if args is None else list(args)
+        options = () if self._subparsers else self._option_string_actions
+        for word in itertools.takewhile(lambda word: options and word != "--", words):
+            name = word.partition("=")[0]
+            # argparse takes words with a space for values.
+            if re.match(r"--\w", name) and " " not in word and name not in options:
+                raise UserError(f"there is no option {name}{did_you_mean(name, options)}")
+        return super().parse_known_args(words, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raise a [`UserError`]."""
         raise UserError(message)
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """The end of an error's text, with the word that is most like a mistyped one; empty where none is."""
+    return "".join(f"; did you mean {match}?" for match in difflib.get_close_matches(word, list(words), n=1))
 
 
 def add_sampling_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -66,10 +96,10 @@ def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
     add(
         "--model",
         metavar="MODEL",
-        help="a folder, or a model of the Hugging Face Hub (default: the small one that ships, which knows coloured "
-        "shapes only)",
+        help="a folder, a model of the Hugging Face Hub, or the name of one that ships (default: shapes, a small one, "
+        "which knows coloured shapes only)",
     )
-    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: cuda if there is one)")
+    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: cuda or mps where it works, else cpu)")
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -119,44 +149,133 @@ port = checked(int, lambda value: 0 < value < 2**16, "a whole number from 1 to 6
 finite = checked(float, math.isfinite, "a finite number")
 strength = checked(float, lambda value: 0 < value <= 1, "a number above 0 and up to 1")
 share = checked(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+count = checked(int, lambda value: value >= 0, "a whole number of 0 or more")
 timestep = checked(int, lambda value: 0 <= value < 1000, "a whole number from 0 to 999")
 steps = checked(
     lambda text: int(text) if text.isdecimal() else text,
     lambda value: RESPACING.fullmatch(str(value)) is not None,
     "a number of steps or a spacing such as fast27, ddim50 or 10,10,3,2,2",
 )
-scheduler = checked(str, SCHEDULERS.__contains__, f"one of {', '.join(SCHEDULERS)}")
+
+
+def scheduler(text: str) -> str:
+    """A name of `SCHEDULERS`."""
+    if text not in SCHEDULERS:
+        allowed = f"must be one of {', '.join(SCHEDULERS)}, got {text!r}"
+        raise argparse.ArgumentTypeError(allowed + did_you_mean(text, SCHEDULERS))
+    return text
+
+
+def sentence(text: str) -> str:
+    """What was written in the encoding of the system."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"must be text in UTF-8, got {os.fsencode(text)!r}") from error
+    return text
+
+
+def prompts_file(text: str) -> list[str]:
+    """The lines of a file, or of stdin for `-`, that are not blank."""
+    try:
+        data = sys.stdin.buffer.read() if text == "-" else Path(text).read_bytes()
+        prompts = [line.strip() for line in data.decode("utf-8-sig").splitlines() if line.strip()]
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read {text!r}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} must be text in UTF-8: {error}") from error
+    if not prompts:
+        raise argparse.ArgumentTypeError(f"there is no prompt in {text!r}")
+    return prompts
 
 
 def input_file(text: str) -> Path:
     """A file that exists."""
-    path = Path(text)
-    if not path.is_file():
+    if not os.path.isfile(text):
         raise argparse.ArgumentTypeError(f"there is no file {text!r}")
-    return path
+    return Path(text)
 
 
 def output_file(text: str) -> Path:
     """A file that can be written, so that no work is lost at the end."""
     path = Path(text)
-    if path.is_dir():
+    if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
+        raise argparse.ArgumentTypeError(f"the name {path.name[:20] + '...'!r} is too long")
+    if os.path.isdir(path):
         raise argparse.ArgumentTypeError(f"{text!r} is a folder")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}")
-    # The folder, because the file is written beside its place and renamed.
-    if not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} cannot be written to")
+    if is_special(path):
+        place = path
+    else:
+        # The folder, because the file is written beside its place and renamed. A link stays one.
+        place = Path(os.path.realpath(path)).parent if os.path.islink(path) else path.parent
+        if not os.path.isdir(place):
+            raise argparse.ArgumentTypeError(f"there is no folder {str(place)!r}")
+    if not os.access(place, os.W_OK):
+        what = "" if place == path else "the folder "
+        raise argparse.ArgumentTypeError(f"{what}{str(place)!r} cannot be written to")
     return path
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path is neither a file nor a folder, but a pipe or a device, which is written to as it is."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def image_format(path: Path) -> str | None:
+    """Pillow's name of the format that a file's ending names; PNG for stdout, pipes and devices without one."""
+    from PIL import Image
+
+    default = "PNG" if path == STDOUT or is_special(path) else None
+    return Image.registered_extensions().get(path.suffix.lower(), default)
 
 
 def image_file(text: str) -> Path:
     """An output file whose ending names a format that can hold an image in colour."""
+    _check_ending(text)
+    return output_file(text)
+
+
+def images_file(text: str) -> Path:
+    """A file for all images, `-` for stdout, or a pattern that names a file for each, which a folder stands for."""
+    if Path(text) == STDOUT:
+        return STDOUT
+    if text.endswith(("/", os.sep)) or os.path.isdir(text):
+        text = os.path.join(text.replace("{", "{{").replace("}", "}}"), NAME_IN_FOLDER)
+    elif re.search(r"%\d*d", text):
+        raise argparse.ArgumentTypeError(f"write {{index}} for the number of an image, got {text!r}")
+    if not is_pattern(text):
+        return image_file(text)
+    try:
+        name = text.format(**FIELDS)
+    except (AttributeError, KeyError, IndexError, ValueError) as error:
+        fields = ", ".join(f"{{{field}}}" for field in FIELDS)
+        raise argparse.ArgumentTypeError(f"a pattern is made of {fields}, got {text!r}") from error
+    _check_ending(name)
+    # Folders are made as they are needed, in the first one that exists.
+    folder = next(parent for parent in Path(name).absolute().parents if os.path.lexists(parent))
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"the folder {str(folder)!r} cannot be written to")
+    return Path(text)
+
+
+def is_pattern(path: str | Path) -> bool:
+    """Whether an output names separate files."""
+    return "{" in str(path) or "}" in str(path)
+
+
+def animation_file(text: str) -> Path:
+    """An output file whose ending names a format that holds an animation."""
+    if Path(text).suffix.lower() not in (".gif", ".webp"):
+        raise argparse.ArgumentTypeError(f"must end in .gif or .webp, got {text!r}")
+    return output_file(text)
+
+
+def _check_ending(text: str) -> None:
+    """The ending must name a format that can hold an image in colour."""
     from PIL import Image
 
-    image_format = Image.registered_extensions().get(Path(text).suffix.lower())
     try:
         # Pillow reads more formats than it writes, and writes some in black and white only, so this is tried.
-        Image.new("RGB", (1, 1)).save(io.BytesIO(), image_format)
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), image_format(Path(text)))
     except (KeyError, OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"must end in .png, .jpg, .webp or the like, got {text!r}") from error
-    return output_file(text)

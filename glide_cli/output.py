@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -12,10 +15,12 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from glide_pipelines.files import atomic_file
 
 from .errors import UserError
+from .options import STDOUT, image_format, is_special
 
 
 FONT = ImageFont.load_default(12)
 LINE_HEIGHT = 15  # pixels
+FRAME, LAST_FRAME = 50, 2000  # milliseconds
 
 
 def make_grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
@@ -64,14 +69,43 @@ def wrap(text: str, width: int) -> list[str]:
     return lines
 
 
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write an image. The file is whole, or as it was before.
+def save_image(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write an image. The file is whole, or as it was before; a link stays one, and a pipe or a device is written to.
+
+    Args:
+        image (`PIL.Image.Image`): The image.
+        path (`Path`): Where; `-` is stdout.
+        options: As `PIL.Image.Image.save` takes them for the format of the file.
 
     Raises:
         UserError: if it cannot be written.
     """
+    options = {"quality": 95, **options}
     try:
-        with atomic_file(path) as temporary:
-            image.save(temporary, quality=95)
+        if path == STDOUT or is_special(path):
+            data = io.BytesIO()
+            image.save(data, image_format(path), **options)
+            if path == STDOUT:
+                sys.stdout.buffer.write(data.getvalue())
+            else:
+                path.write_bytes(data.getvalue())
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path.resolve() if path.is_symlink() else path) as temporary:
+                image.save(temporary, **options)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
+    """Write images one after the other, all enlarged to the size of the last one, which stays longer.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    *others, last = [frame.resize(frames[-1].size, Image.Resampling.NEAREST) for frame in frames]
+    durations = [*[FRAME] * len(others), LAST_FRAME]
+    first, *rest = [*others, last]
+    save_image(first, path, save_all=True, append_images=rest, duration=durations, loop=0)

@@ -1,68 +1,168 @@
-"""What `glide draw` does once its options are read: load a pipeline, generate, write one file."""
+"""What `glide draw` does once its options are read: load a pipeline, generate, write files that remember how."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import importlib.util
 import logging
 import math
+import re
 import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import huggingface_hub.utils
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.guiders import ClassifierFreeGuidance
+from PIL import Image
 
 from glide_pipelines import (
+    CLIPGuidance,
     GLIDEImg2ImgPipeline,
     GLIDEInpaintPipeline,
     GLIDEPipeline,
     GLIDESuperResolutionPipeline,
+    __version__,
 )
+from glide_pipelines.metadata import MetadataError, fingerprint, read_metadata, save_options
+from glide_pipelines.pipelines.pipeline_utils import DEFAULT_SUPER_RES_TIMESTEPS, DEFAULT_TIMESTEPS
 
+from .draw import RECORDED, recall
 from .errors import UserError
-from .loading import load_pipeline, model_values, open_image, silence_libraries, step_values
-from .output import make_grid, save_image
+from .loading import find_model, load_pipeline, model_values, open_image, silence_libraries, step_values
+from .options import STDOUT, image_format, is_pattern, output_file
+from .output import make_grid, save_animation, save_image
+
+
+logger = logging.getLogger("glide_pipelines")
+
+
+@dataclass
+class Job:
+    """What goes into one file.
+
+    Attributes:
+        path: The file.
+        prompts: Each has as many images as the others.
+        seeds: One per image, so that an image of a grid can be generated again alone.
+    """
+
+    path: Path
+    prompts: list[str]
+    seeds: list[int]
+
+    @property
+    def columns(self) -> int:
+        """Of the grid: one row per prompt, else as square as can be."""
+        one_row_per_prompt = 1 < len(self.prompts) < len(self.seeds)
+        return len(self.seeds) // len(self.prompts) if one_row_per_prompt else math.ceil(math.sqrt(len(self.seeds)))
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Load the model, generate, and write the image or the grid of images.
+    """Load the model, generate, and write the image, the grid of images, or separate files.
 
     Raises:
         UserError: if the options, the model, the device or a file is at fault.
     """
-    _speak_plainly(args.quiet)
-    # An upsampler that was saved alone opens only as what enlarges; all else opens as the text-to-image pipeline.
+    has_bars = not args.quiet and is_watched()
+    _speak_plainly(args.quiet, has_bars)
+    remembered = None if args.like is None else _read_record(args.like)
+    if remembered is not None:
+        recall(args, remembered)
+    args.num_images = args.num_images or 1
+    args.dtype = args.dtype or "float32"
+    if not all(prompt.strip() for prompt in args.prompt):
+        logger.warning("A prompt is empty: the model chooses what the image shows.")
+
+    pipe = _load(args)
+    clip_guidance = _clip_guidance(args, pipe)
+    call = {name: value for name, value in _call_values(args, pipe, clip_guidance).items() if value is not None}
+    record = _record(args, pipe, clip_guidance, call)
+    if remembered is not None:
+        _compare(record, remembered, args.like)
+
+    jobs = _jobs(args)
+    pipe.set_progress_bar_config(disable=not has_bars, leave=len(jobs) == 1)
+    frames: list[Image.Image] = []
+    for job in jobs:
+        if args.animate is not None:
+            call |= _frame_by_frame(frames, job.columns)
+        try:
+            images = pipe(
+                job.prompts,
+                num_images_per_prompt=len(job.seeds) // len(job.prompts),
+                generator=[torch.Generator().manual_seed(seed) for seed in job.seeds],
+                **call,
+            ).images
+        except (ValueError, FloatingPointError) as error:
+            # The pipeline checks its arguments before any network runs, and all of them came from the user; so did a
+            # model or a number format that leads to no image.
+            raise UserError(str(error)) from error
+        grid = make_grid(images, job.columns)
+        about_the_job = {
+            "prompt": job.prompts,
+            "num_images": len(job.seeds) // len(job.prompts),
+            "seed": job.seeds[0],
+            "seeds": job.seeds,
+            "size": images[0].size,
+        }
+        save_image(grid, job.path, **({} if args.no_metadata else _metadata(record | about_the_job, job.path)))
+        if args.animate is not None:
+            save_animation(frames, args.animate)
+        if not args.quiet:
+            first, last = job.seeds[0], job.seeds[-1]
+            seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+            where = sys.stderr if STDOUT in (job.path, args.animate) else sys.stdout
+            print(f"{job.path}: {grid.width} x {grid.height} pixels, {seeds}", file=where)
+
+
+def _jobs(args: argparse.Namespace) -> list[Job]:
+    """The files to write. Separate ones are generated one by one: each can be generated again to the bit, and those
+    that are written stay when the rest is stopped."""
+    num_images = len(args.prompt) * args.num_images
+    first_seed = secrets.randbelow(2**32) if args.seed is None else args.seed
+    seeds = [first_seed + index for index in range(num_images)]
+    if not is_pattern(args.output):
+        return [Job(args.output, args.prompt, seeds)]
+    jobs = []
+    for index, seed in enumerate(seeds):
+        prompt = args.prompt[index // args.num_images]
+        name = re.sub(r"\W+", "-", prompt)[:50].strip("-") or "empty"
+        path = Path(str(args.output).format(index=index, seed=seed, prompt=name))
+        jobs.append(Job(path, [prompt], [seed]))
+    if len({job.path for job in jobs}) < len(jobs):
+        raise UserError(f"--output {args.output}: several images would have one name; put {{index}} into it")
+    try:
+        for job in jobs:
+            job.path.parent.mkdir(parents=True, exist_ok=True)
+            output_file(str(job.path))
+    except (OSError, argparse.ArgumentTypeError) as error:
+        raise UserError(f"--output {args.output}: {error}") from error
+    return jobs
+
+
+# -- the pipeline and its call ----------------------------------------------------------------------------------------
+
+
+def _load(args: argparse.Namespace) -> DiffusionPipeline:
+    """The pipeline of the task that the options make."""
     task, loaded_as = _task(args)
     checkpoint = "text-to-image" if args.mask is None else "inpaint"
-    pipe = task.from_pipe(
-        load_pipeline(
-            **model_values(args), checkpoint=checkpoint, pipeline_class=loaded_as, upsample=not args.no_upsample
-        )
+    pipe = load_pipeline(
+        **model_values(args), checkpoint=checkpoint, pipeline_class=loaded_as, upsample=not args.no_upsample
     )
-    pipe.set_progress_bar_config(disable=args.quiet)
-    num_images = len(args.prompt) * args.num_images
-    # One seed per image, so that an image of a grid can be generated again alone.
-    first_seed = secrets.randbelow(2**32) if args.seed is None else args.seed
-    try:
-        images = pipe(
-            args.prompt,
-            num_images_per_prompt=args.num_images,
-            generator=[torch.Generator().manual_seed(first_seed + index) for index in range(num_images)],
-            **_call_values(args),
-        ).images
-    except ValueError as error:
-        # The pipeline checks its arguments before any network runs, and all of them came from the user.
-        raise UserError(str(error)) from error
-    one_row_per_prompt = len(args.prompt) > 1 and args.num_images > 1
-    grid = make_grid(images, args.num_images if one_row_per_prompt else math.ceil(math.sqrt(num_images)))
-    save_image(grid, args.output)
-    if not args.quiet:
-        seeds = f"seed {first_seed}" if num_images == 1 else f"seeds {first_seed} to {first_seed + num_images - 1}"
-        print(f"{args.output}: {grid.width} x {grid.height} pixels, {seeds}")
+    if args.lora:
+        _load_adapters(pipe, args.lora)
+    return task.from_pipe(pipe)
 
 
 def _task(args: argparse.Namespace) -> tuple[type[DiffusionPipeline], type[DiffusionPipeline]]:
-    """The pipeline of the task that the options make, and the one that its model is loaded as."""
+    """The pipeline of the task, and the one that its model is loaded as."""
+    # An upsampler that was saved alone opens only as what enlarges; all else opens as the text-to-image pipeline.
     if args.enlarge:
         return GLIDESuperResolutionPipeline, GLIDESuperResolutionPipeline
     if args.image is None:
@@ -70,26 +170,168 @@ def _task(args: argparse.Namespace) -> tuple[type[DiffusionPipeline], type[Diffu
     return (GLIDEImg2ImgPipeline if args.mask is None else GLIDEInpaintPipeline), GLIDEPipeline
 
 
-def _call_values(args: argparse.Namespace) -> dict[str, Any]:
-    """What the task's pipeline takes of the options that were given; the rest stays at its defaults."""
-    given = {
+def _load_adapters(pipe: DiffusionPipeline, given: list[str]) -> None:
+    """Add up LoRAs, each `PATH` or `PATH:SCALE`."""
+    if importlib.util.find_spec("peft") is None:
+        raise UserError("--lora needs the package peft: pip install peft")
+    scales: dict[str, float] = {}
+    for text in given:
+        path, _, end = text.rpartition(":")
+        try:
+            scale = float(end)
+        except ValueError:
+            path, scale = text, 1.0
+        name = f"lora{len(scales)}"
+        scales[name] = scale
+        try:
+            if not Path(path).exists():
+                path = huggingface_hub.snapshot_download(path, allow_patterns=["*.safetensors", "*.json"])
+            pipe.load_lora_weights(path, adapter_name=name)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise UserError(f"--lora {path}: {error}") from error
+    pipe.set_adapters(list(scales), list(scales.values()))
+
+
+def _clip_guidance(args: argparse.Namespace, pipe: DiffusionPipeline) -> CLIPGuidance | None:
+    if args.clip_guidance_scale is None and args.clip_model is None:
+        return None
+    from glide_pipelines.evaluation.clips import load_noised_clip
+
+    option = "--clip-guidance-scale" if args.clip_model is None else "--clip-model"
+    name = find_model(args.clip_model or args.model, "noised-clip", option)
+    try:
+        clip_model, clip_tokenizer = load_noised_clip(name)
+    except ValueError as error:
+        raise UserError(f"{option}: {error}") from error
+    scale = {} if args.clip_guidance_scale is None else {"scale": args.clip_guidance_scale}
+    return CLIPGuidance(clip_model.to(pipe.device), clip_tokenizer, **scale)
+
+
+def _call_values(
+    args: argparse.Namespace, pipe: DiffusionPipeline, clip_guidance: CLIPGuidance | None
+) -> dict[str, Any]:
+    """What the task's pipeline takes of the options; None where they say nothing."""
+    guider = None
+    if args.guidance_interval is not None:
+        start, stop = args.guidance_interval
+        guider = ClassifierFreeGuidance(guidance_scale=_guidance_scale(args, pipe), start=start, stop=stop)
+    return {
         "image": None if args.image is None else open_image(args.image),
         "mask_image": None if args.mask is None else open_image(args.mask),
         "strength": args.strength,
+        "padding_mask_crop": args.padding_mask_crop,
+        "num_resample": args.num_resample,
+        "width": args.width,
+        "height": args.height,
         "guidance_scale": args.guidance_scale,
+        "guider": guider,
+        "cond_fn": clip_guidance,
         "negative_prompt": args.negative_prompt,
         **step_values(args.steps, args.super_res_steps),
     }
-    return {name: value for name, value in given.items() if value is not None}
 
 
-def _speak_plainly(quiet: bool) -> None:
-    """This library's warnings as one line each, and nothing of other libraries."""
+def _guidance_scale(args: argparse.Namespace, pipe: DiffusionPipeline) -> float | None:
+    """What was given, else the default of the task; enlarging is not guided."""
+    default = None if args.enlarge else pipe.default_guidance_scale
+    return default if args.guidance_scale is None else args.guidance_scale
+
+
+def _frame_by_frame(frames: list[Image.Image], columns: int) -> dict[str, Any]:
+    """Arguments of a call that collects the model's estimate of the clean images after each step, as grids."""
+
+    def collect(pipe: DiffusionPipeline, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
+        estimates = pipe.image_processor.postprocess(tensors["pred_original_sample"], "pil")
+        frames.append(make_grid(estimates, columns))
+        return {}
+
+    return {"callback_on_step_end": collect, "callback_on_step_end_tensor_inputs": ["pred_original_sample"]}
+
+
+# -- what an image remembers ------------------------------------------------------------------------------------------
+
+
+def _record(
+    args: argparse.Namespace,
+    pipe: DiffusionPipeline,
+    clip_guidance: CLIPGuidance | None,
+    call: dict[str, Any],
+) -> dict[str, Any]:
+    """How images are generated: the options, with what those that were not given stand for."""
+    given = {name: getattr(args, name) for name in RECORDED}
+    components = {**pipe.components, "clip": clip_guidance and clip_guidance.clip_model}
+    record: dict[str, Any] = {
+        "version": __version__,
+        **{name: str(value) if isinstance(value, Path) else value for name, value in given.items()},
+        "model": args.model or "shapes",
+        "guidance_scale": _guidance_scale(args, pipe),
+        "fingerprints": {
+            "model": fingerprint(components.values()),
+            **{name: _image_fingerprint(call[key]) for name, key in _IMAGES.items() if key in call},
+        },
+    }
+    for prefix, spacing in (("", DEFAULT_TIMESTEPS), ("super_res_", DEFAULT_SUPER_RES_TIMESTEPS)):
+        if components.get(f"{prefix}unet") is not None:
+            record[f"{prefix}steps"] = given[f"{prefix}steps"] or spacing
+            record[f"{prefix}scheduler_class"] = type(components[f"{prefix}scheduler"]).__name__
+    return record
+
+
+_IMAGES = {"image": "image", "mask": "mask_image"}
+
+
+def _image_fingerprint(image: Image.Image) -> str:
+    return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()[:10]
+
+
+def _metadata(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        return save_options(
+            {name: value for name, value in record.items() if value is not None}, image_format(path) or ""
+        )
+    except MetadataError as error:
+        logger.warning(f"{path}: {error}")
+        return {}
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        return read_metadata(path)
+    except (MetadataError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"--like {path}: {error}") from error
+
+
+def _compare(record: dict[str, Any], remembered: dict[str, Any], path: Path) -> None:
+    """Warn where what should be the same is another model or image than what an image was made with."""
+    makers = (
+        "model",
+        "dtype",
+        "lora",
+        "clip_model",
+        "scheduler",
+        "super_res_scheduler",
+        "no_upsample",
+        "mask",
+        "image",
+    )
+    before = remembered.get("fingerprints") or {}
+    for name, now in record["fingerprints"].items():
+        same = makers if name == "model" else (name,)
+        if name in before and before[name] != now and all(record.get(key) == remembered.get(key) for key in same):
+            logger.warning(f"{record[name]} is another {name} now than when {path} was generated.")
+
+
+def is_watched() -> bool:
+    """Whether messages appear on a terminal; in a file progress bars would be thousands of lines."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _speak_plainly(quiet: bool, has_bars: bool) -> None:
+    """This library's warnings as one line each, and nothing of other libraries; bars on a terminal only."""
     silence_libraries()
-    if quiet:
+    if not has_bars:
         huggingface_hub.utils.disable_progress_bars()
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("glide: warning: %(message)s"))
-    logger = logging.getLogger("glide_pipelines")
     logger.handlers = [handler]
     logger.setLevel(logging.ERROR if quiet else logging.WARNING)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,41 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
     tiny_pipeline().save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def restored_libraries():
+    """The command silences other libraries for its process; here the process goes on."""
+    import diffusers.utils.logging
+    import huggingface_hub.utils
+    import transformers.utils.logging
+
+    libraries = (transformers.utils.logging, diffusers.utils.logging)
+    before = [library.get_verbosity() for library in libraries]
+    logger = logging.getLogger("glide_pipelines")
+    handlers, level = logger.handlers, logger.level
+    with warnings.catch_warnings():
+        yield
+    logger.handlers, logger.level = handlers, level
+    for library, verbosity in zip(libraries, before, strict=True):
+        library.set_verbosity(verbosity)
+        library.enable_progress_bar()
+    huggingface_hub.utils.enable_progress_bars()
+
+
+@pytest.fixture
+def glide(capsys, restored_libraries):
+    """Run the command in this process: exit code, stdout, stderr."""
+    import glide_cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = glide_cli.main([str(argument) for argument in arguments])
+        except SystemExit as exit_:  # --help and --version
+            code = exit_.code
+        return code, *capsys.readouterr()
+
+    return run
 
 
 def pytest_configure(config: pytest.Config) -> None:

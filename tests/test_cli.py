@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
-import diffusers.utils.logging
+import diffusers
 import pytest
 import torch
-import transformers.utils.logging
+from commands import assert_user_error
 from PIL import Image
 from tiny import tiny_inpaint_pipeline, tiny_pipeline
 
@@ -33,45 +31,6 @@ from glide_pipelines import (
 
 PROMPT = "a red circle"
 QUICK = ("--steps", "2", "--super-res-steps", "2", "--device", "cpu")
-
-
-@pytest.fixture(autouse=True)
-def _restore_library_notes():
-    """The command silences other libraries for its process; here the process goes on."""
-    libraries = (transformers.utils.logging, diffusers.utils.logging)
-    before = [library.get_verbosity() for library in libraries]
-    logger = logging.getLogger("glide_pipelines")
-    handlers, level = logger.handlers, logger.level
-    with warnings.catch_warnings():
-        yield
-    logger.handlers, logger.level = handlers, level
-    for library, verbosity in zip(libraries, before, strict=True):
-        library.set_verbosity(verbosity)
-        library.enable_progress_bar()
-
-
-@pytest.fixture
-def glide(capsys):
-    """Run the command in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        try:
-            code = glide_cli.main([str(argument) for argument in arguments])
-        except SystemExit as exit_:  # --help and --version
-            code = exit_.code
-        return code, *capsys.readouterr()
-
-    return run
-
-
-def assert_user_error(result: tuple[int, str, str], *words: str) -> None:
-    code, out, err = result
-    assert code == 2
-    assert out == ""
-    assert err.startswith("glide: error: ")
-    assert err.count("\n") == 1
-    for word in words:
-        assert word in err
 
 
 # -- drawing --------------------------------------------------------------------------------------------------------
@@ -208,11 +167,21 @@ def test_quiet(glide, model, tmp_path):
     assert glide(PROMPT, "-o", tmp_path / "picture.png", "--model", model, "-q", *QUICK) == (0, "", "")
 
 
-def test_progress_of_both_stages(glide, model, tmp_path):
+@pytest.fixture
+def terminal(monkeypatch):
+    """Have the command believe that somebody looks at its messages."""
+    monkeypatch.setattr(run_draw, "is_watched", lambda: True)
+
+
+def test_progress_of_both_stages_is_for_a_terminal(glide, model, tmp_path, terminal):
     _, _, err = glide(PROMPT, "-o", tmp_path / "picture.png", "--model", model, *QUICK)
     assert re.search(r"base 8x8: 100%.* 2/2 ", err)
     assert re.search(r"super_res 32x32: 100%.* 2/2 ", err)
     assert "Loading" not in err
+
+
+def test_a_file_of_messages_gets_no_progress_bars(glide, model, tmp_path):
+    assert glide(PROMPT, "-o", tmp_path / "picture.png", "--model", model, *QUICK)[2] == ""
 
 
 def test_a_prompt_outside_the_shapes_world_is_warned_of(glide, model, tmp_path):
@@ -255,7 +224,7 @@ def test_without_a_model_a_mask_takes_the_inpainting_checkpoint(glide, files, tm
     tiny_inpaint_pipeline().save_pretrained(tmp_path / "inpaint")
     seen = []
     draw_really = GLIDEInpaintPipeline.__call__
-    monkeypatch.setattr(loading, "shapes_checkpoint", lambda name: tmp_path / name)
+    monkeypatch.setattr(loading, "pretrained_checkpoint", lambda world, name: tmp_path / name)
     monkeypatch.setattr(
         GLIDEInpaintPipeline, "__call__", lambda pipe, *a, **k: seen.append(pipe.mode) or draw_really(pipe, *a, **k)
     )
@@ -265,7 +234,7 @@ def test_without_a_model_a_mask_takes_the_inpainting_checkpoint(glide, files, tm
     assert seen == ["fine-tuned"]
 
 
-def test_a_picture_alone_is_a_sketch(glide, model, files, tmp_path):
+def test_a_picture_alone_is_a_sketch(glide, model, files, tmp_path, terminal):
     output = tmp_path / "out.png"
     options = ("--image", files[0], "-o", output, "--model", model, "--strength", "0.5", "--seed", 1, *QUICK)
     code, _, err = glide(PROMPT, *options)
@@ -297,7 +266,7 @@ def test_enlarging_without_an_upsampler_is_refused(glide, files, tmp_path):
         assert code == 2 and words in err and err.count("glide: error:") == 1
 
 
-def test_fast_enlarging_takes_fast_s_steps_of_the_upsampler(glide, model, files, tmp_path):
+def test_fast_enlarging_takes_fast_s_steps_of_the_upsampler(glide, model, files, tmp_path, terminal):
     options = ("--image", files[0], "--enlarge", "--fast", "-o", tmp_path / "out.png", "--model", model, "--seed", 1)
     code, _, err = glide(PROMPT, *options)
     assert code == 0, err
@@ -518,11 +487,6 @@ def test_every_ending_that_is_accepted_can_be_written(tmp_path):
             assert path.exists()
     assert refused >= {".blp", ".xbm", ".msp", ".palm", ".emf", ".wmf", ".bufr", ".grib", ".h5", ".hdf", ".psd"}
     assert not refused & {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pdf"}
-
-
-def test_an_output_that_is_a_folder(glide, tmp_path):
-    (tmp_path / "x.png").mkdir()
-    assert_user_error(glide(PROMPT, "-o", tmp_path / "x.png"), "is a folder")
 
 
 def test_the_old_picture_stays_when_writing_fails(glide, model, tmp_path, monkeypatch):
