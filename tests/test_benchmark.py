@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -111,3 +112,97 @@ def test_bad_options(options, words, tmp_path, monkeypatch, capsys):
     assert out == ""
     assert err.startswith(f"glide benchmark: error: {words}")
     assert err.count("\n") == 1
+
+
+# -- against the original ----------------------------------------------------------------------------------------------
+
+# What the benchmark uses of the original's package, with models that do nothing.
+STAND_IN = """
+import torch
+
+class Tokenizer:
+    def encode(self, text):
+        return list(text.encode())
+
+    def padded_tokens_and_mask(self, tokens, length):
+        return tokens + [0] * (length - len(tokens)), [True] * len(tokens) + [False] * (length - len(tokens))
+
+class Model(torch.nn.Module):
+    tokenizer = Tokenizer()
+
+    def __init__(self):
+        super().__init__()
+        self.positional_embedding = torch.nn.Parameter(torch.empty(1))
+        self.padding_embedding = torch.nn.Parameter(torch.empty(1))
+
+    def get_text_emb(self, tokens, mask):
+        assert tokens.shape == mask.shape and tokens.shape[1] == 128
+
+    def forward(self, x, timesteps, tokens, mask, low_res=None):
+        assert len(x) == len(timesteps) == len(tokens) == len(mask)
+        assert x.shape[-1] == (64 if low_res is None else 256)
+        return torch.cat([x, x], dim=1)
+
+class Diffusion:
+    def __init__(self, steps):
+        self.steps = steps
+
+    def p_sample_loop_progressive(self, model, shape, noise=None, device=None, model_kwargs=None):
+        for _ in range(self.steps):
+            yield {"sample": model(torch.zeros(shape), torch.zeros(shape[0]), **model_kwargs)[:, :3]}
+
+    ddim_sample_loop_progressive = p_sample_loop_progressive
+
+def model_and_diffusion_defaults():
+    return {}
+
+model_and_diffusion_defaults_upsampler = model_and_diffusion_defaults
+
+def create_model_and_diffusion(use_fp16, timestep_respacing):
+    return Model(), Diffusion(27 if timestep_respacing == "fast27" else int(timestep_respacing))
+"""
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A folder that the benchmark takes for a clone of the original; the networks beside it are tiny."""
+    folder = tmp_path / "clone"
+    (folder / "glide_text2im").mkdir(parents=True)
+    (folder / "glide_text2im" / "model_creation.py").write_text(STAND_IN)
+    monkeypatch.setattr("glide_pipelines.evaluation.benchmark.random_pipeline", lambda *args: tiny_pipeline())
+    yield folder
+    for name in [name for name in sys.modules if name.split(".")[0] == "glide_text2im"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_original_is_timed_in_turns_with_this_package(whole, clone, tmp_path, capsys):
+    output = tmp_path / "result.json"
+    options = ["--against", str(clone), "--device", "cpu", "--repeats", "2", "--steps", "5", "--batch-size", "2"]
+    options += ["--whole-image"] * whole
+    assert main(["benchmark", *options, "--output", str(output)]) == 0
+    rows = json.loads(output.read_text())["rows"]
+    parts = ["text encoding", "one base step", "one upsampler step"]
+    if whole:
+        assert list(rows) == ["the first image", *parts, "an image, 5 + 27 steps, measured"]
+    else:
+        text, base, super_res, image = (rows[name] for name in (*parts, "an image, 5 + 27 steps, added up"))
+        assert image["original"] == pytest.approx(5 * base["original"] + 27 * super_res["original"])
+        assert image["ours"] == pytest.approx(text["ours"] + 5 * base["ours"] + 27 * super_res["ours"])
+    assert all(row["ratio"] == pytest.approx(row["original"] / row["ours"]) for row in rows.values())
+    assert "(the original: float32)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "is no clone of https://github.com/openai/glide-text2im"),
+        (["--compile"], "leave out --compile"),
+        (["--model", "nosuch"], "leave out --model"),
+        (["--guidance-scale", "1"], "always guides"),
+    ],
+)
+def test_what_cannot_be_set_beside_the_original(options, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("glide_pipelines.evaluation.benchmark.random_pipeline", lambda *args: tiny_pipeline())
+    assert main(["benchmark", "--against", str(tmp_path), "--device", "cpu", *options]) == 2
+    assert words in capsys.readouterr().err
