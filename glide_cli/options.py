@@ -104,7 +104,7 @@ def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="number format (default: %(default)s)",
+        help="number format (default: float32)",
     )
 
 

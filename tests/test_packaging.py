@@ -212,9 +212,11 @@ def accept(tmp_path, monkeypatch):
     def accept(command: str) -> None:
         words = shlex.split(command, comments=True)
         for option, value in itertools.pairwise(words):
-            if option in ("--image", "--mask"):
+            if option in ("--image", "--mask", "--like"):
                 Image.new("RGB", (8, 8)).save(value)
-            elif option == "-o":
+            elif option == "--prompts":
+                Path(value).write_text("a red circle")
+            elif option in ("-o", "--animate"):
                 Path(value).parent.mkdir(parents=True, exist_ok=True)
         command, given = glide_cli.find_command(words[1:])
         glide_cli.read_arguments(command, given)
