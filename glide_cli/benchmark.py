@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     if args.model is None:
         pipe = random_pipeline(device, getattr(torch, args.dtype))
     else:
-        pipe = load_pipeline(args.model, str(device), args.dtype)
+        pipe = load_pipeline(args.model, str(device), args.dtype, cuda_graphs=False)
     pipe.set_progress_bar_config(disable=True)
     if args.memory_format is not None:
         memory_format = getattr(torch, {"contiguous": "contiguous_format"}.get(args.memory_format, args.memory_format))

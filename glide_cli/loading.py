@@ -30,7 +30,8 @@ UPSAMPLER = ("super_res_unet", "super_res_text_encoder", "super_res_scheduler")
 def model_values(args: argparse.Namespace) -> dict[str, Any]:
     """What the options of `add_model_options` and the schedulers of `add_sampling_options` say, as [`load_pipeline`]
     takes it."""
-    return {name: getattr(args, name) for name in ("model", "device", "dtype", "scheduler", "super_res_scheduler")}
+    names = ("model", "device", "dtype", "cuda_graphs", "scheduler", "super_res_scheduler")
+    return {name: getattr(args, name) for name in names}
 
 
 def sampling_values(args: argparse.Namespace) -> dict[str, Any]:
@@ -52,6 +53,7 @@ def load_pipeline(
     model: str | None = None,
     device: str | None = None,
     dtype: str = "float32",
+    cuda_graphs: bool = True,
     scheduler: str | None = None,
     super_res_scheduler: str | None = None,
     checkpoint: str = "text-to-image",
@@ -65,6 +67,7 @@ def load_pipeline(
         model (`str`, *optional*): As [`find_model`] takes it.
         device (`str`, *optional*): As [`find_device`] takes it.
         dtype (`str`, defaults to `"float32"`): Name of a dtype of torch.
+        cuda_graphs (`bool`, defaults to `True`): On CUDA, run the UNets in CUDA graphs.
         scheduler, super_res_scheduler (`str`, *optional*): Names of `SCHEDULERS`; by default the model's own.
         checkpoint (`str`, defaults to `"text-to-image"`): Which of the checkpoints that ship is the default.
         pipeline_class (`type`, defaults to [`GLIDEPipeline`]): What to load it as.
@@ -86,7 +89,10 @@ def load_pipeline(
         if name is not None and current is not None:
             pipe.register_modules(**{component: other_scheduler(current, name)})
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(where)
+    pipe.to(where)
+    if cuda_graphs and where.type == "cuda":
+        pipe.enable_cuda_graphs()
+    return pipe
 
 
 def find_model(model: str | None, checkpoint: str = "text-to-image", option: str = "--model") -> str:

@@ -106,6 +106,8 @@ def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
         default="float32",
         help="number format (default: float32)",
     )
+    graphs = "on cuda, launch each kernel by itself (default: CUDA graphs, which are faster from the second step on)"
+    add("--no-cuda-graphs", action="store_false", dest="cuda_graphs", help=graphs)
 
 
 class _Fast(argparse.Action):

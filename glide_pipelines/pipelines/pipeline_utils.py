@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,6 +60,12 @@ enlargement = scale_factor_of
 DEFAULT_TIMESTEPS = "100"
 DEFAULT_SUPER_RES_TIMESTEPS = "fast27"
 _DEFAULT_TIMESTEPS = {"base": DEFAULT_TIMESTEPS, "super_res": DEFAULT_SUPER_RES_TIMESTEPS}
+
+
+_LESS_MEMORY = (
+    "What needs less memory: a smaller `max_batch_size`; `tile_size`, where GLIDESuperResolutionPipeline enlarges; "
+    "bfloat16; `disable_cuda_graphs()`; `enable_model_cpu_offload()`, which keeps one network at a time on the device."
+)
 
 
 class GLIDEPipelineBase(PromptedPipeline):
@@ -270,7 +277,12 @@ class GLIDEPipelineBase(PromptedPipeline):
             callback_inputs=callback_on_step_end_tensor_inputs,
         )
         with call_states.running(self, state):
-            yield call
+            try:
+                yield call
+            except RuntimeError as error:
+                if re.search("out of memory|can't allocate memory", str(error)):
+                    error.add_note(_LESS_MEMORY)
+                raise
 
     def _check_channels(self, **allowed: tuple[int, ...]) -> None:
         """The UNets must be of a kind that fits the task, which their input channels show."""

@@ -18,7 +18,7 @@ from tiny import CONTEXT, WIDTH, tiny_call, tiny_clip_pipeline, tiny_inpaint_pip
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline, GLIDESuperResolutionPipeline
+from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline, GLIDEPipeline, GLIDESuperResolutionPipeline
 from glide_pipelines.sampling import CUDAGraphs
 
 
@@ -355,3 +355,28 @@ def test_pipelines_over_the_same_components_share_the_graphs(graphed, recorder):
     other = GLIDEImg2ImgPipeline.from_pipe(pipe)
     other.set_progress_bar_config(disable=True)
     assert sample(other, recorder, image=torch.rand(1, 3, 32, 32))[1] == 0
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], True), (["--no-cuda-graphs"], False)])
+def test_the_command_uses_graphs_on_cuda(options, expected, model, monkeypatch):
+    from glide_cli import loading, read_arguments
+
+    monkeypatch.setattr(loading, "find_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(GLIDEPipeline, "to", lambda self, where: self)
+    monkeypatch.setattr(CUDAGraphs, "obstacle", lambda self, unet: None)
+    args = read_arguments("draw", ["a circle", "-o", "x.png", "--model", model, "--dtype", "bfloat16", *options])
+    pipe = loading.load_pipeline(**loading.model_values(args))
+    assert (pipe._cuda_graphs is not None) is expected
+    assert (GLIDEImg2ImgPipeline.from_pipe(pipe)._cuda_graphs is not None) is expected
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("can't allocate memory")]
+)
+def test_where_memory_ends_the_error_says_what_needs_less(error, monkeypatch):
+    pipe = tiny_pipeline()
+    monkeypatch.setattr(pipe.unet, "forward", lambda *args, **kwargs: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)) as raised:
+        pipe(**tiny_call())
+    (note,) = raised.value.__notes__
+    assert all(word in note for word in ("max_batch_size", "tile_size", "enable_model_cpu_offload"))
