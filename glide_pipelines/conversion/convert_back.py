@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers.utils import logging
@@ -22,7 +22,6 @@ from .state_dicts import to_glide
 
 
 logger = logging.get_logger(__name__)
-
 
 Network = TypeVar("Network", GLIDEUNet2DConditionModel, GLIDETextEncoder, NoisedCLIPModel)
 
@@ -97,7 +96,8 @@ def _read_clip(folder: Path, variant: str | None) -> dict[str, OrderedDict[str, 
 def _load(network: type[Network], folder: Path, variant: str | None) -> Network:
     """A network in float32. Loading checks that its weights are whole and finite."""
     try:
-        return network.from_pretrained(folder, variant=variant, dtype=torch.float32, use_safetensors=True)
+        loaded: Any = network.from_pretrained(folder, variant=variant, dtype=torch.float32, use_safetensors=True)
     except Exception as error:  # what a missing or broken file, or one of another model raises is not ours to know
         reason = str(error).strip().split("\n")[0]
         raise ConversionError(f"{folder.name} is not GLIDE's ({reason})") from error
+    return loaded
