@@ -100,7 +100,7 @@ class Tally:
 
 def judged_table(rows: Mapping[str, Figures]) -> str:
     """
-    Many settings' figures as Markdown, a row for each: accuracy in per cent, then spread of unstated attributes in bits.
+    Many settings' figures as Markdown, a row for each: accuracy in per cent, spread of unstated attributes in bits.
 
     Args:
         rows (`Mapping`): A setting's name to its figures, as [`Tally.figures`] gives them; one or more.
