@@ -18,6 +18,7 @@ from .errors import UserError
 from .options import (
     add_model_options,
     add_sampling_options,
+    checked,
     finite,
     output_file,
     positive_int,
@@ -32,10 +33,22 @@ TASK_OPTIONS: dict[str, dict[str, Any]] = {  # what belongs to one task, and its
     "num_captions": {"text-to-image": 512, "inpaint": 256, "img2img": 256, "clip": 256},
     "guidance_scale": {"text-to-image": [1.0, 2.0, 3.0, 5.0], "inpaint": None, "img2img": None},
     "num_resample": {"inpaint": 4},
+    "sizes": {"inpaint": None, "img2img": None},
+    "working_size": {"inpaint": "model", "img2img": "model"},
     "strength": {"img2img": [0.2, 0.4, 0.6, 0.8, 1.0]},
     "timesteps": {"clip": [0, 250, 500, 750, 999]},
 }
 SAMPLING_OPTIONS = ("fast", "resume", "base_only", "steps", "super_res_steps", "scheduler", "super_res_scheduler")
+
+
+def _pair(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
+
+
+size = checked(
+    _pair, lambda value: all(32 <= length <= 2048 for length in value), "32 to 2048 pixels, or such a HEIGHTxWIDTH"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--strength", type=strength, nargs="+", metavar="X", help="of img2img (default: 0.2 0.4 0.6 0.8 1)")
     resample = "inpaint in implicit mode once more, taking each step so often (default: 4; 1 leaves it out)"
     add("--num-resample", type=positive_int, metavar="N", help=resample)
+    sizes = "of the scenes to edit, such as 512 or, height first, 300x420 (default: the model's)"
+    add("--sizes", type=size, nargs="+", metavar="SIZE", help=sizes)
+    working_size = "the model sees a scene at its own size, or at that of the image (default: model)"
+    add("--working-size", choices=("model", "image"), help=working_size)
     timesteps = "of the noise that a CLIP is shown (default: 0 250 500 750 999)"
     add("--timesteps", type=timestep, nargs="+", metavar="T", help=timesteps)
     add("--seed", type=seed, default=0, metavar="N", help="of captions and noise (default: %(default)s)")

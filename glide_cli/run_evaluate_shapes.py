@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from typing import Any
 
@@ -128,22 +129,35 @@ def evaluate_edits(args: argparse.Namespace) -> str:
     columns = editors(args)
     pipe = next(iter(columns.values()))[0]
     scale = None if args.guidance_scale is None else args.guidance_scale[0]
-    settings = describe_settings(args, pipe) | {"guidance_scale": scale}  # None: of each checkpoint
+    # None: that of each checkpoint
+    settings = describe_settings(args, pipe) | {"guidance_scale": scale, "working_size": args.working_size}
     settings["weights"] = sorted({fingerprint(pipe) for pipe, _ in columns.values()})
     results = {"columns": {}} | earlier_results(args, settings)
     edits = sample_edits(args.num_captions, args.seed)
     if "renders" not in results:
         results["renders"] = judge_true_edits(edits, pipe.default_size[0])
     call = {"seed": args.seed, "batch_size": args.batch_size, **step_values(args.steps, args.super_res_steps)}
-    for title, (pipe, options) in columns.items():
+    call["working_size"] = args.working_size
+    sized = [
+        (title if size is None else f"{title}, {size[0]} x {size[1]}", size, *column)
+        for title, column in columns.items()
+        for size in args.sizes or [None]
+    ]
+    for title, size, pipe, options in sized:
         if title not in results["columns"]:
             print(title, file=sys.stderr)
             options = options | {"guidance_scale": pipe.default_guidance_scale if scale is None else scale}
-            figures: dict[str, Any] = judge_edits(pipe, edits, masked=args.task == "inpaint", **call, **options)
+            masked = args.task == "inpaint"
+            figures: dict[str, Any] = judge_edits(pipe, edits, masked=masked, size=size, **call, **options)
             figures["guidance_scale"] = options["guidance_scale"]
-            results["columns"] = dict(sorted({**results["columns"], title: figures}.items()))
+            results["columns"] = dict(sorted({**results["columns"], title: figures}.items(), key=_natural_order))
             write_json(results, args.output)
     return edit_table({"true images": results["renders"], **results["columns"]})
+
+
+def _natural_order(column: tuple[str, Any]) -> list[str | int]:
+    """By the words of the title, and the numbers in it by their values."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", column[0])]
 
 
 def evaluate_clip(args: argparse.Namespace) -> str:

@@ -51,13 +51,16 @@ def load_images(name: str, images: Any) -> list[Image.Image]:
         `list[PIL.Image.Image]`
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: naming the argument; also if an image has a single pixel.
     """
     singles = _as_list(name, images, _split_images)
     # As in diffusers: tensors may be in [-1, 1] too, told by a negative value anywhere among them.
     floats = [single for single in singles if isinstance(single, torch.Tensor) and single.is_floating_point()]
     signed = any(single.min() < 0 for single in floats)
-    return [_to_rgb(_to_pil(name, single, signed)) for single in singles]
+    loaded = [_to_rgb(_to_pil(name, single, signed)) for single in singles]
+    if any(image.size == (1, 1) for image in loaded):
+        raise ValueError(f"`{name}` has a single pixel: there is nothing to see in it.")
+    return loaded
 
 
 def load_masks(name: str, masks: Any) -> list[Image.Image]:
@@ -92,9 +95,29 @@ def resize_masks(name: str, masks: list[Image.Image], size: tuple[int, int]) -> 
     return resized
 
 
+def check_mask_aspects(name: str, masks: list[Image.Image], images: list[Image.Image]) -> None:
+    """A mask may have another size than its image, and is then stretched to it, but not another aspect ratio.
+
+    Raises:
+        ValueError: naming the argument, if the ratios differ by more than the rounding of a side to whole pixels.
+    """
+    for index, (mask, image) in enumerate(zip(masks, images, strict=True)):
+        rounding = max(*mask.size, *image.size)
+        if abs(image.width * mask.height - image.height * mask.width) > rounding:
+            raise ValueError(
+                f"`{name}` {index} of {len(masks)} must have the aspect ratio of its image, which has {image.height} x "
+                f"{image.width} pixels, got {mask.height} x {mask.width}."
+            )
+
+
+def is_white(mask: Image.Image) -> torch.Tensor:
+    """Where a grey mask is white, 0.5 and above, as booleans of shape `[1, H, W]`."""
+    return torch.from_numpy(np.asarray(mask) >= 128)[None]
+
+
 def _check_holes(name: str, masks: list[Image.Image], reason: str) -> None:
     for index, mask in enumerate(masks):
-        if np.asarray(mask).max() < 128:
+        if not is_white(mask).any():
             raise ValueError(f"`{name}` {index} of {len(masks)} has nothing to repaint: {reason}.")
 
 
@@ -112,11 +135,9 @@ def to_mask_tensor(masks: list[Image.Image], size: tuple[int, int]) -> torch.Ten
     height, width = size
 
     def shrink(mask: Image.Image) -> torch.Tensor:
-        shrunk = np.asarray(mask.resize((width, height), Image.Resampling.BICUBIC)) >= 128
-        if shrunk.any():
-            return torch.from_numpy(shrunk).float()[None]
-        # Else the base stage would repaint nothing, and leave the hole to the upsampler.
-        return F.adaptive_max_pool2d(torch.from_numpy(np.asarray(mask) >= 128).float()[None], size)
+        shrunk = is_white(mask.resize((width, height), Image.Resampling.BICUBIC))
+        # A base stage that repaints nothing would leave the hole to the upsampler.
+        return shrunk.float() if shrunk.any() else F.adaptive_max_pool2d(is_white(mask).float(), size)
 
     return torch.stack([shrink(mask) for mask in masks])
 
@@ -171,7 +192,7 @@ def _to_pil(name: str, image: Any, signed: bool = False) -> Image.Image:
     if isinstance(image, Image.Image):
         try:
             image = ImageOps.exif_transpose(image)
-        except (OSError, SyntaxError, ValueError) as error:  # a file is read only now
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # a file is read only now
             raise ValueError(f"`{name}` cannot be read: {error}") from error
         if image.mode in ("La", "RGBa"):  # premultiplied colours, which must become plain ones first
             return image.convert(image.mode.upper())

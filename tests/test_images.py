@@ -65,7 +65,7 @@ def test_transparency_becomes_white_and_palettes_colours():
     palette = Image.fromarray(PIXELS).quantize(256)
     np.testing.assert_array_equal(np.asarray(load_images("image", palette)[0]), np.asarray(palette.convert("RGB")))
     for mode in ("LA", "RGBA"):
-        half = Image.new(mode, (1, 1), (200,) * (len(mode) - 1) + (128,))
+        half = Image.new(mode, (2, 1), (200,) * (len(mode) - 1) + (128,))
         premultiplied = half.convert(mode.replace("A", "a"))
         loaded = [np.asarray(load_images("image", kind)[0]) for kind in (half, premultiplied)]
         np.testing.assert_allclose(*loaded, atol=1)

@@ -50,6 +50,7 @@ class Call:
         upsample_temperature: Factor on the upsampler's starting noise.
         guider: In place of classifier-free guidance; a copy, since guiders keep state.
         cross_attention_kwargs: Passed to the UNet of the first stage.
+        max_batch_size: The UNets take at most so many inputs at a time.
         output_type: `"pil"`, `"np"` or `"pt"`.
         return_dict: False gives a tuple.
         callback, callback_inputs: Called after each step, with these tensors.
@@ -67,6 +68,7 @@ class Call:
     upsample_temperature: float
     guider: BaseGuidance | None
     cross_attention_kwargs: dict[str, Any] | None
+    max_batch_size: int | None
     output_type: str
     return_dict: bool
     callback: Callable | None

@@ -235,8 +235,8 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
         }
         if image is not None or mask_image is not None:
             return GLIDEInpaintPipeline.__call__(self, prompt, image, mask_image, **kwargs)
-        if kwargs.pop("padding_mask_crop", None) is not None or kwargs.pop("num_resample", 1) != 1:
-            raise ValueError(
-                "`padding_mask_crop` and `num_resample` are for inpainting: pass `image` and `mask_image`."
-            )
+        defaults = {"padding_mask_crop": None, "num_resample": 1, "working_size": "model"}
+        changed = [name for name, default in defaults.items() if kwargs.pop(name, default) != default]
+        if changed:
+            raise ValueError(f"`{changed[0]}` is for inpainting: pass `image` and `mask_image`.")
         return GLIDEPipeline.__call__(self, prompt, **kwargs)

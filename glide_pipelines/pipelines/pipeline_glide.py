@@ -103,6 +103,7 @@ class GLIDEPipeline(TwoStagePipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+        max_batch_size: int | None = None,
     ) -> GLIDEPipelineOutput | tuple:
         """Generate images for prompts. The defaults are those of OpenAI's released notebook.
 
@@ -142,6 +143,8 @@ class GLIDEPipeline(TwoStagePipeline):
                 what it returns takes the place of the tensors.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`): The tensors that it gets:
                 `"latents"`, `"prompt_embeds"`, `"negative_prompt_embeds"`.
+            max_batch_size (`int`, *optional*): The networks of both stages take at most so many images at a time, which
+                bounds their memory; with guidance an image counts twice. The noise is the same, and so are the images.
 
         Examples:
 
@@ -171,6 +174,7 @@ class GLIDEPipeline(TwoStagePipeline):
             guider=guider,
             cond_fn=cond_fn,
             cross_attention_kwargs=cross_attention_kwargs,
+            max_batch_size=max_batch_size,
             output_type=output_type,
             return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,

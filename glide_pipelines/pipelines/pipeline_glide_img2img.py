@@ -11,7 +11,7 @@ from diffusers.guiders import BaseGuidance
 from diffusers.utils import replace_example_docstring
 from PIL import Image
 
-from ..images import load_images, one_per_sample, pad_to, to_tensor
+from ..images import load_images, one_per_sample, to_tensor
 from ..sampling import CondFn
 from .input_checks import check_latents, check_number
 from .pipeline_output import GLIDEPipelineOutput
@@ -70,8 +70,10 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+        working_size: str | tuple[int, int] = "model",
+        max_batch_size: int | None = None,
     ) -> GLIDEPipelineOutput | tuple:
-        """Turn sketches into images.
+        """Turn sketches into images. A sketch of any size is worked on at the size that the model was trained on.
 
         Args:
             prompt (`str` or `list[str]`, *optional*): What the image shows; or `prompt_embeds`.
@@ -80,13 +82,18 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
             strength (`float`, defaults to 0.8): The share of the base stage's steps that is run, from 0 (excluded) to
                 1. The more, the more noise the sketch gets, and the less of it is left.
             height, width (`int`, *optional*): Size of the returned image in pixels; the sketch's own by default.
+            working_size (`str` or `tuple[int, int]`, defaults to `"model"`): The sketch is reduced or enlarged to fit
+                the size that the model was trained on, or this height and width, which are multiples of
+                `size_multiple`; and the result to the size that is returned. With `"image"` the model works at that
+                size, padded to such multiples; far from its own one the image is seldom coherent.
             latents (`torch.Tensor` of shape `[B, 3, h, w]`, *optional*): Unit noise to be added to the sketch, a
-                quarter of the size padded to multiples of `size_multiple`.
+                quarter of the size that is worked on.
             super_res_latents (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): Unit noise for the upsampler.
             num_inference_steps, timesteps, super_res_num_inference_steps, super_res_timesteps, guidance_scale,
             negative_prompt, num_images_per_prompt, eta, upsample_temperature, generator, prompt_embeds,
             negative_prompt_embeds, super_res_prompt_embeds, guider, cond_fn, cross_attention_kwargs, output_type,
-            return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: As in [`GLIDEPipeline`].
+            return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs, max_batch_size: As in
+            [`GLIDEPipeline`].
 
         Examples:
 
@@ -118,6 +125,7 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
             guider=guider,
             cond_fn=cond_fn,
             cross_attention_kwargs=cross_attention_kwargs,
+            max_batch_size=max_batch_size,
             output_type=output_type,
             return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,
@@ -125,25 +133,28 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
         ) as call:
             if image is None:
                 raise ValueError("Pass `image`: there is no sketch to start from.")
-            sketches = one_per_sample("image", load_images("image", image), call.batch_size, num_images_per_prompt)
-            size, padded_size = self._image_size(sketches, height, width)
-            base_size = self._base_size(padded_size)
+            working = self._working_size(working_size)
+            sketches = one_per_sample("image", load_images("image", image), call.batch_size)
+            size = self._image_size(sketches, height, width)
+            area = self._working_area((0, 0, size[1], size[0]), working)
+            base_size = self._base_size(area.padded_size)
             if latents is not None:
                 check_latents("latents", latents, (call.num_images, 3, *base_size))
             if super_res_latents is not None:
-                check_latents("super_res_latents", super_res_latents, (call.num_images, 3, *padded_size))
+                check_latents("super_res_latents", super_res_latents, (call.num_images, 3, *area.padded_size))
             self._bind_cond_fns(call, base_size)
 
             # 2. Encode the prompts.
             self._encode_call(call)
 
             # 3. Noise the small sketch as far as the first step that is run, and go on from there.
-            sketches = pad_to([s.resize(size[::-1], Image.Resampling.BICUBIC) for s in sketches], padded_size)
+            sketches = [area.extract(each.resize(size[::-1], Image.Resampling.BICUBIC)) for each in sketches]
+            x_start = to_tensor(sketches, base_size).repeat_interleave(num_images_per_prompt, dim=0)
             noise = self.prepare_latents((call.num_images, 3, *base_size), generator, latents)
-            latents = call.runs["base"].add_noise(to_tensor(sketches, base_size).to(noise), noise, 0)
+            latents = call.runs["base"].add_noise(x_start.to(noise), noise, 0)
             image = self._sample_base(call, latents)
 
             # 4. Enlarge it, as in text to image.
             if "super_res" in call.runs:
-                image = self._enlarge(call, image, padded_size, super_res_latents)
-            return self._finish(call, image[..., : size[0], : size[1]])
+                image = self._enlarge(call, image, area.padded_size, super_res_latents)
+            return self._finish(call, map(area.resize_back, image))

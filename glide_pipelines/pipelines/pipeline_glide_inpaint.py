@@ -7,18 +7,17 @@ from numbers import Integral
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
 from diffusers.utils import replace_example_docstring
 from PIL import Image
 
 from ..images import (
+    check_mask_aspects,
     common_size,
     load_images,
     load_masks,
     one_per_sample,
-    pad_to,
     resize_masks,
     to_mask_tensor,
     to_tensor,
@@ -28,6 +27,7 @@ from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from .input_checks import check_latents, check_positive_int
 from .pipeline_output import GLIDEPipelineOutput
 from .two_stage import TwoStagePipeline
+from .working_area import Box, Size, WorkingArea, box_around, hole_box, scene_box
 
 
 EXAMPLE_DOC_STRING = """
@@ -105,35 +105,44 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+        working_size: str | tuple[int, int] = "model",
+        max_batch_size: int | None = None,
     ) -> GLIDEPipelineOutput | tuple:
         """Repaint an image where the mask is white. The defaults are those of OpenAI's released notebook.
 
         What the mask keeps comes back unchanged, to the bit, whenever the returned image has the size of the input.
+
+        Images of any size are worked on at the size that the model was trained on. It sees the largest part of an image
+        that has its aspect ratio, around the hole; less around a hole that would be tiny there, and more, padded,
+        around one that would fill it. What it paints is resized and put into the image.
 
         Args:
             prompt (`str` or `list[str]`, *optional*): What the whole image shows afterwards; or `prompt_embeds`.
             image (PIL, `np.ndarray`, `torch.Tensor` or a list of them): The image, see `load_images`; one for all
                 prompts, or one for each.
             mask_image (PIL, `np.ndarray`, `torch.Tensor` or a list of them): White (0.5 and above) is repainted; of any
-                size, see `load_masks`.
+                size, larger ones too, but of the image's aspect ratio; see `load_masks`.
             height, width (`int`, *optional*): Size of the returned image in pixels; the image's own by default.
-                Inside, the image is padded to multiples of `size_multiple`.
-            padding_mask_crop (`int`, *optional*): Work only on the part around the mask, with so many pixels of
-                surroundings at least (and no less than the size that the model was trained on, where the image allows
-                it), and paste the result back: for a small hole in a large image. `height` and `width` are then the
-                size that the part is worked on at, and the returned image has the size of the given one.
+            padding_mask_crop (`int`, *optional*): Choose the part that the model sees: all that the masks make white,
+                with so many pixels of surroundings at least, and no less than the size that the model was trained on,
+                where the image allows it. `height` and `width` are then the size that the part is worked on at, and
+                the returned image has the size of the given one.
+            working_size (`str` or `tuple[int, int]`, defaults to `"model"`): What the model sees is resized to the size
+                that it was trained on, or to this height and width, which are multiples of `size_multiple`. With
+                `"image"` it sees the image, or the part of `padding_mask_crop`, at its own size, padded to such
+                multiples; that needs more time and memory, and is seldom coherent where it is far from the model's.
             num_resample (`int`, defaults to 1): In implicit mode, take each step but the last so many times, undoing
                 it by a step of noise in between (RePaint); needs one of GLIDE's schedulers in each stage.
             num_inference_steps, timesteps, super_res_num_inference_steps, super_res_timesteps, negative_prompt,
             num_images_per_prompt, eta, upsample_temperature, generator, prompt_embeds, negative_prompt_embeds,
             super_res_prompt_embeds, guider, cond_fn, cross_attention_kwargs, output_type, return_dict,
-            callback_on_step_end, callback_on_step_end_tensor_inputs: As in [`GLIDEPipeline`].
+            callback_on_step_end, callback_on_step_end_tensor_inputs, max_batch_size: As in [`GLIDEPipeline`].
             guidance_scale (`float`, *optional*): Classifier-free guidance of the base stage; by default what the
                 checkpoint recommends, else 5.0.
             latents (`torch.Tensor` of shape `[B, 3, h, w]`, *optional*): Unit noise for the base stage, a quarter of
-                the padded size.
+                the size that is worked on.
             super_res_latents (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): Unit noise for the upsampler, of
-                the padded size, before `upsample_temperature`.
+                the size that is worked on, before `upsample_temperature`.
 
         Examples:
 
@@ -164,6 +173,7 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
             guider=guider,
             cond_fn=cond_fn,
             cross_attention_kwargs=cross_attention_kwargs,
+            max_batch_size=max_batch_size,
             output_type=output_type,
             return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,
@@ -172,19 +182,18 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
         ) as call:
             if image is None or mask_image is None:
                 raise ValueError(f"Pass `{'image' if image is None else 'mask_image'}`: there is nothing to inpaint.")
-            images = one_per_sample("image", load_images("image", image), call.batch_size, num_images_per_prompt)
-            masks = load_masks("mask_image", mask_image)
-            masks = one_per_sample("mask_image", masks, call.batch_size, num_images_per_prompt)
-            whole = None
-            if padding_mask_crop is not None:
-                own_size = common_size("image", images, "`padding_mask_crop` needs one size")
-                masks = resize_masks("mask_image", masks, own_size)
-                whole = images, masks, self._boxes(masks, padding_mask_crop)
-                images, masks = (
-                    [each.crop(box) for each, box in zip(uncropped, whole[2], strict=True)] for uncropped in whole[:2]
-                )
-            size, padded_size = self._image_size(images, height, width)
+            working = self._working_size(working_size)
+            images = one_per_sample("image", load_images("image", image), call.batch_size)
+            masks = one_per_sample("mask_image", load_masks("mask_image", mask_image), call.batch_size)
+            if padding_mask_crop is None:
+                size = self._image_size(images, height, width)
+            else:
+                size = common_size("image", images, "`padding_mask_crop` needs one size")
+            check_mask_aspects("mask_image", masks, images)
+            images = [each.resize(size[::-1], Image.Resampling.BICUBIC) for each in images]
             masks = resize_masks("mask_image", masks, size)
+            areas = self._working_areas(masks, working, padding_mask_crop, height, width)
+            padded_size = areas[0].padded_size
             base_size = self._base_size(padded_size)
             if latents is not None:
                 check_latents("latents", latents, (call.num_images, 3, *base_size))
@@ -194,12 +203,14 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
 
             # 2. Encode the prompts, and make the images ready for each stage.
             self._encode_call(call)
-            images = pad_to([each.resize(size[::-1], Image.Resampling.BICUBIC) for each in images], padded_size)
-            masks = pad_to(masks, padded_size)
             device = self._execution_device
+            parts = [area.extract(each) for area, each in zip(areas, images, strict=True)]
+            holes = [area.extract_mask(each) for area, each in zip(areas, masks, strict=True)]
 
-            def known(size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-                return to_tensor(images, size).to(device), to_mask_tensor(masks, size).to(device)
+            def known(size: Size) -> tuple[torch.Tensor, torch.Tensor]:
+                tensors = to_tensor(parts, size), to_mask_tensor(holes, size)
+                image, mask = (each.to(device).repeat_interleave(num_images_per_prompt, dim=0) for each in tensors)
+                return image, mask
 
             def task(unet: Any, image: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
                 """What tells a stage of the known pixels, in its own mode."""
@@ -221,11 +232,15 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
                     call, low_res, padded_size, super_res_latents, **task(self.super_res_unet, known_image, mask)
                 )
 
-            # 5. What is kept is the image itself.
-            repainted = keep_known(known_image, mask)(repainted)[..., : size[0], : size[1]]
-            if whole is not None:
-                repainted = _paste(repainted, *whole)
-            return self._finish(call, repainted)
+            # 5. Put it into the images, where the masks are white.
+            repainted = keep_known(known_image, mask)(repainted)
+            pasted = (
+                areas[index].paste(sample, images[index], masks[index])
+                for sample, index in zip(
+                    repainted, (n // num_images_per_prompt for n in range(call.num_images)), strict=True
+                )
+            )
+            return self._finish(call, pasted)
 
     def _check_resampling(self, num_resample: int) -> None:
         check_positive_int("num_resample", num_resample)
@@ -240,36 +255,32 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
                     f"got {type(scheduler).__name__}."
                 )
 
-    def _boxes(self, masks: list[Image.Image], padding: int) -> list[tuple[int, int, int, int]]:
-        """Boxes of one size, `(left, top, right, lower)` inside the images, around each hole; masks of their size."""
+    def _working_areas(
+        self,
+        masks: list[Image.Image],
+        working_size: Size | None,
+        padding_mask_crop: int | None,
+        height: int | None,
+        width: int | None,
+    ) -> list[WorkingArea]:
+        """Where each image is worked on; the masks have the images' size."""
+        if padding_mask_crop is None:
+            if working_size is None:
+                return [self._working_area((0, 0, *masks[0].size), None)] * len(masks)
+            return [self._working_area(scene_box(mask, working_size), working_size) for mask in masks]
+        boxes = self._boxes(masks, padding_mask_crop)
+        if height is None and width is None:
+            return [self._working_area(box, working_size) for box in boxes]
+        left, top, right, lower = boxes[0]
+        size = lower - top if height is None else height, right - left if width is None else width
+        return [self._working_area(box, None, size) for box in boxes]
+
+    def _boxes(self, masks: list[Image.Image], padding: int) -> list[Box]:
+        """Boxes of one size around each hole, with so many pixels of surroundings at least."""
         if isinstance(padding, bool) or not isinstance(padding, Integral) or padding < 0:
             raise ValueError(f"`padding_mask_crop` must be an integer of 0 or more, got {padding!r}.")
-        holes = [mask.point(lambda value: 255 * (value >= 128)).getbbox() for mask in masks]
-        widest = max(right - left for left, _, right, _ in holes) + 2 * padding
-        highest = max(lower - top for _, top, _, lower in holes) + 2 * padding
-        width = min(max(widest, self.default_size[1]), masks[0].width)
-        height = min(max(highest, self.default_size[0]), masks[0].height)
-        boxes = []
-        for mask, (left, top, right, lower) in zip(masks, holes, strict=True):
-            x = min(max((left + right - width) // 2, 0), mask.width - width)
-            y = min(max((top + lower - height) // 2, 0), mask.height - height)
-            boxes.append((x, y, x + width, y + height))
-        return boxes
-
-
-def _paste(
-    repainted: torch.Tensor,
-    images: list[Image.Image],
-    masks: list[Image.Image],
-    boxes: list[tuple[int, int, int, int]],
-) -> torch.Tensor:
-    """The whole images, with what was repainted in their boxes where the masks, of the same size, are white."""
-    size = (images[0].height, images[0].width)
-    whole, mask = to_tensor(images, size).to(repainted), to_mask_tensor(masks, size).bool().to(repainted.device)
-    left, top, right, lower = boxes[0]
-    if repainted.shape[-2:] != (lower - top, right - left):
-        repainted = F.interpolate(repainted, (lower - top, right - left), mode="bicubic", antialias=True).clamp(-1, 1)
-    for index, (left, top, right, lower) in enumerate(boxes):
-        box = (index, slice(None), slice(top, lower), slice(left, right))
-        whole[box] = torch.where(mask[box], repainted[index], whole[box])
-    return whole
+        holes = [hole_box(mask) for mask in masks]
+        height = max(lower - top for _, top, _, lower in holes) + 2 * padding
+        width = max(right - left for left, _, right, _ in holes) + 2 * padding
+        size = max(height, self.default_size[0]), max(width, self.default_size[1])
+        return [box_around(hole, size, (masks[0].height, masks[0].width)) for hole in holes]

@@ -191,6 +191,7 @@ class GLIDESuperResolutionPipeline(GLIDESingleFileMixin, GLIDELoraLoaderMixin, G
         super_res_timesteps: str | list[int] | None = None,
         super_res_latents: torch.Tensor | None = None,
         super_res_prompt_embeds: torch.Tensor | None = None,
+        max_batch_size: int | None = None,
     ) -> GLIDEPipelineOutput | tuple:
         """Enlarge images.
 
@@ -208,7 +209,7 @@ class GLIDESuperResolutionPipeline(GLIDESingleFileMixin, GLIDELoraLoaderMixin, G
                 before `upsample_temperature`.
             num_images_per_prompt, eta, upsample_temperature, generator, prompt_embeds, cond_fn,
             cross_attention_kwargs, output_type, return_dict, callback_on_step_end,
-            callback_on_step_end_tensor_inputs: As in [`GLIDEPipeline`].
+            callback_on_step_end_tensor_inputs, max_batch_size: As in [`GLIDEPipeline`].
             super_res_num_inference_steps, super_res_timesteps, super_res_latents, super_res_prompt_embeds: What
                 [`GLIDEPipeline`] calls `num_inference_steps`, `timesteps`, `latents` and `prompt_embeds` of this
                 stage; each is taken in place of the shorter name.
@@ -239,6 +240,7 @@ class GLIDESuperResolutionPipeline(GLIDESingleFileMixin, GLIDELoraLoaderMixin, G
             generator=generator,
             cond_fn=cond_fn,
             cross_attention_kwargs=cross_attention_kwargs,
+            max_batch_size=max_batch_size,
             output_type=output_type,
             return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,

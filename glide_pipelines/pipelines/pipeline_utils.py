@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -45,12 +45,14 @@ from .input_checks import (
     check_cross_attention_kwargs,
     check_generator,
     check_guider,
+    check_multiple,
     check_number,
     check_output_type,
     check_positive_int,
 )
 from .pipeline_output import GLIDEPipelineOutput
 from .prompted import PromptedPipeline
+from .working_area import Box, Size, WorkingArea, padded
 
 
 logger = logging.get_logger(__name__)
@@ -205,6 +207,7 @@ class GLIDEPipelineBase(PromptedPipeline):
         guider: BaseGuidance | None = None,
         cond_fn: CondFn | list[CondFn] | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
+        max_batch_size: int | None,
         output_type: str,
         return_dict: bool,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None,
@@ -222,6 +225,8 @@ class GLIDEPipelineBase(PromptedPipeline):
         check_output_type(output_type)
         check_guider(guider)
         check_cross_attention_kwargs(cross_attention_kwargs)
+        if max_batch_size is not None:
+            check_positive_int("max_batch_size", max_batch_size)
         cond_fns = cond_fn if isinstance(cond_fn, list) else [] if cond_fn is None else [cond_fn]
         for each in cond_fns:
             check_callable("cond_fn", each)
@@ -271,6 +276,7 @@ class GLIDEPipelineBase(PromptedPipeline):
             upsample_temperature=upsample_temperature,
             guider=copy.deepcopy(guider),
             cross_attention_kwargs=cross_attention_kwargs,
+            max_batch_size=max_batch_size,
             output_type=output_type,
             return_dict=return_dict,
             callback=callback_on_step_end,
@@ -422,6 +428,7 @@ class GLIDEPipelineBase(PromptedPipeline):
             run,
             cond_fns=state.cond_fns if is_first else (),
             cross_attention_kwargs=call.cross_attention_kwargs if is_first else None,
+            max_batch_size=call.max_batch_size,
             **kwargs,
         )
         total = num_steps(run, 1 if known_pixels is None else known_pixels.num_resample)
@@ -464,28 +471,45 @@ class GLIDEPipelineBase(PromptedPipeline):
         elif denoiser.guider is None and call.state.stage == "base" and scale != 1:
             raise ValueError("`guidance_scale` was 1 when the call began: a callback cannot switch guidance on.")
 
-    def _finish(self, call: Call, image: torch.Tensor) -> GLIDEPipelineOutput | tuple:
-        images = self.image_processor.postprocess(image, call.output_type)
+    def _finish(self, call: Call, images: Iterable[torch.Tensor]) -> GLIDEPipelineOutput | tuple:
+        """The output of a call, from images of shape `[3, H, W]`, one at a time: large ones take room as floats."""
+        finished = [self.image_processor.postprocess(image[None], call.output_type) for image in images]
+        joined = {"pil": lambda: [image for (image,) in finished], "np": lambda: np.concatenate(finished)}
+        output = joined.get(call.output_type, lambda: torch.cat(finished))()
         self.maybe_free_model_hooks()
-        return GLIDEPipelineOutput(images) if call.return_dict else (images,)
+        return GLIDEPipelineOutput(output) if call.return_dict else (output,)
 
     # -- images that are given ----------------------------------------------------------------------------------------
 
-    def _image_size(
-        self, images: list[Image.Image], height: int | None, width: int | None
-    ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Size of the returned image, the given images' own by default, and the padded size that is generated."""
+    def _image_size(self, images: list[Image.Image], height: int | None, width: int | None) -> Size:
+        """Size of the returned image, the given images' own by default."""
         own = common_size("image", images) if height is None or width is None else (height, width)
         size = (own[0] if height is None else height, own[1] if width is None else width)
         for name, value in zip(("height", "width"), size, strict=True):
             check_positive_int(name, value)
-        padded = self._padded(size)
-        self._warn_of_size(*padded)
-        return size, padded
+        return size
 
-    def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
-        height, width = (math.ceil(length / self.size_multiple) * self.size_multiple for length in size)
-        return height, width
+    def _working_size(self, working_size: Any) -> Size | None:
+        """Height and width that parts of images are fitted to; None leaves them their own."""
+        if isinstance(working_size, str) and working_size in ("model", "image"):
+            return self.default_size if working_size == "model" else None
+        if not isinstance(working_size, list | tuple) or len(working_size) != 2:
+            raise ValueError(f"`working_size` must be 'model', 'image' or (height, width), got {working_size!r}.")
+        for length in working_size:
+            check_multiple("working_size", length, self.size_multiple)
+        return int(working_size[0]), int(working_size[1])
+
+    def _working_area(self, box: Box, working_size: Size | None, size: Size | None = None) -> WorkingArea:
+        """Work on a part of an image at the working size, or at `size`, which is by default the part's own."""
+        if working_size is not None:
+            return WorkingArea.fitted(box, working_size, self.size_multiple)
+        size = (box[3] - box[1], box[2] - box[0]) if size is None else size
+        padded_size = self._padded(size)
+        self._warn_of_size(*padded_size)
+        return WorkingArea(box, size, padded_size)
+
+    def _padded(self, size: Size) -> Size:
+        return padded(size, self.size_multiple)
 
     def _warn_of_size(self, height: int, width: int) -> None:
         """Sizes far from the model's own are allowed, with a warning."""

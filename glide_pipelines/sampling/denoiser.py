@@ -60,6 +60,7 @@ class Denoiser:
         cond_fns (`Sequence[Callable]`): Score gradients, which are summed. One that has a method `set_state(step,
             num_inference_steps, timestep)` learns where the run is, as diffusers' guiders are.
         cross_attention_kwargs (`dict`, *optional*): Passed on to the UNet.
+        max_batch_size (`int`, *optional*): The UNet takes at most so many inputs at a time, those of guidance counted.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Denoiser:
         constraint: Constraint | None = None,
         cond_fns: Sequence[CondFn] = (),
         cross_attention_kwargs: dict[str, Any] | None = None,
+        max_batch_size: int | None = None,
     ) -> None:
         self.unet = unet
         self.run = run
@@ -83,6 +85,7 @@ class Denoiser:
         self.constraint = constraint
         self.cond_fns = cond_fns
         self.cross_attention_kwargs = cross_attention_kwargs
+        self.max_batch_size = max_batch_size
 
     def __call__(self, x_t: torch.Tensor, index: int) -> Prediction:
         """Predict at the step `index` of the run, for x_t of shape `[B, 3, H, W]`.
@@ -111,13 +114,22 @@ class Denoiser:
             embeds = [branch.encoder_hidden_states for branch in branches]
         copies = len(embeds)
         dtype = self.unet.dtype
-        output = self.unet(
-            torch.cat([x_t.to(dtype)] * copies),
-            state["timestep"],
-            encoder_hidden_states=torch.cat(embeds).to(dtype),
-            cross_attention_kwargs=self.cross_attention_kwargs,
-            **{name: torch.cat([condition] * copies) for name, condition in self.conditions.items()},
-        ).sample.float()
+        # The noise of a step is sampled for the whole batch; the UNet, which needs the memory, sees it in parts.
+        size = self.max_batch_size or len(x_t) * copies
+        samples = torch.cat([x_t.to(dtype)] * copies).split(size)
+        prompts = torch.cat(embeds).to(dtype).split(size)
+        conditions = {name: torch.cat([value] * copies).split(size) for name, value in self.conditions.items()}
+        outputs = [
+            self.unet(
+                sample,
+                state["timestep"],
+                encoder_hidden_states=prompt,
+                cross_attention_kwargs=self.cross_attention_kwargs,
+                **{name: values[part] for name, values in conditions.items()},
+            ).sample.float()
+            for part, (sample, prompt) in enumerate(zip(samples, prompts, strict=True))
+        ]
+        output = torch.cat(outputs)
         noise_pred, *variance = output.split(x_t.shape[1], dim=1)
         model_variance = variance[0][: len(x_t)] if variance else None
         if branches is None or self.guider is None:

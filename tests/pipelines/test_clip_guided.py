@@ -398,8 +398,9 @@ EMBEDS = torch.ones(1, WIDTH)
         (picture_and_mask(40), ValueError, "`clip_model` reads images of 8 x 8 pixels, .* has 10 x 10"),
         ({"image": picture_and_mask()["image"]}, ValueError, "Pass `mask_image`"),
         ({"mask_image": picture_and_mask()["mask_image"]}, ValueError, "Pass `image`"),
-        ({"padding_mask_crop": 4}, ValueError, "`padding_mask_crop` and `num_resample` are for inpainting"),
-        ({"num_resample": 2}, ValueError, "`padding_mask_crop` and `num_resample` are for inpainting"),
+        ({"padding_mask_crop": 4}, ValueError, "`padding_mask_crop` is for inpainting"),
+        ({"num_resample": 2}, ValueError, "`num_resample` is for inpainting"),
+        ({"working_size": "image"}, ValueError, "`working_size` is for inpainting"),
         ({"guidance_scale": float("nan")}, ValueError, "`guidance_scale` must be finite"),
     ],
 )

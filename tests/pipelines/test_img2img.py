@@ -4,7 +4,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from editing import PICTURE, picture, quiet, refused
+from editing import PICTURE, inputs_of, picture, quiet, refused
 from PIL import Image
 from tiny import tiny_call, tiny_pipeline
 
@@ -57,6 +57,30 @@ def test_little_strength_stays_near_the_sketch(img2img):
     assert near < 0.1 < far
 
 
+@pytest.mark.parametrize(("height", "width"), [(300, 420), (3, 400), (4, 2)])
+def test_a_sketch_of_any_size_is_drawn_at_the_size_of_the_model(img2img, height, width, caplog):
+    with inputs_of(img2img.super_res_unet) as seen:
+        assert sketch(img2img, picture(height, width)).shape == (1, height, width, 3)
+    assert {inputs["sample"].shape[-2:] for inputs in seen} == {(32, 32)}
+    assert "far from" not in caplog.text
+    with inputs_of(img2img.super_res_unet) as seen:
+        sketch(img2img, picture(40, 64), working_size="image")
+    assert {inputs["sample"].shape[-2:] for inputs in seen} == {(40, 64)}
+    assert "far from" in caplog.text
+
+
+def test_what_is_drawn_of_a_sketch_keeps_its_place(img2img):
+    """Which its shape leaves a part of what the model draws; the rest is cut off."""
+
+    def draw(pipe, step, timestep, tensors):
+        drawn = torch.full_like(tensors["latents"], -1)
+        drawn[..., : drawn.shape[-2] // 4, :] = 1
+        return {"latents": drawn}
+
+    (result,) = sketch(img2img, picture(60, 120), callback_on_step_end=draw)
+    assert result[:26].min() > 0.9 and result[34:].max() < 0.1  # 8 of the 16 rows that the sketch has at the size of 32
+
+
 def test_any_size(img2img):
     assert sketch(img2img, picture(33, 47)).shape == (1, 33, 47, 3)
     assert sketch(img2img, picture(33, 47), height=64, width=32).shape == (1, 64, 32, 3)
@@ -106,6 +130,8 @@ def test_strength_with_pndm(img2img, capsys):
     [
         ({"image": None}, "Pass `image`"),
         ({"image": torch.full((3, 32, 32), torch.nan)}, "`image` holds NaN"),
+        ({"image": Image.new("RGB", (1, 1))}, "`image` has a single pixel"),
+        ({"working_size": 0}, "`working_size` must be 'model', 'image' or .* got 0"),
         ({"strength": float("nan")}, "`strength` must be finite"),
         ({"latents": torch.zeros(1, 3, 4, 4)}, r"`latents` must have the shape \[1, 3, 8, 8\]"),
         ({"super_res_latents": torch.zeros(1, 3, 4, 4)}, r"`super_res_latents` must have the shape \[1, 3, 32, 32\]"),

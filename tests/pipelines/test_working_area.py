@@ -1,0 +1,194 @@
+"""Images of any size: what the model sees of them, and how what it paints is put back."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from editing import MASK, PICTURE, inputs_of, picture, quiet
+from PIL import Image
+from tiny import tiny_call, tiny_clip_pipeline, tiny_inpaint_pipeline, tiny_pipeline
+
+from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline, GLIDESuperResolutionPipeline
+from glide_pipelines.pipelines.working_area import scene_box
+
+
+@pytest.fixture(scope="module", params=["fine-tuned", "implicit", "CLIP-guided"])
+def inpaint(request):
+    if request.param == "implicit":
+        return quiet(GLIDEInpaintPipeline.from_pipe(tiny_pipeline()))
+    return tiny_inpaint_pipeline() if request.param == "fine-tuned" else tiny_clip_pipeline(inpaint=True)
+
+
+def mask_of(height, width, *boxes):
+    mask = Image.new("L", (width, height))
+    for box in boxes:
+        mask.paste(255, box)
+    return mask
+
+
+def paint(pipe, image, mask, **changes):
+    return pipe(**tiny_call(image=image, mask_image=mask, **{"output_type": "pil"} | changes)).images
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((300, 420), (100, 50, 300, 200)),
+        ((200, 200), (0, 0, 200, 200)),
+        ((500, 40), (3, 100, 20, 120)),
+        ((3, 400), (200, 0, 202, 2)),
+        ((5, 4), (1, 1, 3, 3)),
+    ],
+)
+def test_the_model_works_at_its_own_size(inpaint, size, box, caplog):
+    image, mask = picture(*size), mask_of(*size, box)
+    with inputs_of(inpaint.super_res_unet) as seen:
+        (result,) = paint(inpaint, image, mask)
+    assert {inputs["sample"].shape[-2:] for inputs in seen} == {(32, 32)} and "far from" not in caplog.text
+    hole = np.asarray(mask) > 0
+    assert result.size == image.size
+    np.testing.assert_array_equal(np.asarray(result)[~hole], np.asarray(image)[~hole])
+    assert (np.asarray(result)[hole] != np.asarray(image)[hole]).any()
+
+
+@pytest.mark.parametrize(
+    ("size", "hole", "box"),
+    [
+        ((128, 128), (40, 40, 80, 80), (0, 0, 128, 128)),
+        ((1024, 1024), (300, 300, 600, 600), (0, 0, 1024, 1024)),  # all of it
+        ((300, 420), (160, 100, 260, 200), (60, 0, 360, 300)),  # a square, in the middle
+        ((300, 420), (320, 100, 420, 200), (120, 0, 420, 300)),  # or where the hole is
+        ((300, 420), (240, 100, 340, 200), (78, 0, 378, 300)),  # with an eighth around the hole
+        ((300, 420), (10, 100, 410, 200), (0, 0, 420, 300)),  # more, where the hole would not fit
+        ((3024, 4032), (2000, 1000, 2100, 1200), (1650, 700, 2450, 1500)),  # less: a quarter of it is the hole
+        ((1024, 1024), (500, 500, 510, 510), (441, 441, 569, 569)),  # never enlarged
+        ((96, 128), (0, 0, 40, 40), (0, 0, 128, 96)),  # all of a small image
+    ],
+)
+def test_the_part_that_the_model_sees(size, hole, box):
+    assert scene_box(mask_of(*size, hole), (128, 128)) == box
+
+
+def test_an_image_of_the_size_of_the_model_is_worked_on_as_it_is(inpaint):
+    """Padded to that size, too."""
+    for image, mask in ((PICTURE, MASK), (picture(30, 27), mask_of(30, 27, (4, 4, 20, 20)))):
+        default, own = (paint(inpaint, image, mask, working_size=size)[0] for size in ("model", "image"))
+        np.testing.assert_array_equal(np.asarray(default), np.asarray(own))
+
+
+def test_the_size_can_be_chosen(caplog):
+    pipe, image, mask = tiny_inpaint_pipeline(), picture(96, 128), mask_of(96, 128, (40, 40, 80, 80))
+    for size, expected in (("image", (96, 128)), ((64, 48), (64, 48)), ("model", (32, 32))):
+        with inputs_of(pipe.super_res_unet) as seen:
+            (result,) = paint(pipe, image, mask, working_size=size)
+        assert seen[0]["sample"].shape[-2:] == expected and result.size == (128, 96)
+    assert caplog.text.count("96 x 128 is far from that") == 1
+
+
+def test_several_holes_are_one_call(inpaint):
+    image, mask = picture(200, 300), mask_of(200, 300, (10, 20, 60, 70), (200, 100, 280, 180))
+    (result,) = paint(inpaint, image, mask)
+    changed = (np.asarray(result) != np.asarray(image)).any(axis=-1)
+    assert not changed[np.asarray(mask) == 0].any()
+    assert changed[20:70, 10:60].mean() > 0.9 and changed[100:180, 200:280].mean() > 0.9
+
+
+def test_each_image_of_a_batch_has_a_part_of_its_own():
+    pipe = tiny_inpaint_pipeline()
+    images, masks = (
+        [picture(60, 90) for _ in range(2)],
+        [mask_of(60, 90, box) for box in ((0, 0, 20, 9), (50, 30, 90, 60))],
+    )
+    results = paint(pipe, images, masks, prompt=["red", "blue"], num_images_per_prompt=2, generator=None)
+    assert len(results) == 4
+    for number, result in enumerate(results):
+        hole = np.asarray(masks[number // 2]) > 0
+        np.testing.assert_array_equal(np.asarray(result)[~hole], np.asarray(images[number // 2])[~hole])
+        assert (np.asarray(result)[hole] != np.asarray(images[number // 2])[hole]).any()
+
+
+def test_no_step_is_seen_at_the_edge_of_the_mask():
+    """The model paints all of a grey image six of 255 too bright: at the edge of the mask that is less than one."""
+    grey, cast = 100, 6
+    mask = Image.fromarray(255 * (np.hypot(*np.mgrid[-150:150, -150:150]) < 100).astype(np.uint8))
+
+    def brighter(pipe, step, timestep, tensors):
+        return {"latents": torch.full_like(tensors["latents"], (grey + cast) / 127.5 - 1)}
+
+    image = Image.new("RGB", (300, 300), (grey,) * 3)
+    (result,) = paint(tiny_inpaint_pipeline(), image, mask, callback_on_step_end=brighter)
+    values, hole = np.asarray(result)[..., 0].astype(int), np.asarray(mask) > 0
+    steps = [np.abs(np.diff(values, axis=axis))[np.diff(hole, axis=axis)] for axis in (0, 1)]
+    assert np.concatenate(steps).max() <= 1
+    assert values[150, 150] == grey + cast and (values[~hole] == grey).all()
+
+
+def test_a_detail_that_the_model_paints_stays_in_its_place():
+    """The hole of a photo is filled from the size of the model's, without a shift."""
+    rows = np.linspace(20, 200, 400)[:, None, None]
+    image = Image.fromarray(np.broadcast_to(rows, (400, 300, 3)).astype(np.uint8))
+    mask = mask_of(400, 300, (40, 100, 260, 300))
+
+    def copy(pipe, step, timestep, tensors):
+        # What the model sees is 300 of the 400 rows.
+        size, top = tensors["latents"].shape[-1], 50
+        centres = top + (torch.arange(size) + 0.5) * 300 / size - 0.5
+        ramp = (20 + 180 * centres / 399) / 127.5 - 1
+        return {"latents": ramp[:, None].expand_as(tensors["latents"]).clone()}
+
+    assert scene_box(mask, (32, 32)) == (0, 50, 300, 350)
+    (result,) = paint(tiny_inpaint_pipeline(), image, mask, callback_on_step_end=copy)
+    np.testing.assert_allclose(np.asarray(result).astype(int), np.asarray(image).astype(int), atol=2)
+
+
+def test_a_mask_larger_than_the_image():
+    large, small = mask_of(960, 1280, (200, 100, 900, 800)), picture(96, 128)
+    (result,) = paint(tiny_inpaint_pipeline(), small, large)
+    hole = np.asarray(large.resize((128, 96), Image.Resampling.BICUBIC)) >= 128
+    np.testing.assert_array_equal(np.asarray(result)[~hole], np.asarray(small)[~hole])
+    assert (np.asarray(result)[hole] != np.asarray(small)[hole]).any()
+
+
+def test_a_mask_may_round_the_aspect_ratio():
+    """As a thumbnail does."""
+    image, mask = picture(97, 128), mask_of(3024, 4000, (0, 0, 2000, 2000))
+    assert paint(tiny_inpaint_pipeline(), image, mask)[0].size == (128, 97)
+
+
+@pytest.mark.parametrize("output_type", ["np", "pt"])
+def test_other_outputs(output_type):
+    image, mask = picture(60, 90), mask_of(60, 90, (10, 10, 50, 50))
+    results = paint(tiny_inpaint_pipeline(), image, mask, num_images_per_prompt=2, output_type=output_type)
+    assert tuple(results.shape) == ((2, 60, 90, 3) if output_type == "np" else (2, 3, 60, 90))
+
+
+# -- max_batch_size ---------------------------------------------------------------------------------------------------
+
+
+def calls():
+    inpaint = tiny_inpaint_pipeline()
+    yield tiny_pipeline(), {}, ("unet", "super_res_unet")
+    yield inpaint, {"image": PICTURE, "mask_image": MASK}, ("unet", "super_res_unet")
+    yield quiet(GLIDEImg2ImgPipeline.from_pipe(tiny_pipeline())), {"image": PICTURE}, ("unet", "super_res_unet")
+    enlarge = quiet(GLIDESuperResolutionPipeline.from_pipe(tiny_pipeline()))
+    yield enlarge, {"image": picture(8, 8)}, ("super_res_unet",)
+
+
+@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("one_generator", [True, False])
+def test_long_batches_in_parts_give_the_same_images(index, one_generator):
+    pipe, call, unets = list(calls())[index]
+    results, sizes = [], []
+    for max_batch_size in (None, 2):
+        generators = [torch.Generator().manual_seed(seed) for seed in range(5)]
+        call["generator"] = generators[0] if one_generator else generators
+        arguments = tiny_call(num_images_per_prompt=5, max_batch_size=max_batch_size, **call)
+        if "unet" not in unets:
+            del arguments["num_inference_steps"]
+        with contextlib.ExitStack() as stack:
+            seen = [stack.enter_context(inputs_of(getattr(pipe, name))) for name in unets]
+            results.append(pipe(**arguments).images)
+        sizes.append(max(len(inputs["sample"]) for each in seen for inputs in each))
+    np.testing.assert_allclose(*results, atol=1e-3)
+    assert sizes == [10 if "unet" in unets else 5, 2]
