@@ -7,7 +7,6 @@ import base64
 import html
 import io
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +22,11 @@ from gradio.components.image_editor import AcceptBlobs, EditorDataBlobs
 from gradio.data_classes import FileData
 from PIL import Image, ImageChops
 
-from glide_pipelines.checkpoints import pretrained_checkpoint
 from glide_pipelines.shapes import BACKGROUNDS, COLOURS, SHAPES
 
 from . import options
 from .errors import UserError
-from .loading import load_pipeline, model_values, silence_libraries, step_values
+from .loading import silence_libraries
 from .output import make_grid
 from .studio import (
     MAX_FILE_SIZE,
@@ -39,10 +37,10 @@ from .studio import (
     MAX_SMALL_PIXELS,
     MAX_STEPS,
     TASKS,
-    Models,
     NotesHandler,
     Progress,
     Studio,
+    load_studio,
     open_photo,
 )
 
@@ -71,9 +69,10 @@ CSS = """
 .live .error { color: var(--error-text-color, #b91c1c); font-weight: 600; }
 .live .note { opacity: 0.85; }
 .results .grid-wrap { max-height: none !important; }
+@media (max-width: 700px) { .result { min-height: 100vh; } }
 """
-# A phone shows the tab from its top; what was asked for is to be seen.
-SHOW_RESULT = "() => setTimeout(() => document.getElementById('{}').scrollIntoView({{block: 'nearest'}}), 300)"
+# A phone shows the columns one below the other: it goes down to the one of the result, which fills its screen.
+SHOW_RESULT = "() => {{ innerWidth < 700 && document.getElementById('{}').scrollIntoView({{behavior: 'smooth'}}) }}"
 
 
 # -- images from the browser -------------------------------------------------------------------------------------------
@@ -256,17 +255,16 @@ def add_tab(studio: Studio, task: str, steps: int, super_res_steps: int) -> Tab:
             inputs["prompt"] = gr.Textbox(
                 label="Prompt", placeholder="What the whole image shows", max_length=MAX_PROMPT
             )
-            with gr.Column(visible=knows_shapes(pipes)) as examples:
-                gr.Examples(PROMPTS, inputs["prompt"], label="For example")
+            with gr.Column(visible=task == "Draw" and knows_shapes(pipes)) as examples:
                 if task == "Draw":
+                    gr.Examples(PROMPTS, inputs["prompt"], label="For example")
                     gr.Markdown(KNOWN)
             with gr.Accordion("Options", open=False):
                 inputs |= add_options(task, pipes["Edit" if task == "Edit" else "Draw"], steps, super_res_steps)
-            with gr.Row():
-                button = gr.Button(task, variant="primary", min_width=120)
-                stop = gr.Button("Stop", interactive=False, min_width=120)
-        with gr.Column(min_width=320):
-            live = gr.HTML(elem_classes="live", elem_id=f"{task.lower()}-result", label="Progress")
+            button = gr.Button(task, variant="primary")
+        with gr.Column(min_width=320, elem_classes="result", elem_id=f"{task.lower()}-result"):
+            stop = gr.Button("Stop", variant="stop", visible=False)
+            live = gr.HTML(elem_classes="live", label="Progress")
             gallery = gr.Gallery(
                 label="Images",
                 type="filepath",
@@ -299,7 +297,7 @@ def add_editor(task: str) -> gr.ImageEditor:
         brush=gr.Brush(VIEW_SIZE // 16 if edits else 20, colors=[PAINT] if edits else INK, color_mode="fixed"),
         canvas_size=(512, 512),
         buttons=[],
-        height=400,
+        height=360,
     )
     # Not a subclass, beside which gradio would write a file into this package.
     keep = server(partial(keep_blob, editor))
@@ -386,11 +384,11 @@ def responder(studio: Studio, tab: Tab) -> Callable[..., Iterator[tuple]]:
                     if shown
                     else gr.Gallery(visible=False),
                     given["prompt"] if shown else gr.skip(),
-                    gr.Button(interactive=not progress.done),
+                    gr.Button(visible=not progress.done),
                     gr.Row(visible=shown),
                 )
         except Exception as error:
-            yield show_error(error), gr.skip(), gr.skip(), gr.Button(interactive=False), gr.skip()
+            yield show_error(error), gr.skip(), gr.skip(), gr.Button(visible=False), gr.skip()
             # The page has it; who asked without one gets it too.
             raise gr.Error(str(error), visible=False, print_exception=not isinstance(error, UserError)) from error
 
@@ -436,7 +434,7 @@ def chooser(studio: Studio, task: str) -> Callable[[str], tuple]:
 
     def choose(model: str) -> tuple:
         pipes = studio.models[model]
-        return pipes[task].default_guidance_scale, gr.Column(visible=knows_shapes(pipes))
+        return pipes[task].default_guidance_scale, gr.Column(visible=task == "Draw" and knows_shapes(pipes))
 
     return choose
 
@@ -447,37 +445,6 @@ def knows_shapes(pipes: dict[str, DiffusionPipeline]) -> bool:
 
 
 # -- serving -----------------------------------------------------------------------------------------------------------
-
-
-def load_studio(args: argparse.Namespace) -> Studio:
-    """The models that the options name, each ready for what it can do."""
-    values = model_values(args)
-    models: Models = {}
-    for name in [args.model, *args.other_models]:
-        pipe = load_pipeline(**values | {"model": name}, option="--other-models" if models else "--model")
-        inpaint, option = args.inpaint_model, "--inpaint-model"
-        if models or inpaint is None:
-            inpaint, option = find_inpaint_model(name), "--model"
-        edits = pipe if inpaint is None else load_pipeline(**values | {"model": inpaint}, option=option)
-        models[name or "shapes"] = make_ready(pipe, edits)
-    return Studio(models, step_values(super_res_steps=args.super_res_steps))
-
-
-def find_inpaint_model(name: str | None) -> str | None:
-    """The fine-tuned model that ships beside one; another model inpaints itself, in the implicit mode."""
-    try:
-        return None if name and os.path.isdir(name) else str(pretrained_checkpoint(name or "shapes", "inpaint"))
-    except ValueError:
-        return None
-
-
-def make_ready(pipe: DiffusionPipeline, inpaint: DiffusionPipeline) -> dict[str, DiffusionPipeline]:
-    """A pipeline for each task that a model can do, around shared components."""
-    tasks = [task for task in TASKS if task != "Enlarge" or pipe.super_res_unet is not None]
-    pipes = {task: TASKS[task].from_pipe(inpaint if task == "Edit" else pipe) for task in tasks}
-    for each in pipes.values():
-        each.set_progress_bar_config(disable=True)
-    return pipes
 
 
 def serve(args: argparse.Namespace) -> None:

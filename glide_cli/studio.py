@@ -7,6 +7,7 @@ import argparse
 import itertools
 import logging
 import math
+import os
 import queue
 import secrets
 import threading
@@ -28,10 +29,11 @@ from glide_pipelines import (
     GLIDEPipeline,
     GLIDESuperResolutionPipeline,
 )
+from glide_pipelines.checkpoints import pretrained_checkpoint
 
 from . import options
 from .errors import UserError
-from .loading import other_scheduler
+from .loading import load_pipeline, model_values, other_scheduler, step_values
 
 
 TASKS: dict[str, type[DiffusionPipeline]] = {
@@ -46,7 +48,7 @@ MAX_IMAGES = 4
 MAX_STEPS = 250
 MAX_GUIDANCE = 30
 # What a file may hold.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_FILE_SIZE = 25 * 2**20  # bytes
 MAX_PIXELS = 25_000_000  # of a photo: the 24 megapixels of a good phone
 MAX_SMALL_PIXELS = 256 * 256  # of what is enlarged, which takes sixteen times as many
@@ -402,7 +404,7 @@ class Studio:
             text = latest.text if job.stopped else ""
             if images:
                 which = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
-                text = f"{which}. {text}"
+                text = f"{which}. {text}".strip()
             result = replace(latest, text=text, images=tuple(images), done=True, notes=tuple(job.notes))
         except (TypeError, ValueError) as error:
             result = UserError(str(error))
@@ -412,3 +414,37 @@ class Studio:
         finally:
             self.turns.leave(job)
         updates.put(result)
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load_studio(args: argparse.Namespace) -> Studio:
+    """The models that the options name, each ready for what it can do."""
+    values = model_values(args)
+    models: Models = {}
+    for name in [args.model, *args.other_models]:
+        pipe = load_pipeline(**values | {"model": name}, option="--other-models" if models else "--model")
+        inpaint, option = args.inpaint_model, "--inpaint-model"
+        if models or inpaint is None:
+            inpaint, option = find_inpaint_model(name), "--model"
+        edits = pipe if inpaint is None else load_pipeline(**values | {"model": inpaint}, option=option)
+        models[name or "shapes"] = make_ready(pipe, edits)
+    return Studio(models, step_values(super_res_steps=args.super_res_steps))
+
+
+def find_inpaint_model(name: str | None) -> str | None:
+    """The fine-tuned model that ships beside one; another model inpaints itself, in the implicit mode."""
+    try:
+        return None if name and os.path.isdir(name) else str(pretrained_checkpoint(name or "shapes", "inpaint"))
+    except ValueError:
+        return None
+
+
+def make_ready(pipe: DiffusionPipeline, inpaint: DiffusionPipeline) -> dict[str, DiffusionPipeline]:
+    """A pipeline for each task that a model can do, around shared components."""
+    tasks = [task for task in TASKS if task != "Enlarge" or pipe.super_res_unet is not None]
+    pipes = {task: TASKS[task].from_pipe(inpaint if task == "Edit" else pipe) for task in tasks}
+    for each in pipes.values():
+        each.set_progress_bar_config(disable=True)
+    return pipes

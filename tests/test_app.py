@@ -1,32 +1,37 @@
-"""The page that draws and edits in a browser: what its buttons do, what it says, and that it serves them."""
+"""The app: what its visitors get, how they share the machine, and what is refused."""
 
 from __future__ import annotations
 
+import io
 import logging
 import socket
+import struct
 import sys
 import threading
 import time
-from types import SimpleNamespace
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from editing import HOLE, MASK, PICTURE, picture
+from editing import MASK, PICTURE, picture
 from PIL import Image
-from tiny import tiny_pipeline
+from tiny import tiny_inpaint_pipeline, tiny_pipeline
 
-from glide_cli import command_parser, main, options
-from glide_pipelines import GLIDEPipeline, shapes_checkpoint
+from glide_cli import command_parser, main, studio
+from glide_cli.errors import UserError
+from glide_cli.studio import Job, NotesHandler, Studio, Turns, make_ready, open_photo
+from glide_pipelines import shapes_checkpoint
 from glide_pipelines.shapes import knows
 
 
-QUICK = (2.0, 2)  # guidance, steps
+TIMEOUT = 60  # seconds
 
 
 @pytest.fixture(scope="module")
 def gr():
-    return pytest.importorskip("gradio", reason="the app needs the extra `app` (in a clone: `pip install -e '.[app]'`)")
+    reason = "the app needs the extra `app` (in a clone: `pip install -e '.[app]'`)"
+    return pytest.importorskip("gradio", reason=reason)
 
 
 @pytest.fixture(scope="module")
@@ -36,262 +41,443 @@ def page(gr):
     return page
 
 
-def parse(*words: str):
-    return command_parser("app").parse_args(["--device", "cpu", *words])
-
-
 @pytest.fixture(scope="module")
-def studios(page):
-    """Of the checkpoints that ship."""
-    return page.load_studios(parse("--super-res-steps", "2"))
+def models():
+    return {"tiny": make_ready(tiny_pipeline(), tiny_inpaint_pipeline())}
+
+
+@pytest.fixture
+def tiny(models, monkeypatch) -> Studio:
+    """A studio of small random models; every step is shown."""
+    monkeypatch.setattr(studio, "PREVIEW_INTERVAL", -1)
+    return Studio(models, {"super_res_num_inference_steps": 2})
+
+
+def ask(tiny: Studio, task: str = "Draw", visitor: str = "anna", session: str = "tab", **changes):
+    order = {"model": "tiny", "prompt": "a star", "steps": 2, "seed": "7"}
+    return tiny.sample(task, visitor, session, **order | changes)
+
+
+def final(progress) -> studio.Progress:
+    *_, last = progress
+    assert last.done
+    return last
+
+
+def wait_until(condition) -> None:
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+# -- sampling ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_estimate_is_shown_at_every_step_and_then_the_image(tiny):
+    seen = list(ask(tiny, num_images=2))
+    texts = ["Waiting for a turn.", *(f"Sampling: step {i} of 4" for i in (1, 2))]
+    assert [progress.text for progress in seen] == [
+        *texts, "Enlarging: step 3 of 4", "Enlarging: step 4 of 4", "Seeds 7 to 8."
+    ]  # fmt: skip
+    assert [[image.size for image in progress.images] for progress in seen[1:]] == [[(8, 8)] * 2] * 2 + [
+        [(32, 32)] * 2
+    ] * 3
+    assert [progress.share for progress in seen[1:5]] == [0.25, 0.5, 0.75, 1]
+    assert [progress.done for progress in seen] == [False] * 5 + [True]
+
+
+def test_the_image_is_the_pipelines_and_its_seed_makes_it_again_alone(tiny, models):
+    first, second = final(ask(tiny, num_images=2, guidance_scale=3.0, negative_prompt="a square")).images
+    expected = models["tiny"]["Draw"](
+        "a star",
+        negative_prompt="a square",
+        guidance_scale=3.0,
+        num_inference_steps=2,
+        super_res_num_inference_steps=2,
+        generator=torch.Generator().manual_seed(8),
+    ).images[0]
+    (alone,) = final(ask(tiny, seed="8", guidance_scale=3.0, negative_prompt="a square")).images
+    assert alone == expected and first != second
+    assert np.abs(np.asarray(alone, float) - np.asarray(second, float)).mean() < 0.1
+
+
+def test_no_seed_is_another_one_each_time_and_is_told(tiny):
+    seeds = {final(ask(tiny, seed=seed)).seeds for seed in ("", " ", None)}
+    assert len(seeds) == 3
+
+
+def test_a_scheduler_is_taken_for_one_request(tiny, models):
+    before = models["tiny"]["Draw"].scheduler
+    assert final(ask(tiny, scheduler="ddim")).images != final(ask(tiny)).images
+    assert models["tiny"]["Draw"].scheduler is before
+
+
+def test_an_edit_has_the_size_of_the_photo_and_changes_the_hole_alone(tiny):
+    photo = PICTURE.resize((96, 96))
+    edited = np.asarray(final(ask(tiny, "Edit", image=photo, mask_image=MASK)).images[0])
+    hole = np.asarray(MASK.resize(photo.size, Image.Resampling.BICUBIC)) >= 128
+    np.testing.assert_array_equal(edited[~hole], np.asarray(photo)[~hole])
+    assert (edited[hole] != np.asarray(photo)[hole]).any()
+
+
+def test_a_sketch_and_an_enlargement(tiny):
+    assert final(ask(tiny, "Sketch", image=PICTURE, strength=0.5)).images[0].size == PICTURE.size
+    assert final(ask(tiny, "Enlarge", image=picture(8, 12))).images[0].size == (48, 32)
+
+
+def test_stop_gives_the_image_as_far_as_it_is_and_makes_room(tiny):
+    progress = ask(tiny, steps=250)
+    next(progress), next(progress)
+    tiny.turns.stop(session="another tab")
+    next(progress)
+    tiny.turns.stop(session="tab")
+    last = final(progress)
+    assert "Stopped at step" in last.text and last.share < 0.5
+    assert last.images[0].size == (32, 32)
+    assert len(tiny.turns) == 0
+
+
+def test_what_nobody_looks_at_any_more_stops(tiny):
+    progress = ask(tiny, steps=250)
+    next(progress), next(progress)
+    begin = time.monotonic()
+    progress.close()
+    wait_until(lambda: len(tiny.turns) == 0)
+    print(f"free after {time.monotonic() - begin:.2f} s")
+    assert final(ask(tiny)).images
+
+
+def test_what_waits_is_stopped_too(tiny):
+    tiny.turns.join(Job("berta", "other"))  # has the turn, and keeps it
+    progress = ask(tiny)
+    next(progress)
+    tiny.turns.stop(session="tab")
+    last = final(progress)
+    assert last.text == "Stopped before the first step." and not last.images
+
+
+def test_a_request_that_fails_makes_room(tiny, models, monkeypatch):
+    monkeypatch.setattr(type(models["tiny"]["Draw"]), "encode_prompt", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(ask(tiny))
+    assert len(tiny.turns) == 0
+
+
+def test_a_prompt_that_the_model_does_not_know_is_told(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("glide_pipelines"), "handlers", [NotesHandler()])
+    shapes = studio.load_studio(parse("--super-res-steps", "1"))
+    order = {"model": "shapes", "steps": 1}
+    assert final(shapes.sample("Draw", "anna", "tab", prompt="a red circle", **order)).notes == ()
+    (note,) = final(shapes.sample("Draw", "anna", "tab", prompt="a corgi", **order)).notes
+    assert "knows only its world of coloured shapes" in note
+
+
+# -- sharing the machine -----------------------------------------------------------------------------------------------
+
+
+def test_a_long_request_does_not_block_another_visitor(tiny):
+    long = ask(tiny, steps=250)
+    next(long), next(long)
+    assert final(ask(tiny, visitor="berta", session="hers")).images
+    assert next(long).share < 1 and len(tiny.turns) == 1
+    long.close()
+
+
+def test_visitors_take_their_steps_in_turn_and_each_ones_requests_one_after_the_other():
+    turns, taken = Turns(), []
+    jobs = {name: Job(name[0], name) for name in ("a1", "a2", "b1")}
+    for job in jobs.values():
+        turns.join(job)
+
+    def run(name):
+        turns.wait(jobs[name])
+        for _ in range(3):
+            taken.append(name)
+            turns.pass_on(jobs[name])
+        turns.leave(jobs[name])
+
+    threads = [threading.Thread(target=run, args=[name]) for name in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT)
+    assert taken == ["a1", "b1"] * 3 + ["a2"] * 3
+
+
+def test_one_visitor_cannot_take_all_places():
+    turns = Turns()
+    for _ in range(studio.MAX_REQUESTS_EACH):
+        turns.join(Job("anna", "tab"))
+    with pytest.raises(UserError, match="You have 4 requests here already"):
+        turns.join(Job("anna", "another tab"))
+    for index in range(studio.MAX_REQUESTS - studio.MAX_REQUESTS_EACH):
+        turns.join(Job(f"visitor {index}", "tab"))
+    with pytest.raises(UserError, match="16 requests are here already"):
+        turns.join(Job("zoe", "tab"))
+    assert len(turns) == studio.MAX_REQUESTS
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "words"),
+    [
+        ("Draw", {"prompt": " "}, "The prompt is empty"),
+        ("Draw", {"prompt": "x" * 1001}, "The prompt must be a text of at most 1000 characters"),
+        ("Draw", {"prompt": 5}, "The prompt must be a text"),
+        ("Draw", {"negative_prompt": "x" * 1001}, "The negative prompt must be a text"),
+        ("Draw", {"seed": "seven"}, "The seed must be a whole number from 0 to .*, got 'seven'"),
+        ("Draw", {"steps": 0}, "The number of steps must be a number from 1 to 250, got 0"),
+        ("Draw", {"steps": 251}, "The number of steps must be a number from 1 to 250, got 251"),
+        ("Draw", {"steps": 2.5}, "The number of steps must be a whole number"),
+        ("Draw", {"num_images": 5}, "The number of images must be a number from 1 to 4"),
+        ("Draw", {"guidance_scale": float("nan")}, "Guidance must be a number from 0 to 30"),
+        ("Draw", {"guidance_scale": "much"}, "Guidance must be a number"),
+        ("Draw", {"model": "/etc"}, "The model must be one of tiny"),
+        ("Draw", {"scheduler": "os.system"}, "The scheduler must be one of ddpm"),
+        ("Sketch", {"image": PICTURE, "strength": 2}, "The strength must be a number from 0 to 1"),
+        ("Edit", {"image": PICTURE, "mask_image": Image.new("L", (32, 32))}, "nothing to repaint"),
+        (
+            "Enlarge",
+            {"image": Image.new("RGB", (257, 256))},
+            "The image has 257 x 256 pixels; 65,536 in all",
+        ),
+    ],
+)
+def test_a_request_is_checked_before_any_network_runs(tiny, models, task, change, words):
+    networks = [part for part in models["tiny"][task].components.values() if isinstance(part, torch.nn.Module)]
+    hooks = [network.register_forward_pre_hook(lambda *_: pytest.fail("a network ran")) for network in networks]
+    with pytest.raises(UserError, match=words):
+        list(ask(tiny, task, **change))
+    for hook in hooks:
+        hook.remove()
+    assert len(tiny.turns) == 0
+
+
+def test_a_model_without_an_upsampler_cannot_enlarge():
+    pipe = tiny_pipeline(upsampler=False)
+    with pytest.raises(UserError, match="tiny has no upsampler"):
+        next(ask(Studio({"tiny": make_ready(pipe, pipe)}), "Enlarge", image=PICTURE))
+
+
+def bomb(width: int = 60_000, height: int = 60_000) -> bytes:
+    """A PNG of a few bytes whose header says that it has billions of pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
+
+
+def png(image: Image.Image) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (bomb(), "holiday.png has too many pixels|holiday.png has 60000 x 60000 pixels"),
+        (bomb(6000, 5000), "holiday.png has 6000 x 5000 pixels; 25,000,000 in all are allowed here"),
+        (b"Dear model", "holiday.png cannot be read as an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "holiday.png cannot be read as an image"),
+        (b"", "holiday.png cannot be read as an image"),
+        (png(PICTURE)[:500], "holiday.png cannot be read as an image"),
+    ],
+    ids=["bomb", "large", "text", "postscript", "empty", "cut short"],
+)
+def test_a_bad_file_is_named_and_not_decoded(data, words, tmp_path, monkeypatch):
+    if b"IDAT" in data and b"IEND" in data:
+        monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
+    (tmp_path / "holiday.png").write_bytes(data)
+    with pytest.raises(UserError, match=words):
+        open_photo(tmp_path / "holiday.png", "holiday.png")
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"holiday.png is no longer here"):
+        open_photo(tmp_path / "holiday.png", "holiday.png")
+
+
+def test_a_photo_is_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned
+    picture(20, 30).save(tmp_path / "photo.jpg", exif=exif)
+    assert open_photo(tmp_path / "photo.jpg", "photo.jpg").size == (20, 30)
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
 
 
 def painting(image: Image.Image = PICTURE, *masks: Image.Image) -> dict:
-    """What a `gr.ImageEditor` gives: the picture, and a transparent layer with paint on it for each mask."""
+    """What a `gr.ImageEditor` gives: the image, and a transparent layer with paint on it for each mask."""
     layers = []
     for mask in masks:
         layers.append(Image.new("RGBA", mask.size, "#ff0080"))
         layers[-1].putalpha(mask)
-    return {"background": image.convert("RGBA"), "layers": layers, "composite": None}
+    return {"background": image.convert("RGBA"), "layers": layers, "composite": image.convert("RGBA")}
 
 
-def same(first: Image.Image, second: Image.Image) -> bool:
-    """But for rounding, of a few pixels: a batch is computed in another order than a picture alone."""
-    return np.abs(np.asarray(first, float) - np.asarray(second, float)).mean() < 0.1
+def test_paint_makes_the_mask_of_a_photo_at_its_own_size(page, tmp_path):
+    picture(1200, 1600).save(tmp_path / "photo.png")
+    view, path, _ = next(page.take_file(str(tmp_path / "photo.png")))
+    assert view.size == (800, 600)
+    mask = Image.new("L", view.size)
+    mask.paste(1, (10, 10, 20, 20))  # the faintest paint is paint
+    photo, painted = page.painted(painting(view, Image.new("L", view.size), mask), path)
+    assert photo.size == (1600, 1200) and painted.getbbox() == (10, 10, 20, 20)
 
 
-# -- what the buttons do -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("given", [None, {"background": None, "layers": [], "composite": None}, painting()])
+def test_nothing_to_edit(page, given):
+    with pytest.raises(UserError, match=r"no image to edit|Nothing is painted over"):
+        page.painted(given, None)
 
 
-def test_a_seed_draws_the_same_pictures_again_each_of_them_alone_too(studios):
-    drawer, _ = studios
-    drawn = drawer.draw("a red circle", *QUICK, "7", 3)
-    assert [words for _, words in drawn] == ["seed 7", "seed 8", "seed 9"]
-    assert not same(drawn[0][0], drawn[1][0])
-    assert drawer.draw("a red circle", *QUICK, "7", 3) == drawn
-    ((alone, _),) = drawer.draw("a red circle", *QUICK, "8", 1)
-    assert same(alone, drawn[1][0])
+def test_no_sketch(page):
+    empty = Image.new("RGBA", (512, 512))
+    for given in (None, {"background": None, "layers": [], "composite": empty}):
+        with pytest.raises(UserError, match="There is no sketch"):
+            page.sketched(given, (32, 32))
+    assert page.sketched(painting(picture(400, 600)), (32, 32)).size == (32, 21)
 
 
-def test_a_picture_is_the_one_of_the_pipeline(studios):
-    ((drawn, _),) = studios[0].draw("a red circle", *QUICK, "7", 1)
-    pipe = GLIDEPipeline.from_pretrained(shapes_checkpoint())
-    steps = {"num_inference_steps": 2, "super_res_num_inference_steps": 2}
-    assert pipe("a red circle", **steps, guidance_scale=2.0, generator=torch.Generator().manual_seed(7)).images == [
-        drawn
-    ]
+def test_a_bad_file_is_told_where_it_is_dropped(gr, page, tmp_path):
+    (tmp_path / "<b>.png").write_bytes(b"Dear model")
+    told = page.take_file(str(tmp_path / "<b>.png"))
+    _, _, words = next(told)
+    assert 'class="error"' in words and "&lt;b&gt;.png cannot be read" in words
+    with pytest.raises(gr.Error):
+        next(told)
 
 
-def test_no_seed_is_another_one_each_time_and_is_shown(studios):
-    drawer, _ = studios
-    (first,), (second,) = (drawer.draw("a star", *QUICK, seed, 1) for seed in ("", " "))
-    assert first[1] != second[1]
-    assert drawer.draw("a star", *QUICK, first[1].removeprefix("seed "), 1) == [first]
-
-
-def test_an_edit_changes_what_is_painted_over_and_nothing_else(studios):
-    _, editor = studios
-    other = Image.new("L", MASK.size)
-    other.paste(1, (22, 22, 30, 30))  # the faintest paint is paint
-    holes = HOLE | (np.asarray(other) > 0)
-    edited = editor.edit(painting(PICTURE, MASK, other), "a green star", *QUICK, "3", 2)
-    assert [words for _, words in edited] == ["seed 3", "seed 4"]
-    before = np.asarray(PICTURE)
-    for image, _ in edited:
-        after = np.asarray(image)
-        np.testing.assert_array_equal(after[~holes], before[~holes])
-        assert (after[HOLE] != before[HOLE]).any() and (after[22:30, 22:30] != before[22:30, 22:30]).any()
-
-
-def test_a_photograph_is_made_as_small_as_the_model_draws(studios):
-    _, editor = studios
-    photograph = picture(400, 600)
-    mask = Image.new("L", photograph.size)
-    mask.paste(255, (0, 0, 200, 200))
-    given = painting(photograph, mask)
-    ((edited, _),) = editor.edit(given, "a green star", *QUICK, "3", 1)
-    assert edited.size == (128, 85)
-    small = photograph.convert("RGBA")
-    small.thumbnail((128, 128))
-    np.testing.assert_array_equal(np.asarray(edited)[:, 64:], np.asarray(small)[:, 64:, :3])
-    assert given["background"].size == photograph.size, "the next try needs it"
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"painting": None}, "no image to edit"),
-        ({"painting": {"background": None, "layers": [], "composite": None}}, "no image to edit"),
-        ({"painting": painting()}, "Nothing is painted over"),
-        ({"painting": painting(PICTURE, Image.new("L", PICTURE.size))}, "Nothing is painted over"),
-        ({"prompt": " "}, "The prompt is empty"),
-        ({"seed": "seven"}, "The seed must be a whole number from 0 to .*, got 'seven'"),
-        ({"steps": 0}, "`num_inference_steps` must"),
-        ({"guidance_scale": "much"}, "`guidance_scale` must be a number"),
-    ],
-)
-def test_a_mistake_is_told_in_words(gr, studios, change, words):
-    _, editor = studios
-    order = {"prompt": "a star", "guidance_scale": 2.0, "steps": 2, "seed": "", "num_images": 1}
-    with pytest.raises(gr.Error, match=words):
-        editor.edit(**{"painting": painting(PICTURE, MASK), **order, **change})
-
-
-def test_the_bar_moves_through_both_stages(studios):
-    told = []
-    studios[0].draw("a star", *QUICK, "", 1, lambda steps, desc: told.append((steps, desc)))
-    assert told == [((1, 4), "drawing"), ((2, 4), "drawing"), ((3, 4), "enlarging"), ((4, 4), "enlarging")]
-
-
-def test_a_prompt_that_the_model_does_not_know_is_told_on_the_page(page, studios, monkeypatch):
-    told = []
-    monkeypatch.setattr(page.gr, "Warning", told.append)
-    monkeypatch.setattr(logging.getLogger("glide_pipelines"), "handlers", [page.PageHandler()])
-    studios[0].draw("a red circle", *QUICK, "", 1)
-    assert told == []
-    studios[0].draw("a corgi", *QUICK, "", 1)
-    assert len(told) == 1 and "knows only its world of coloured shapes" in told[0]
-
-
-def test_the_chosen_picture_is_taken_to_the_editor(gr, page):
-    first, second = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "red")
-    gallery = SimpleNamespace(value=[(first, "seed 1"), (second, "seed 2")], selected_index=None)
-    for gallery.selected_index, chosen in ((None, first), (0, first), (1, second)):
-        taken, tabs = page.take(gallery)
-        assert taken is chosen and tabs.selected == "Edit"
-    with pytest.raises(gr.Error, match="no image yet"):
-        page.take(SimpleNamespace(value=None, selected_index=None))
-
-
-# -- the page ----------------------------------------------------------------------------------------------------------
+def test_what_a_visitor_wrote_is_text_on_the_page(page):
+    progress = studio.Progress("<script>", notes=("<img>",), images=(PICTURE,), share=0.5)
+    shown = page.show(progress)
+    assert "&lt;script&gt;" in shown and "&lt;img&gt;" in shown and shown.count("<img") == 1
 
 
 def components(app, **wanted) -> list:
     return [block for block in app.blocks.values() if wanted.items() <= vars(block).items()]
 
 
-def test_the_page_begins_with_what_the_checkpoint_recommends(page, studios):
-    app = page.build_page(*studios, steps=25)
-    assert [slider.value for slider in components(app, label="Guidance")] == [2.0, 2.0]
-    assert [slider.value for slider in components(app, label="Steps")] == [25, 25]
-    assert len(components(app, value=page.KNOWN)) == 2
+def test_the_page_begins_with_what_the_model_recommends(page, tiny, monkeypatch):
+    app = page.build_page(tiny, steps=25, super_res_steps=9)
+    assert [slider.value for slider in components(app, label="Steps")] == [25, 25, 25, 9]
+    assert [slider.value for slider in components(app, label="Guidance")] == [3.0, 5.0, 3.0]
+    assert not components(app, value=page.KNOWN)[0].parent.visible, "it is not of the shapes world"
     assert all(knows(prompt) for prompt in page.PROMPTS)
+    (tabs,) = (block for block in app.blocks.values() if isinstance(block, page.gr.Tabs))
+    assert all(isinstance(child, page.gr.Tab) for child in tabs.children), "gradio 6.31 shows a tab twice otherwise"
 
 
-def test_another_model_is_not_said_to_know_shapes(page):
-    studio = page.Studio(tiny_pipeline(), {})
-    assert not components(page.build_page(studio, studio, steps=25), value=page.KNOWN)
-
-
-def test_the_page_sends_nothing_away(page, studios):
-    app = page.build_page(*studios, steps=25)
+def test_the_page_sends_nothing_away(page, tiny):
+    app = page.build_page(tiny)
     assert app.analytics_enabled is False
     galleries = components(app, label="Images")
-    assert len(galleries) == 2
+    assert len(galleries) == 4
     assert all(set(gallery.buttons) == {"download", "fullscreen"} for gallery in galleries), "not to be shared"
 
 
-def test_what_the_browser_needs(gr, page, studios, tmp_path, monkeypatch):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    app = page.build_page(*studios, steps=25)
-    (tabs,) = (block for block in app.blocks.values() if isinstance(block, gr.Tabs))
-    assert all(isinstance(child, gr.Tab) for child in tabs.children), "gradio 6.31 shows a tab twice otherwise"
-    assert sorted(event.api_name for event in app.fns.values() if event.queue) == ["draw", "edit"], "answers get lost"
-    galleries = components(app, label="Images")
-    assert all(gallery.interactive is False for gallery in galleries), "nothing is uploaded there"
-    (canvas,) = (block for block in app.blocks.values() if isinstance(block, gr.ImageEditor))
-    with Image.open(canvas.postprocess(PICTURE).background.path) as image:
-        np.testing.assert_array_equal(image, PICTURE, "it comes without loss")
+def test_blobs_are_few(gr, page, tiny):
+    app = page.build_page(tiny)
+    editor, _ = (block for block in app.blocks.values() if isinstance(block, gr.ImageEditor))
 
+    def send(key, index):
+        data = {"type": "layer", "index": index, "file": b"", "id": key}
+        return editor.accept_blobs(page.AcceptBlobs(data=data, files=[("file", png(PICTURE))]))
 
-@pytest.fixture(scope="module")
-def gradio_client(gr):
-    return pytest.importorskip("gradio_client", reason="gradio brings it")
+    for key in range(100):
+        send(str(key), 0)
+    assert len(editor.blob_storage) == page.MAX_BLOBS
+    with pytest.raises(gr.Error, match="at most"):
+        send("bomb", 10**9)
+    with pytest.raises(gr.Error, match="pixels"):
+        editor.convert_and_format_image(bomb())
 
 
 @pytest.fixture
-def serve(page, gradio_client, tmp_path, monkeypatch):
-    """A function that serves a page on this computer and returns a client of it."""
+def serve(page, tmp_path, monkeypatch):
+    """A function that serves a studio to this computer and returns its address and a client."""
+    client_of = pytest.importorskip("gradio_client", reason="gradio brings it")
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
     running = []
 
-    def serve(drawer, editor):
-        app = page.build_page(drawer, editor, steps=2)
-        _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-        client = gradio_client.Client(url, download_files=str(tmp_path / "got"), verbose=False, analytics_enabled=False)
+    def serve(studio):
+        app = page.build_page(studio, steps=2, super_res_steps=2)
+        url = page.start(app, "127.0.0.1")
+        client = client_of.Client(url, download_files=str(tmp_path / "got"), verbose=False, analytics_enabled=False)
         running.extend((client.close, app.close))
-        return client
+        return url, client
 
     yield serve
     for close in running:
         close()
 
 
-def test_a_visitor_draws_and_edits(serve, gradio_client, studios, tmp_path):
-    client = serve(*studios)
-    drawn = client.predict("a red circle", *QUICK, "7", 2, api_name="/draw")
-    assert [entry["caption"] for entry in drawn] == ["seed 7", "seed 8"]
-    ((first, _), _) = studios[0].draw("a red circle", *QUICK, "7", 2)
-    with Image.open(drawn[0]["image"]) as image:
-        np.testing.assert_array_equal(image, first, "it comes without loss")
-
-    given = painting(first, MASK.resize(first.size))
-    given["layers"][0].save(tmp_path / "layer.png")
-    sent = {"background": gradio_client.handle_file(drawn[0]["image"]), "layers": [], "composite": None}
-    with pytest.raises(gradio_client.exceptions.AppError, match="Nothing is painted over"):
-        client.predict(sent, "a green star", *QUICK, "3", 1, api_name="/edit")
-    sent["layers"] = [gradio_client.handle_file(tmp_path / "layer.png")]
-    (edited,) = client.predict(sent, "a green star", *QUICK, "3", 1, api_name="/edit")
-    with Image.open(edited["image"]) as image:
-        ((here, words),) = studios[1].edit(given, "a green star", *QUICK, "3", 1)
-        np.testing.assert_array_equal(image, here)
-    assert edited["caption"] == words
+OPTIONS = ("", 3.0, 2, "", "7", 1)  # negative prompt, guidance, steps, scheduler, seed, number
 
 
-class SlowPipeline:
-    """Draws black, and counts how many draw at once."""
+def test_a_client_draws_and_edits(serve, gr, tiny, tmp_path):
+    import gradio_client
 
-    config = SimpleNamespace(prompt_domain=None)
-    default_guidance_scale = 3.0
-    default_size = (8, 8)
-    lock = threading.Lock()
-    at_work = most = 0
+    _, client = serve(tiny)
+    _, drawn = client.predict("tiny", "a star", *OPTIONS, api_name="/draw")[:2]
+    (entry,) = drawn["value"] if isinstance(drawn, dict) else drawn
+    assert entry["caption"] == "seed 7"
+    (expected,) = final(ask(tiny, guidance_scale=3.0)).images
+    with Image.open(entry["image"]) as image:
+        np.testing.assert_array_equal(image, expected, "it comes without loss")
+    with pytest.raises(gradio_client.exceptions.AppError, match="The prompt is empty"):
+        client.predict("tiny", " ", *OPTIONS, api_name="/draw")
+    (tmp_path / "bomb.png").write_bytes(bomb())
+    sent = {"background": gradio_client.handle_file(tmp_path / "bomb.png"), "layers": [], "composite": None}
+    with pytest.raises(gradio_client.exceptions.AppError, match=r"bomb\.png has"):
+        client.predict("tiny", sent, "a star", *OPTIONS, api_name="/edit")
+    given = painting(PICTURE.resize((96, 96)), MASK.resize((96, 96)))
+    for name, image in (("photo.png", given["background"]), ("paint.png", given["layers"][0])):
+        image.save(tmp_path / name)
+    sent["background"] = gradio_client.handle_file(tmp_path / "photo.png")
+    sent["layers"] = [gradio_client.handle_file(tmp_path / "paint.png")]
+    _, edited = client.predict("tiny", sent, "a star", *OPTIONS, api_name="/edit")[:2]
+    (entry,) = edited["value"] if isinstance(edited, dict) else edited
+    with Image.open(entry["image"]) as image:
+        assert image.size == (96, 96)
 
-    def __call__(self, prompt, num_images_per_prompt, **call):
-        cls = type(self)
-        with self.lock:
-            cls.at_work += 1
-            cls.most = max(cls.most, cls.at_work)
-        time.sleep(0.5)
-        with self.lock:
-            cls.at_work -= 1
-        return SimpleNamespace(images=[Image.new("RGB", (8, 8))] * num_images_per_prompt)
 
+def test_a_file_that_is_too_large_is_not_taken(serve, tiny):
+    import httpx
 
-def test_one_order_is_drawn_after_the_other(serve, gradio_client, page, tmp_path):
-    client = serve(page.Studio(SlowPipeline(), {}), page.Studio(SlowPipeline(), {}))
-    Image.new("RGBA", (8, 8), "red").save(tmp_path / "red.png")
-    red = gradio_client.handle_file(tmp_path / "red.png")
-    orders = []
-    for _ in range(2):
-        orders.append(client.submit("a star", *QUICK, "", 1, api_name="/draw"))
-        sent = {"background": red, "layers": [red], "composite": None}
-        orders.append(client.submit(sent, "a star", *QUICK, "", 1, api_name="/edit"))
-    assert all(len(order.result(timeout=60)) == 1 for order in orders)
-    assert SlowPipeline.most == 1
+    url, _ = serve(tiny)
+    large = httpx.post(
+        f"{url}gradio_api/upload", files={"files": ("a.png", bytes(studio.MAX_FILE_SIZE + 1))}, timeout=60
+    )
+    small = httpx.post(f"{url}gradio_api/upload", files={"files": ("a.png", bytes(9))}, timeout=60)
+    assert large.status_code == 413 and small.status_code == 200
 
 
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
-def test_the_models(page, studios, model):
-    drawer, editor = studios
-    assert editor.pipe.mode == "fine-tuned"
-    drawer, editor = page.load_studios(parse("--model", model))
-    assert editor.pipe.mode == "implicit" and editor.pipe.unet is drawer.pipe.unet
-    both = ["--model", model, "--inpaint-model", str(shapes_checkpoint("inpaint"))]
-    drawer, editor = page.load_studios(parse(*both))
-    assert drawer.pipe.config.prompt_domain is None and editor.pipe.mode == "fine-tuned"
+def parse(*words: str):
+    return command_parser("app").parse_args(["--device", "cpu", *words])
+
+
+def test_the_models(model):
+    one = studio.load_studio(parse("--model", model, "--other-models", "shapes"))
+    assert list(one.models) == [model, "shapes"]
+    own, shapes = one.models.values()
+    assert own["Edit"].mode == "implicit" and own["Edit"].unet is own["Draw"].unet is own["Sketch"].unet
+    assert shapes["Edit"].mode == "fine-tuned"
+    both = studio.load_studio(parse("--model", model, "--inpaint-model", str(shapes_checkpoint("inpaint"))))
+    pipes = both.models[model]
+    assert pipes["Draw"].config.prompt_domain is None and pipes["Edit"].mode == "fine-tuned"
 
 
 def test_by_default_only_this_computer_is_served_with_the_notebooks_steps(page, model, monkeypatch):
@@ -301,15 +487,15 @@ def test_by_default_only_this_computer_is_served_with_the_notebooks_steps(page, 
     assert main(["app", "--device", "cpu", "--model", model]) == 0
     ((app, host, port),) = served
     assert host == "127.0.0.1" and port is None
-    assert [slider.value for slider in components(app, label="Steps")] == [100, 100]
+    assert [slider.value for slider in components(app, label="Steps")] == [100, 100, 100, 27]
 
 
-def test_fast(page, model):
+def test_fast(model):
     args = parse("--model", model, "--fast")
-    assert args.steps == 10
-    for studio in page.load_studios(args):
-        assert type(studio.pipe.super_res_scheduler).__name__ == "DPMSolverMultistepScheduler"
-        assert studio.upsampling == {"super_res_num_inference_steps": options.FAST["super_res_steps"]}
+    fast = studio.load_studio(args)
+    assert args.steps == 10 and fast.upsampling == {"super_res_num_inference_steps": 10}
+    for pipe in fast.models[model].values():
+        assert type(pipe.super_res_scheduler).__name__ == "DPMSolverMultistepScheduler"
 
 
 @pytest.mark.parametrize(
@@ -318,6 +504,7 @@ def test_fast(page, model):
         (["--steps", "fast27"], "--steps: must be a number"),
         (["--port", "65536"], "--port: must be a whole number from 1 to 65535"),
         (["--model", "nosuch"], "--model nosuch: no such folder"),
+        (["--other-models", "nosuch"], "--other-models nosuch: no such folder"),
         (["--inpaint-model", "nosuch"], "--inpaint-model nosuch: no such folder"),
         (["--device", "toaster"], "--device toaster: "),
     ],
