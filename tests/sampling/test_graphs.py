@@ -1,7 +1,8 @@
 """UNets in graphs: the same images as without, from passes that are captured once and only replayed from then on.
 
 On a CPU a tape of operators stands in for a CUDA graph. It has what makes graphs dangerous: what Python computed
-is fixed when it is captured, and so are the tensors that it reads and the one that it writes.
+is fixed when it is captured, and so are the tensors that it reads and the one that it writes. Where there is a CUDA
+device, the same tests run on it with real graphs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline, GLIDEPipeline, GLIDESuperResolutionPipeline
 from glide_pipelines.sampling import CUDAGraphs
+from glide_pipelines.sampling.graphs import CUDARecorder
 
 
 class Tape(TorchDispatchMode):
@@ -49,42 +51,55 @@ class Tape(TorchDispatchMode):
         return again[id(output)]
 
 
-class TapeRecorder:
-    """Captures on a CPU."""
+class CountingRecorder:
+    """Captures on a CPU with tapes, on CUDA with graphs, and counts."""
 
-    device_type = "cpu"
-
-    def __init__(self) -> None:
+    def __init__(self, device_type: str) -> None:
+        self.device_type = device_type
+        self.cuda = CUDARecorder()
         self.captured = 0
         self.replayed = 0
 
     def capture(self, function, device):
         self.captured += 1
+        output, replay = self.cuda.capture(function, device) if device.type == "cuda" else self.tape(function)
+
+        def counted() -> None:
+            self.replayed += 1
+            replay()
+
+        return output, counted
+
+    def tape(self, function):
         with Tape() as tape:
             made = function()
         output = made.clone()
-
-        def replay() -> None:
-            self.replayed += 1
-            output.copy_(tape.play(made))
-
-        return output, replay
+        return output, lambda: output.copy_(tape.play(made))
 
     def take_turn(self, device):
-        pass
+        if device.type == "cuda":
+            self.cuda.take_turn(device)
+
+
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NO_CUDA)])
+def device(request):
+    return request.param
 
 
 @pytest.fixture
-def recorder():
-    return TapeRecorder()
+def recorder(device):
+    return CountingRecorder(device)
 
 
 @pytest.fixture
 def graphed(recorder):
-    """Enables graphs on a pipeline."""
+    """Enables graphs on a pipeline, and puts it on the device."""
 
     def enable(pipe, max_graphs: int = 8):
-        pipe._cuda_graphs = CUDAGraphs(max_graphs, recorder)
+        pipe.to(recorder.device_type)._cuda_graphs = CUDAGraphs(max_graphs, recorder)
         return pipe
 
     return enable
@@ -92,7 +107,7 @@ def graphed(recorder):
 
 def assert_equal_images(pipe, graphed, **call):
     """The call gives the same images with graphs; returns them."""
-    pipe.disable_cuda_graphs()
+    graphed(pipe).disable_cuda_graphs()
     expected = pipe(**tiny_call(**call)).images
     images = graphed(pipe)(**tiny_call(**call)).images
     np.testing.assert_allclose(images, expected, atol=1e-5)
@@ -103,6 +118,14 @@ def sample(pipe, recorder, **call):
     """What a call of a pipeline with graphs gives, and how many passes it captured."""
     before = recorder.captured
     return pipe(**tiny_call(**call)).images, recorder.captured - before
+
+
+def noise(device: str, size: int) -> torch.Tensor:
+    return torch.randn(1, 3, size, size, device=device)
+
+
+def timestep(device: str, value: int) -> torch.Tensor:
+    return torch.tensor(value, device=device)
 
 
 # -- what is captured --------------------------------------------------------------------------------------------------
@@ -129,10 +152,9 @@ def test_the_graphs_that_are_kept_are_bounded(graphed, recorder):
     assert len(pipe._cuda_graphs) == 2
 
 
-def test_what_stays_the_same_is_written_once(graphed, recorder):
-    unet = tiny_unet(6, 32)
-    run = CUDAGraphs(recorder=recorder).of(unet)
-    text, low_res = torch.randn(1, CONTEXT, WIDTH), torch.randn(1, 3, 8, 8)
+def test_what_stays_the_same_is_written_once(device, recorder):
+    run = CUDAGraphs(recorder=recorder).of(tiny_unet(6, 32).to(device))
+    text, low_res = torch.randn(1, CONTEXT, WIDTH, device=device), torch.randn(1, 3, 8, 8, device=device)
     copies = []
 
     class CountCopies(TorchDispatchMode):
@@ -142,23 +164,23 @@ def test_what_stays_the_same_is_written_once(graphed, recorder):
             return func(*args, **(kwargs or {}))
 
     with torch.no_grad():
-        run(torch.randn(1, 3, 32, 32), torch.tensor(9), encoder_hidden_states=text, low_res=low_res)
+        run(noise(device, 32), timestep(device, 9), encoder_hidden_states=text, low_res=low_res)
         (graph,) = run.graphs._graphs.values()
         graph._replay = lambda: None  # only what is written before it is counted
         with CountCopies():
-            run(torch.randn(1, 3, 32, 32), torch.tensor(8), encoder_hidden_states=text, low_res=low_res)
+            run(noise(device, 32), timestep(device, 8), encoder_hidden_states=text, low_res=low_res)
             assert copies == [(1, 3, 32, 32), ()]
             low_res.zero_()
-            run(torch.randn(1, 3, 32, 32), torch.tensor(7), encoder_hidden_states=text, low_res=low_res)
+            run(noise(device, 32), timestep(device, 7), encoder_hidden_states=text, low_res=low_res)
     assert copies[2:] == [(1, 3, 32, 32), (), (1, 3, 8, 8)]
 
 
-def test_the_output_belongs_to_the_caller(recorder):
-    unet, text = CUDAGraphs(recorder=recorder).of(tiny_unet()), torch.randn(1, CONTEXT, WIDTH)
+def test_the_output_belongs_to_the_caller(device, recorder):
+    unet, text = CUDAGraphs(recorder=recorder).of(tiny_unet().to(device)), torch.randn(1, CONTEXT, WIDTH, device=device)
     with torch.no_grad():
-        first = unet(torch.randn(1, 3, 8, 8), torch.tensor(9), encoder_hidden_states=text).sample
+        first = unet(noise(device, 8), timestep(device, 9), encoder_hidden_states=text).sample
         kept = first.clone()
-        unet(torch.randn(1, 3, 8, 8), torch.tensor(9), encoder_hidden_states=text)
+        unet(noise(device, 8), timestep(device, 9), encoder_hidden_states=text)
     assert first.equal(kept)
 
 
@@ -211,7 +233,7 @@ def test_a_callback_changes_prompt_and_guidance(graphed):
 
 def test_in_parts_and_in_tiles(graphed, recorder):
     assert_equal_images(tiny_pipeline(), graphed, num_images_per_prompt=3, max_batch_size=2)
-    pipe = GLIDESuperResolutionPipeline.from_pipe(tiny_pipeline())
+    pipe = GLIDESuperResolutionPipeline.from_pipe(tiny_pipeline().to(recorder.device_type))
     pipe.set_progress_bar_config(disable=True)
     call = tiny_call(image=torch.rand(1, 3, 16, 16), tile_size=32)
     del call["super_res_num_inference_steps"]
@@ -222,8 +244,8 @@ def test_in_parts_and_in_tiles(graphed, recorder):
     assert recorder.captured - before == 1  # tiles have one size
 
 
-def test_threads_share_the_graphs_of_a_pipeline(graphed, recorder):
-    pipe = tiny_pipeline()
+def test_threads_share_the_graphs_of_a_pipeline(graphed, device, recorder):
+    pipe = tiny_pipeline().to(device)
     prompts = ["a red circle", "a blue square", "a green star"]
     expected = [pipe(**tiny_call(prompt=prompt)).images for prompt in prompts]
     graphed(pipe)
@@ -241,8 +263,8 @@ def test_threads_share_the_graphs_of_a_pipeline(graphed, recorder):
     assert recorder.captured == 2
 
 
-def test_inference_mode_before_and_after(graphed):
-    pipe = tiny_pipeline()
+def test_inference_mode_before_and_after(graphed, device):
+    pipe = tiny_pipeline().to(device)
     expected = pipe(**tiny_call()).images
     graphed(pipe)
     with torch.inference_mode():
@@ -331,7 +353,7 @@ def test_a_pass_that_cannot_be_captured_runs_without_a_graph(graphed, recorder, 
     def fail(function, device):
         raise torch.OutOfMemoryError("out of\nmemory")
 
-    pipe = tiny_pipeline(upsampler=False)
+    pipe = tiny_pipeline(upsampler=False).to(recorder.device_type)
     expected = pipe(**tiny_call()).images
     monkeypatch.setattr(recorder, "capture", fail)
     with caplog.at_level(logging.WARNING, "glide_pipelines"):
@@ -341,10 +363,10 @@ def test_a_pass_that_cannot_be_captured_runs_without_a_graph(graphed, recorder, 
     assert len(pipe._cuda_graphs) == 0
 
 
-def test_gradients_flow_past_graphs(recorder):
-    unet, text = CUDAGraphs(recorder=recorder).of(tiny_unet()), torch.randn(1, CONTEXT, WIDTH)
-    sample = torch.randn(1, 3, 8, 8, requires_grad=True)
-    unet(sample, torch.tensor(9), encoder_hidden_states=text).sample.sum().backward()
+def test_gradients_flow_past_graphs(device, recorder):
+    unet, text = CUDAGraphs(recorder=recorder).of(tiny_unet().to(device)), torch.randn(1, CONTEXT, WIDTH, device=device)
+    sample = noise(device, 8).requires_grad_()
+    unet(sample, timestep(device, 9), encoder_hidden_states=text).sample.sum().backward()
     assert sample.grad is not None
     assert recorder.captured == 0
 
