@@ -15,7 +15,6 @@ import transformers.utils.logging
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
-from safetensors import SafetensorError
 
 from glide_pipelines import GLIDEPipeline
 from glide_pipelines.checkpoints import pretrained_checkpoint
@@ -82,7 +81,7 @@ def load_pipeline(
     left_out = dict.fromkeys(() if upsample else UPSAMPLER)
     try:
         pipe = pipeline_class.from_pretrained(model, dtype=getattr(torch, dtype), **left_out)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # what a damaged model makes the libraries raise depends on the damage
         raise UserError(f"{option} {model}: {error}") from error
     for component, name in (("scheduler", scheduler), ("super_res_scheduler", super_res_scheduler)):
         current = getattr(pipe, component, None)

@@ -141,7 +141,7 @@ def load_model(args: argparse.Namespace) -> DiffusionPipeline:
     device = find_device(args.device)
     try:
         pipe = DiffusionPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
-    except (AttributeError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (AttributeError, KeyError, TypeError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {args.model}: {error}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

@@ -12,7 +12,18 @@ import pytest
 ROOT = Path(__file__).parents[1] / "glide_pipelines"
 # The layers from the lowest to the highest; a layer may import those below it, and itself.
 LAYERS = (
-    {"version", "files", "markdown", "images", "datasets", "domains", "checkpoints", "metadata", "single_file"},
+    {
+        "version",
+        "files",
+        "markdown",
+        "images",
+        "datasets",
+        "domains",
+        "checkpoints",
+        "single_file",
+        "tensors",
+        "metadata",
+    },
     {"models", "schedulers"},
     {"sampling"},
     {"pipelines"},

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 
@@ -62,13 +63,17 @@ class CheckedLoading:
         ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         with_info = kwargs.pop("output_loading_info", False)
         # What does not fit is told below, in one line.
-        model, info = super().from_pretrained(  # type: ignore[misc]  # of the class that this is mixed into
-            pretrained_model_name_or_path,
-            *args,
-            ignore_mismatched_sizes=ignore_mismatched or is_local,
-            output_loading_info=True,
-            **kwargs,
-        )
+        try:
+            model, info = super().from_pretrained(  # type: ignore[misc]  # of the class that this is mixed into
+                pretrained_model_name_or_path,
+                *args,
+                ignore_mismatched_sizes=ignore_mismatched or is_local,
+                output_loading_info=True,
+                **kwargs,
+            )
+        except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError, StrictDataclassError) as error:
+            # What a field of the wrong type makes the libraries raise depends on the field.
+            raise ValueError(f"{name} cannot be loaded, its config may be damaged: {one_line(error)}") from error
         _check_loading_info(name, info, ignore_mismatched)
         check_finite(name, chain(model.named_parameters(), model.named_buffers()))
         return (model, info) if with_info else model
@@ -115,6 +120,11 @@ class CheckedLoading:
         for field, pattern in cls._counts.items():
             sizes[field] = len({match.group(1) for match in (re.match(pattern, key) for key in shapes) if match})
         return sizes
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPOutput, CLIPPreTrainedModel
 
 from ..images import unscale_pixels
+from ..tensors import check_indices, check_tensor
 from .pretrained import Float32Mixin, init_clip_layers
 
 
@@ -275,17 +276,13 @@ class NoisedCLIPModel(Float32Mixin, CLIPPreTrainedModel):
             ValueError: if the shapes do not fit.
         """
         context = self.config.text_config.max_position_embeddings
-        if input_ids.ndim != 2 or not 1 <= input_ids.shape[1] <= context:
-            raise ValueError(
-                f"`input_ids` must have the shape [batch, up to {context} tokens], got {list(input_ids.shape)}."
-            )
+        check_tensor("input_ids", input_ids, "batch", f"up to {context} tokens", floating_point=False)
+        if input_ids.shape[1] > context:
+            raise ValueError(f"`input_ids` must have up to {context} tokens, got {list(input_ids.shape)}.")
+        check_indices("input_ids", input_ids, self.config.text_config.vocab_size)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        if attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"`attention_mask` must have the shape of `input_ids`, {list(input_ids.shape)}, "
-                f"got {list(attention_mask.shape)}."
-            )
+        check_tensor("attention_mask", attention_mask, *input_ids.shape, floating_point=None)
         return self.text_projection(self.text_model(input_ids, attention_mask))
 
     def get_image_features(self, sample: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -302,14 +299,9 @@ class NoisedCLIPModel(Float32Mixin, CLIPPreTrainedModel):
             ValueError: if the shapes do not fit.
         """
         vision = self.config.vision_config
-        shape = (vision.num_channels, vision.image_size, vision.image_size)
-        if sample.shape[1:] != shape:
-            raise ValueError(f"`sample` must have the shape {['batch', *shape]}, got {list(sample.shape)}.")
-        if timesteps.shape != sample.shape[:1]:
-            raise ValueError(
-                f"`timesteps` must have the shape {list(sample.shape[:1])}, one for each image, "
-                f"got {list(timesteps.shape)}."
-            )
+        check_tensor("sample", sample, "batch", vision.num_channels, vision.image_size, vision.image_size)
+        check_tensor("timesteps", timesteps, len(sample), floating_point=None)
+        check_indices("timesteps", timesteps, vision.num_train_timesteps)
         return self.visual_projection(self.vision_model(sample, timesteps))
 
     def similarity(self, sample: torch.Tensor, timesteps: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
@@ -323,7 +315,9 @@ class NoisedCLIPModel(Float32Mixin, CLIPPreTrainedModel):
         Returns:
             `torch.Tensor` of shape `[B]`, in float32: the cosine times `exp(logit_scale)`.
         """
-        cosine = (_unit(self.get_image_features(sample, timesteps)) * _unit(text_features)).sum(dim=-1)
+        image_features = self.get_image_features(sample, timesteps)
+        check_tensor("text_features", text_features, len(sample), self.config.projection_dim)
+        cosine = (_unit(image_features) * _unit(text_features)).sum(dim=-1)
         return _exp_logit_scale(self.logit_scale) * cosine
 
     def forward(

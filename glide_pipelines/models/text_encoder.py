@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel
 
 from ..single_file import SingleFileNetworkMixin
+from ..tensors import check_indices, check_tensor
 from .pretrained import Float32Mixin, init_clip_layers
 
 
@@ -108,19 +109,13 @@ class GLIDETextEncoder(SingleFileNetworkMixin, Float32Mixin, CLIPPreTrainedModel
             `hidden_states`, a tuple of such tensors: what goes into the first block, and what comes out of each.
 
         Raises:
-            ValueError: if `input_ids` or `attention_mask` does not span the whole context.
+            ValueError, TypeError: if `input_ids` or `attention_mask` does not span the whole context (pad prompts), or
+                an id is none of the vocabulary (on the CPU).
         """
-        context = self.config.max_position_embeddings
-        if input_ids.ndim != 2 or input_ids.shape[1] != context:
-            raise ValueError(
-                f"`input_ids` must have the shape [batch, {context}] (pad prompts to the text context), "
-                f"got {list(input_ids.shape)}."
-            )
-        if attention_mask is not None and attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"`attention_mask` must have the shape of `input_ids`, {list(input_ids.shape)}, "
-                f"got {list(attention_mask.shape)}."
-            )
+        check_tensor("input_ids", input_ids, "batch", self.config.max_position_embeddings, floating_point=False)
+        check_indices("input_ids", input_ids, self.config.vocab_size)
+        if attention_mask is not None:
+            check_tensor("attention_mask", attention_mask, *input_ids.shape, floating_point=None)
         hidden_states = self.token_embedding(input_ids) + self.position_embedding
         if attention_mask is not None:
             hidden_states = torch.where(attention_mask.bool()[..., None], hidden_states, self.padding_embedding)

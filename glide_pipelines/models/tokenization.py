@@ -36,7 +36,12 @@ def tokenize_prompts(
 
     Returns:
         `BatchEncoding`: `input_ids` and `attention_mask` of shape `[B, L]`, the mask being 1 on text.
+
+    Raises:
+        ValueError: if a prompt is no valid Unicode text.
     """
+    for prompt in prompts:
+        check_text(warn_as or "prompt", prompt)
     if isinstance(tokenizer, CLIPTokenizer):
         prompts = [_mend(prompt) for prompt in prompts]
     # Python's lower(), not the tokenizer's: they differ on some letters (final sigma).
@@ -54,6 +59,21 @@ def tokenize_prompts(
             if length > context:
                 logger.warning(f"The {warn_as} has {length} tokens; what is beyond the first {context} is not seen.")
     return tokens
+
+
+def check_text(name: str, text: str) -> None:
+    """`text` must be valid Unicode, which half of a surrogate pair is not.
+
+    Raises:
+        ValueError: naming the argument and the character.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"`{name}` must be Unicode text, but has {text[error.start : error.start + 1]!r}, half of a character, "
+            f"at position {error.start}."
+        ) from error
 
 
 def _mend(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Self
 
 import torch
@@ -16,6 +17,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from ..single_file import SingleFileNetworkMixin
+from ..tensors import check_tensor
 from .checks import CheckedLoading, Shapes
 
 
@@ -199,14 +201,17 @@ class GLIDEUNet2DConditionModel(CheckedLoading, SingleFileNetworkMixin, UNet2DCo
             [`~diffusers.models.unets.unet_2d_condition.UNet2DConditionOutput`]: `sample` of shape `[B, 6, H, W]`.
 
         Raises:
-            ValueError: if a condition is missing, not taken by this variant, or of the wrong size.
+            ValueError, TypeError: if a condition is missing, not taken by this variant, or of the wrong size or type.
         """
+        channels = 3 if self.is_upsampler or self.is_inpainter else self.config.in_channels
+        check_tensor("sample", sample, "batch", channels, "height", "width")
         width = self.config.cross_attention_dim
-        if encoder_hidden_states.ndim != 3 or encoder_hidden_states.shape[-1] != width:
-            raise ValueError(
-                f"`encoder_hidden_states` must have the shape [batch, tokens, {width}], "
-                f"got {list(encoder_hidden_states.shape)}."
-            )
+        check_tensor("encoder_hidden_states", encoder_hidden_states, len(sample), "tokens", width)
+        if isinstance(timestep, torch.Tensor):
+            is_one = timestep.numel() == 1 and timestep.ndim < 2
+            check_tensor("timestep", timestep, *(timestep.shape if is_one else (len(sample),)), floating_point=None)
+        elif isinstance(timestep, bool) or not isinstance(timestep, Real) or not 0 <= timestep < 2**31:
+            raise ValueError(f"`timestep` must be a tensor or a number of 0 or more, got {timestep!r}.")
         return super().forward(
             self._stack_channels(sample, low_res, image, mask),
             timestep,
@@ -278,14 +283,14 @@ class GLIDEUNet2DConditionModel(CheckedLoading, SingleFileNetworkMixin, UNet2DCo
                 f"Height and width of `sample` must be multiples of {self.size_multiple}, got {height} x {width}."
             )
         for name, condition, channels in (("image", image, 3), ("mask", mask, 1)):
-            expected = (len(sample), channels, height, width)
-            if condition is not None and condition.shape != expected:
-                raise ValueError(f"`{name}` must have the shape {list(expected)}, got {list(condition.shape)}.")
+            if condition is not None:
+                check_tensor(name, condition, len(sample), channels, height, width)
         stacked = [sample]
         if image is not None and mask is not None:
             keep = 1 - mask.to(sample.dtype)
             stacked += [image.to(sample.dtype) * keep, keep]
         if low_res is not None:
+            check_tensor("low_res", low_res, len(sample), 3, "height", "width")
             low_res = low_res.to(sample.dtype)
             if low_res.shape[-2:] != sample.shape[-2:]:
                 low_res = F.interpolate(low_res, (height, width), mode="bilinear", align_corners=False)

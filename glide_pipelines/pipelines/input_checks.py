@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -17,10 +20,22 @@ from diffusers.callbacks import (
 )
 from diffusers.guiders import BaseGuidance
 
-from ..sampling import Stage
+from ..models.tokenization import check_text
+from ..sampling import SchedulerRun, Stage
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# What attention layers pass to their processors anyway.
+_ATTENTION_INPUTS = {
+    "self",
+    "attn",
+    "hidden_states",
+    "encoder_hidden_states",
+    "attention_mask",
+    "temb",
+    "args",
+    "kwargs",
+}
 # They switch guidance off by a scale of 0, which here generates what the negative prompt says.
 GUIDANCE_CUTOFFS = (
     SDCFGCutoffCallback,
@@ -33,11 +48,13 @@ GUIDANCE_CUTOFFS = (
 def check_prompt(name: str, prompt: Any) -> None:
     """`prompt` must be a string or a non-empty list of strings."""
     if isinstance(prompt, str):
-        return
+        prompt = [prompt]
     if not isinstance(prompt, list) or not all(isinstance(text, str) for text in prompt):
         raise TypeError(f"`{name}` must be a string or a list of strings, got {_describe(prompt)}.")
     if not prompt:
         raise ValueError(f"`{name}` must not be an empty list.")
+    for text in prompt:
+        check_text(name, text)
 
 
 def check_embeds(name: str, embeds: Any, stage: Stage, batch_size: int | None = None) -> torch.Tensor:
@@ -66,7 +83,7 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
     """`value` must be a finite number between `low` and `high`."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be a number, got {_describe(value)}.")
-    if not math.isfinite(value):
+    if not -sys.float_info.max <= value <= sys.float_info.max:
         raise ValueError(f"`{name}` must be finite, got {value}.")
     if not low <= float(value) <= high:
         raise ValueError(f"`{name}` must lie between {low} and {high}, got {value}.")
@@ -111,7 +128,7 @@ def check_latents(name: str, latents: Any, shape: tuple[int, ...]) -> None:
 
 def check_output_type(output_type: Any) -> None:
     """`output_type` must be one of `OUTPUT_TYPES`."""
-    if output_type not in OUTPUT_TYPES:
+    if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
         raise ValueError(f"`output_type` must be one of {', '.join(map(repr, OUTPUT_TYPES))}, got {output_type!r}.")
 
 
@@ -127,6 +144,29 @@ def check_guider(guider: Any) -> None:
             f"`guider` must only combine the conditional and the unconditional prediction; {type(guider).__name__} "
             "works on transformer layers, which GLIDE's UNet does not have."
         )
+
+
+def rehearse_guider(guider: BaseGuidance | None, run: SchedulerRun) -> None:
+    """Guide random predictions through all steps of a run: a `guider` that fails, or gives none, fails here, before any
+    network runs."""
+    if guider is None:
+        return
+    guider, name = copy.deepcopy(guider), type(guider).__name__
+    cond, uncond = torch.randn(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for step in range(len(run)):
+        try:
+            guider.set_state(step=step, num_inference_steps=len(run), timestep=run.timestep(step))
+            branches = guider.prepare_inputs({"encoder_hidden_states": (cond, uncond)})
+            for branch in branches:
+                branch.noise_pred = branch.encoder_hidden_states
+            pred = guider(branches).pred
+        except Exception as error:  # what it raises depends on the guider
+            raise ValueError(f"`guider` {name} fails at step {step + 1} of {len(run)}: {error}") from error
+        if not isinstance(pred, torch.Tensor) or pred.shape != cond.shape or not pred.isfinite().all():
+            raise ValueError(
+                f"`guider` {name} must give a finite prediction of the shape of what it is given; at step {step + 1} "
+                f"of {len(run)} it does not."
+            )
 
 
 def check_callable(name: str, value: Any) -> None:
@@ -178,12 +218,19 @@ def check_callback_outputs(returned: Any, tensors: Mapping[str, torch.Tensor | N
     return {key: value.to(tensors[key]) for key, value in returned.items() if value is not None}
 
 
-def check_cross_attention_kwargs(value: Any) -> None:
-    """`cross_attention_kwargs` must be None or a dict with string keys; `scale` must be a number."""
+def check_cross_attention_kwargs(value: Any, unet: Any) -> None:
+    """`cross_attention_kwargs` must be None or a dict of what the UNet's attention processors take, or of `scale`, that
+    of a LoRA, which must be a number."""
     if value is None:
         return
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise TypeError(f"`cross_attention_kwargs` must be a dict with names as keys, got {_describe(value)}.")
+    processors = {type(processor) for processor in unet.attn_processors.values()}
+    taken = {name for each in processors for name in inspect.signature(each.__call__).parameters}
+    allowed = {"scale"} | taken - _ATTENTION_INPUTS
+    unknown = sorted(set(value) - allowed)
+    if unknown:
+        raise ValueError(f"`cross_attention_kwargs` may hold {', '.join(sorted(allowed))}, got {', '.join(unknown)}.")
     if "scale" in value:
         check_number("cross_attention_kwargs['scale']", value["scale"])
 

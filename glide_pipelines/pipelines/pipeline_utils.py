@@ -26,6 +26,7 @@ from ..sampling import (
     Constraint,
     CUDAGraphs,
     Denoiser,
+    FiniteCheck,
     KnownPixels,
     SchedulerRun,
     Stage,
@@ -49,6 +50,7 @@ from .input_checks import (
     check_number,
     check_output_type,
     check_positive_int,
+    rehearse_guider,
 )
 from .pipeline_output import GLIDEPipelineOutput
 from .prompted import PromptedPipeline
@@ -78,6 +80,8 @@ class GLIDEPipelineBase(PromptedPipeline):
     """
 
     image_processor: VaeImageProcessor
+    # Whether an image that is not finite is an error, or returned as it is.
+    check_finite: bool = True
 
     # Components that `__init__` can do without.
     _components_with_defaults: tuple[str, ...] = ()
@@ -223,14 +227,16 @@ class GLIDEPipelineBase(PromptedPipeline):
         check_number("eta", eta, 0, 1)
         check_number("upsample_temperature", upsample_temperature, 0)
         check_output_type(output_type)
+        if not isinstance(return_dict, bool):
+            raise TypeError(f"`return_dict` must be True or False, got {return_dict!r}.")
         check_guider(guider)
-        check_cross_attention_kwargs(cross_attention_kwargs)
         if max_batch_size is not None:
             check_positive_int("max_batch_size", max_batch_size)
         cond_fns = cond_fn if isinstance(cond_fn, list) else [] if cond_fn is None else [cond_fn]
         for each in cond_fns:
             check_callable("cond_fn", each)
         stages = self.stages
+        check_cross_attention_kwargs(cross_attention_kwargs, next(iter(stages.values())).unet)
         prompts: dict[str, Any] = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
@@ -246,7 +252,7 @@ class GLIDEPipelineBase(PromptedPipeline):
             "base": (num_inference_steps, timesteps),
             "super_res": (super_res_num_inference_steps, super_res_timesteps),
         }
-        state = CallState(guidance_scale=guidance_scale, cond_fns=cond_fns)
+        state = CallState(guidance_scale=float(guidance_scale), cond_fns=cond_fns)
         runs = {}
         for name, stage in stages.items():
             if stage.scheduler is None:
@@ -265,6 +271,7 @@ class GLIDEPipelineBase(PromptedPipeline):
             # Only a stage in implicit mode takes its steps several times.
             resamples = num_resample > 1 and not stage.unet.is_inpainter
             state.num_timesteps += num_steps(runs[name], num_resample if resamples else 1)
+        rehearse_guider(guider, next(iter(runs.values())))
         call = Call(
             state=state,
             stages=stages,
@@ -433,6 +440,7 @@ class GLIDEPipelineBase(PromptedPipeline):
         )
         total = num_steps(run, 1 if known_pixels is None else known_pixels.num_resample)
         state.stage = stage.name
+        finite = FiniteCheck()
         try:
             with self.progress_bar(total=total) as progress_bar:
                 if "desc" not in self._progress_bar_config:
@@ -442,11 +450,14 @@ class GLIDEPipelineBase(PromptedPipeline):
                 for step in denoise(denoiser, run, latents, known_pixels):
                     self._end_step(call, denoiser, step)
                     latents = step.sample
+                    finite.watch(latents)
                     progress_bar.update()
                     if state.interrupt:
                         break
         finally:
             state.stage = None
+        if self.check_finite:
+            finite.check(stage.name)
         return latents
 
     def _end_step(self, call: Call, denoiser: Denoiser, step: Step) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -11,6 +13,8 @@ from transformers import BatchEncoding, GPT2Tokenizer
 
 from ..models import GLIDETextEncoder, tokenize_prompts
 from ..sampling import STAGE_PREFIXES, Stage
+from ..tensors import check_tensor
+from .component_checks import check_components, check_index
 from .input_checks import check_embeds, check_prompt
 
 
@@ -24,6 +28,17 @@ class PromptedPipeline(DiffusionPipeline):
     """
 
     tokenizer: GPT2Tokenizer | None
+
+    def register_modules(self, **kwargs: Any) -> None:
+        super().register_modules(**kwargs)
+        check_components(self)
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """As any config of diffusers, checked before anything it names is loaded."""
+        config = super().load_config(pretrained_model_name_or_path, **kwargs)
+        check_index(config, cls._get_signature_keys(cls)[0], pretrained_model_name_or_path)
+        return config
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -170,6 +185,8 @@ class PromptedPipeline(DiffusionPipeline):
                     f"prompt has {context}: got {own} and {negative}."
                 )
         super_res = stages.get("super_res")
+        if super_res is None and super_res_prompt_embeds is not None:
+            check_tensor("super_res_prompt_embeds", super_res_prompt_embeds, batch_size, "tokens", "width")
         if super_res is not None and super_res is not first:
             if super_res_prompt_embeds is not None:
                 check_embeds("super_res_prompt_embeds", super_res_prompt_embeds, super_res, batch_size)

@@ -2,6 +2,7 @@
 
 from .clip_guidance import CLIPGuidance, CLIPPrompt, clip_gradient, encode_clip_prompt
 from .denoiser import CondFn, Constraint, Denoiser, Prediction, classifier_free_guidance
+from .finite import FiniteCheck
 from .graphs import CUDAGraphs, GraphedUNet
 from .known_pixels import KnownPixels, keep_known, keep_low_res
 from .loop import Step, denoise, num_steps
@@ -18,6 +19,7 @@ __all__ = [
     "CondFn",
     "Constraint",
     "Denoiser",
+    "FiniteCheck",
     "GraphedUNet",
     "KnownPixels",
     "Prediction",

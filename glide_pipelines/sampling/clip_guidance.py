@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ..models import NoisedCLIPModel, tokenize_prompts
+from ..models.tokenization import check_text
 
 
 # What CLIP is to look for in one image, or in each: a caption, or captions with weights.
@@ -75,7 +76,7 @@ class CLIPGuidance:
         self.clip_model = clip_model
         self.clip_tokenizer = clip_tokenizer
         self.prompt = prompt
-        self.scale = scale
+        self.scale = float(scale)
         self.start = start
         self.end = end
         self.prompt_embeds = prompt_embeds
@@ -173,6 +174,7 @@ class CLIPGuidance:
             raise ValueError(f"{name} must not be an empty list.")
         for entry in prompt if isinstance(prompt, list) else [prompt]:
             if isinstance(entry, str):
+                check_text(name.strip("`"), entry)
                 continue
             if not isinstance(entry, dict) or not all(isinstance(text, str) for text in entry):
                 raise TypeError(
@@ -180,6 +182,7 @@ class CLIPGuidance:
                     f"got {entry!r} ({type(entry).__name__})."
                 )
             for text, weight in entry.items():
+                check_text(name.strip("`"), text)
                 _check_number(f"`{name.strip('`')}[{text!r}]`", weight)
             if math.isclose(sum(entry.values()), 0, abs_tol=1e-6):
                 raise ValueError(f"The weights in {name} must not sum to zero, got {entry}.")

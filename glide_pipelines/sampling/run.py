@@ -250,6 +250,8 @@ def _check_stock_scheduler(scheduler: SchedulerMixin) -> None:
             f"`scheduler` must step noise predictions over discrete training timesteps; {name} with "
             f"prediction_type={prediction_type!r} does not."
         )
+    if not scheduler.alphas_cumprod.isfinite().all():
+        raise ValueError(f"`scheduler` must have a finite noise schedule; the `betas` of this {name} are not.")
     needed = [
         parameter.name
         for parameter in inspect.signature(scheduler.step).parameters.values()

@@ -108,6 +108,12 @@ class GaussianDiffusion:
         square root of the signal-to-noise ratio."""
         return ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
 
+    def is_finite(self) -> bool:
+        """Whether the tables are, and x_0 can be told from x_t in float32 at every step."""
+        tables = (self.posterior_log_variance, self.posterior_mean_coef_x0, self.posterior_mean_coef_xt)
+        is_finite = all(bool(table.isfinite().all()) for table in tables)
+        return is_finite and bool((self.alphas_cumprod > torch.finfo(torch.float32).tiny).all())
+
     def respaced(self, timesteps: torch.Tensor) -> GaussianDiffusion:
         """The process that visits only the given steps (ascending indices into this process)."""
         return GaussianDiffusion(self.timesteps[timesteps], self.alphas_cumprod[timesteps])

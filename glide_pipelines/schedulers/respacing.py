@@ -6,10 +6,12 @@ import itertools
 import re
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 
 
+MAX_TRAIN_TIMESTEPS = 100_000  # a hundred times DDPM's: tables for more would take memory, not give detail
 FAST27_SECTIONS = (10, 10, 3, 2, 2)
 
 
@@ -32,6 +34,9 @@ def space_timesteps(spacing: str, num_train_timesteps: int = 1000) -> list[int]:
     Raises:
         ValueError: if the string is not of one of these forms, or asks for more steps than there are.
     """
+    if not isinstance(spacing, str):
+        raise TypeError(f"`spacing` must be a string, got {spacing!r} ({type(spacing).__name__}).")
+    check_num_train_timesteps(num_train_timesteps)
     text = spacing.replace(" ", "")
     if text == "fast27":
         if num_train_timesteps != 1000:
@@ -73,6 +78,17 @@ def check_timesteps(timesteps: Sequence[int] | torch.Tensor, num_train_timesteps
     if kept[0] >= num_train_timesteps or kept[-1] < 0:
         raise ValueError(f"`timesteps` must lie between 0 and {num_train_timesteps - 1}, got {kept[0]} to {kept[-1]}.")
     return [int(timestep) for timestep in kept]
+
+
+def check_num_train_timesteps(count: Any) -> None:
+    """The number of training timesteps must be a plausible one.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    is_integer = isinstance(count, Integral) and not isinstance(count, bool)
+    if not is_integer or not 1 <= count <= MAX_TRAIN_TIMESTEPS:
+        raise ValueError(f"`num_train_timesteps` must be an integer from 1 to {MAX_TRAIN_TIMESTEPS}, got {count!r}.")
 
 
 def check_num_inference_steps(count: object, num_train_timesteps: int) -> int:

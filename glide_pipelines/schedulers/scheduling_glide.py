@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
+from ..tensors import check_tensor
 from .gaussian_diffusion import GaussianDiffusion, make_betas
 from .limits import x_start_limit
-from .respacing import check_num_inference_steps, check_timesteps, space_timesteps
+from .respacing import check_num_inference_steps, check_num_train_timesteps, check_timesteps, space_timesteps
 
 
 LEARNED = ("learned_range", None)
 VARIANCE_TYPES = (*LEARNED, "fixed_small", "fixed_large")
+TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
 
 
 class GLIDEScheduler(DDPMScheduler):
@@ -49,6 +54,10 @@ class GLIDEScheduler(DDPMScheduler):
             whose Runge-Kutta start is unstable on the cosine schedule.
     """
 
+    betas: torch.Tensor
+    train_process: GaussianDiffusion
+    custom_timesteps: bool
+
     @register_to_config
     def __init__(
         self,
@@ -71,27 +80,64 @@ class GLIDEScheduler(DDPMScheduler):
     ) -> None:
         if prediction_type != "epsilon":
             raise ValueError(f"`prediction_type` must be 'epsilon' (GLIDE predicts noise), got {prediction_type!r}.")
-        if variance_type not in VARIANCE_TYPES:
+        if not (variance_type is None or isinstance(variance_type, str)) or variance_type not in VARIANCE_TYPES:
             raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, got {variance_type!r}.")
+        check_num_train_timesteps(num_train_timesteps)
+        numbers = {
+            "beta_start": beta_start,
+            "beta_end": beta_end,
+            "clip_sample_range": clip_sample_range,
+            "dynamic_thresholding_ratio": dynamic_thresholding_ratio,
+            "sample_max_value": sample_max_value,
+        }
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value <= 0:
+                raise ValueError(f"`{name}` must be a finite number above 0, got {value!r}.")
+        if isinstance(steps_offset, bool) or not isinstance(steps_offset, Integral):
+            raise TypeError(f"`steps_offset` must be an integer, got {steps_offset!r}.")
+        if dynamic_thresholding_ratio > 1:
+            raise ValueError(f"`dynamic_thresholding_ratio` must be 1 or less, got {dynamic_thresholding_ratio}.")
+        if not isinstance(timestep_spacing, str) or timestep_spacing not in TIMESTEP_SPACINGS:
+            raise ValueError(f"`timestep_spacing` must be one of {TIMESTEP_SPACINGS}, got {timestep_spacing!r}.")
         # diffusers drops values that were left at their default when a config goes to another class, whose defaults
         # are others: record all of them as set.
         self.register_to_config(_use_default_values=[])
         if trained_betas is not None:
-            self.betas = torch.as_tensor(trained_betas, dtype=torch.float64)
-            if len(self.betas) != num_train_timesteps:
+            try:
+                self.betas = torch.as_tensor(trained_betas, dtype=torch.float64)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TypeError(f"`trained_betas` must be numbers: {error}") from error
+            if self.betas.shape != (num_train_timesteps,):
                 raise ValueError(
                     f"`trained_betas` must hold one for each of `num_train_timesteps` {num_train_timesteps}, "
-                    f"got {len(self.betas)}."
+                    f"got {self.betas.numel()}."
                 )
         else:
             self.betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
         self.train_process = GaussianDiffusion.from_betas(self.betas)
+        if not (self.betas > 0).all() or not self.train_process.is_finite():
+            fields = "`beta_start` and `beta_end`" if trained_betas is None else "`trained_betas`"
+            raise ValueError(
+                f"{fields} must lie between 0 and 1 and leave some of the image at the last of the "
+                f"{num_train_timesteps} steps, got betas from {self.betas.min().item()} to {self.betas.max().item()}."
+            )
         self.alphas = 1 - self.betas
         self.alphas_cumprod = self.train_process.alphas_cumprod
         self.init_noise_sigma = 1.0
         self.custom_timesteps = False
         self.num_inference_steps: int | None = None
         self._visit(list(range(num_train_timesteps))[::-1])
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None = None, subfolder: str | None = None, **kwargs: Any
+    ) -> Any:
+        """As any scheduler of diffusers; what is wrong with a config is told with the name of its file."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        except (TypeError, ValueError) as error:
+            path = "/".join(str(part) for part in (pretrained_model_name_or_path, subfolder) if part is not None)
+            raise ValueError(f"{path}/{cls.config_name}: {error}") from error
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
@@ -146,14 +192,12 @@ class GLIDEScheduler(DDPMScheduler):
         """Index of a timestep in the tables of `scheduler.process`; 0 is the last step before the clean image."""
         try:
             return self._step_of[int(timestep)]
-        except KeyError:
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError):
             raise ValueError(
-                f"`timestep` must be one of `scheduler.timesteps` ({len(self._step_of)} of them), got {int(timestep)}."
+                f"`timestep` must be one of `scheduler.timesteps` ({len(self._step_of)} of them), got {timestep!r}."
             ) from None
 
-    def add_noise(
-        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x_t for each example's own training timestep.
 
         Args:
@@ -182,8 +226,10 @@ class GLIDEScheduler(DDPMScheduler):
     @staticmethod
     def _split(model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Noise prediction and variance channels (None if the model has none) in float32 or better."""
+        check_tensor("sample", sample, "batch", "channels", "height", "width")
+        check_tensor("model_output", model_output, len(sample), "channels", *sample.shape[2:])
         channels = sample.shape[1]
-        if model_output.shape[1] not in (channels, 2 * channels) or model_output.shape[2:] != sample.shape[2:]:
+        if model_output.shape[1] not in (channels, 2 * channels):
             raise ValueError(
                 f"`model_output` must have {channels} or {2 * channels} channels and the size of `sample` "
                 f"{list(sample.shape)}, got {list(model_output.shape)}."

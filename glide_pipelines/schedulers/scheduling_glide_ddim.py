@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..tensors import check_tensor
 from .scheduling_glide import GLIDEScheduler, at_least_float32
 
 
@@ -74,9 +76,11 @@ class GLIDEDDIMScheduler(GLIDEScheduler):
 
         Returns, Raises: As [`~GLIDEDDIMScheduler.step`].
         """
-        if not 0 <= eta <= 1:
-            raise ValueError(f"`eta` must lie between 0 and 1, got {eta}.")
+        if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta <= 1:
+            raise ValueError(f"`eta` must lie between 0 and 1, got {eta!r}.")
         step = self.step_index_of(timestep)
+        if cond_grad is not None:
+            check_tensor("cond_grad", cond_grad, *sample.shape)
         x_t = sample.to(at_least_float32(sample.dtype))
         # A gradient shifts the noise, and x_0 with it; that x_0 is not clipped again.
         noise_pred = self.process.noise_of(x_t, x_start, step, None if cond_grad is None else cond_grad.to(x_t.dtype))

@@ -8,6 +8,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..tensors import check_tensor
 from .scheduling_glide import LEARNED, GLIDEScheduler, at_least_float32
 
 
@@ -73,6 +74,8 @@ class GLIDEDDPMScheduler(GLIDEScheduler):
         Returns, Raises: As [`~GLIDEDDPMScheduler.step`].
         """
         step = self.step_index_of(timestep)
+        if cond_grad is not None:
+            check_tensor("cond_grad", cond_grad, *sample.shape)
         x_t = sample.to(at_least_float32(sample.dtype))
         log_variance = self._log_variance(model_variance, step, x_t)
         prev_sample = self.process.posterior_mean(x_start, x_t, step)
