@@ -61,10 +61,13 @@ OWN_SCHEDULER = "the model's own"
 PAINT = "#ff0080"  # seen on every background of the shapes world
 INK = ["#000000", "#e6194b", "#ff8c00", "#ffd700", "#2ca02c", "#1f77ff", "#8a2be2", "#00bcd4", "#ffffff"]
 VIEW_SIZE = 800  # pixels of the longer side: photos are painted over at this size, whatever their own
-MAX_BLOBS = 32  # layers of paint that are kept until their request comes
+# What editors send ahead of their requests, and a stranger might send without end.
+MAX_PAINTINGS = 16
+MAX_LAYERS = 4
+MAX_LAYER_SIZE = 4 * 2**20  # bytes
 CSS = """
 .live img, .results { width: min(100%, 60vh) !important; margin: 8px auto 0; }
-.live progress { width: 100%; height: 6px; accent-color: var(--color-accent); }
+.live progress { width: 100%; height: 6px; accent-color: #ea580c; }
 .live p { margin: 0 0 4px; overflow-wrap: anywhere; }
 .live .error { color: var(--error-text-color, #b91c1c); font-weight: 600; }
 .live .note { opacity: 0.85; }
@@ -79,12 +82,11 @@ SHOW_RESULT = "() => {{ innerWidth < 700 && document.getElementById('{}').scroll
 
 
 class RecentBlobs(dict[str, EditorDataBlobs]):
-    """What editors sent ahead of their requests; the oldest goes where there is too much, since a stranger may send it
-    without end."""
+    """What an editor sent ahead of its request; the oldest goes where there is too much."""
 
     def __setitem__(self, key: str, value: EditorDataBlobs) -> None:
         super().__setitem__(key, value)
-        while len(self) > MAX_BLOBS:
+        while len(self) > MAX_PAINTINGS:
             del self[next(iter(self))]
 
 
@@ -106,10 +108,12 @@ def read_small(file: Any) -> Image.Image | None:
 
 
 def keep_blob(editor: gr.ImageEditor, data: AcceptBlobs) -> Any:
-    """Keep a layer until its request comes; gradio would make a list as long as a stranger says."""
+    """Keep a layer until its request comes; gradio would keep as many, and as large ones, as a stranger sends."""
     index = data.data["index"]
-    if index and index != "null" and not 0 <= int(index) < MAX_BLOBS:
-        raise gr.Error(f"There are at most {MAX_BLOBS} layers.", print_exception=False)
+    if (index and index != "null" and not 0 <= int(index) < MAX_LAYERS) or len(data.files[0][1]) > MAX_LAYER_SIZE:
+        raise gr.Error(
+            f"An editor may send {MAX_LAYERS} layers of {MAX_LAYER_SIZE >> 20} MB each.", print_exception=False
+        )
     return gr.ImageEditor.accept_blobs(editor, data)
 
 
@@ -156,17 +160,15 @@ def painted(painting: dict[str, Any] | None, photo: str | None) -> tuple[Image.I
     return (painting["background"] if photo is None else open_photo(photo, Path(photo).name)), mask
 
 
-def sketched(painting: dict[str, Any] | None, size: tuple[int, int]) -> Image.Image:
-    """A sketch, reduced to fit the size that the model works at.
+def sketched(painting: dict[str, Any] | None) -> Image.Image:
+    """What is painted, with what it is painted on.
 
     Raises:
         UserError: if there is none.
     """
     if painting is None or painting["composite"] is None or painting["composite"].getchannel("A").getbbox() is None:
         raise UserError("There is no sketch: paint one, or drop a file.")
-    sketch = painting["composite"]
-    sketch.thumbnail(size[::-1])
-    return sketch
+    return painting["composite"]
 
 
 # -- what the page shows -----------------------------------------------------------------------------------------------
@@ -210,7 +212,7 @@ class Tab:
         button, stop (`gr.Button`): Begin, and end.
         onward (`gr.Row`): Shown with the images; it holds `send`.
         send (`dict[str, gr.Button]`): Each takes an image on to the tab of its name.
-        examples (`gr.Column`, *optional*): What only a model of the shapes world needs.
+        examples (`gr.Column`): What only a model of the shapes world needs.
     """
 
     task: str
@@ -354,7 +356,7 @@ def connect(studio: Studio, model: gr.Dropdown, tabs: gr.Tabs, tab: Tab, parts: 
         show_progress="hidden",  # the page shows its own
         trigger_mode="once",
     )
-    tab.stop.click(partial(stop, studio), **aside)
+    tab.stop.click(stopper(studio), **aside)
     if tab.file is not None:
         tab.file.upload(take_file, tab.file, [tab.inputs["painting"], tab.inputs["photo"], tab.live], **aside)
     for target, button in tab.send.items():
@@ -375,7 +377,7 @@ def responder(studio: Studio, tab: Tab) -> Callable[..., Iterator[tuple]]:
     def respond(request: gr.Request, *values: Any) -> Iterator[tuple]:
         given = dict(zip(names, values, strict=True))
         try:
-            read_images(studio, tab.task, given)
+            read_images(tab.task, given)
             for progress in studio.sample(tab.task, request.client.host, request.session_hash, **given):
                 shown = progress.done and bool(progress.images)
                 yield (
@@ -395,7 +397,7 @@ def responder(studio: Studio, tab: Tab) -> Callable[..., Iterator[tuple]]:
     return respond
 
 
-def read_images(studio: Studio, task: str, given: dict[str, Any]) -> None:
+def read_images(task: str, given: dict[str, Any]) -> None:
     """Make of what an editor gives what a pipeline takes.
 
     Raises:
@@ -405,14 +407,18 @@ def read_images(studio: Studio, task: str, given: dict[str, Any]) -> None:
     if task == "Edit":
         given["image"], given["mask_image"] = painted(painting, photo)
     elif task == "Sketch":
-        given["image"] = sketched(painting, next(iter(studio.models.values()))["Draw"].default_size)
+        given["image"] = sketched(painting)
     elif task == "Enlarge" and given["image"] is None:
         raise UserError("There is no image to enlarge: drop a file into the frame, or take one from another tab.")
 
 
-def stop(studio: Studio, request: gr.Request) -> None:
-    """Stop what this tab of the browser asked for."""
-    studio.turns.stop(session=request.session_hash)
+def stopper(studio: Studio) -> Callable[[gr.Request], None]:
+    """What stops all that a tab of the browser asked for."""
+
+    def stop(request: gr.Request) -> None:
+        studio.turns.stop(session=request.session_hash)
+
+    return stop
 
 
 def sender(target: str) -> Callable[..., tuple]:

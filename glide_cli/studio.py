@@ -309,7 +309,7 @@ class Studio:
         pipe = self._pipeline(task, model, scheduler)
         first = read_seed(seed)
         seeds = tuple(range(first, first + check_whole("The number of images", num_images, MAX_IMAGES)))
-        call = {"prompt": check_text("prompt", prompt, required=True), **self._call_values(task, given)}
+        call = {"prompt": check_text("prompt", prompt, required=True), **self._call_values(task, pipe, given)}
         job = Job(visitor, session)
         self.turns.join(job)
         updates: queue.SimpleQueue[Progress | Exception] = queue.SimpleQueue()
@@ -344,7 +344,7 @@ class Studio:
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def _call_values(self, task: str, given: dict[str, Any]) -> dict[str, Any]:
+    def _call_values(self, task: str, pipe: DiffusionPipeline, given: dict[str, Any]) -> dict[str, Any]:
         """What the task's pipeline takes besides the prompt, checked."""
         values = dict(given)
         if "negative_prompt" in values:
@@ -353,6 +353,9 @@ class Studio:
             check_range("Guidance", values["guidance_scale"], 0, MAX_GUIDANCE)
         if "strength" in values:
             check_range("The strength", values["strength"], 0, 1)
+        if task == "Sketch":
+            # Nothing of a sketch is kept as it is, so the image gets the size that the model works at.
+            values["image"] = ImageOps.contain(values["image"], pipe.default_size[::-1])
         steps = check_whole("The number of steps", values.pop("steps"), MAX_STEPS) if "steps" in values else None
         if task == "Enlarge":
             check_size(values["image"], "The image", MAX_SMALL_PIXELS)

@@ -122,7 +122,7 @@ def test_an_edit_has_the_size_of_the_photo_and_changes_the_hole_alone(tiny):
 
 
 def test_a_sketch_and_an_enlargement(tiny):
-    assert final(ask(tiny, "Sketch", image=PICTURE, strength=0.5)).images[0].size == PICTURE.size
+    assert final(ask(tiny, "Sketch", image=picture(200, 400), strength=0.5)).images[0].size == (32, 16)
     assert final(ask(tiny, "Enlarge", image=picture(8, 12))).images[0].size == (48, 32)
 
 
@@ -344,8 +344,8 @@ def test_no_sketch(page):
     empty = Image.new("RGBA", (512, 512))
     for given in (None, {"background": None, "layers": [], "composite": empty}):
         with pytest.raises(UserError, match="There is no sketch"):
-            page.sketched(given, (32, 32))
-    assert page.sketched(painting(picture(400, 600)), (32, 32)).size == (32, 21)
+            page.sketched(given)
+    assert page.sketched(painting(picture(400, 600))).size == (600, 400)
 
 
 def test_a_bad_file_is_told_where_it_is_dropped(gr, page, tmp_path):
@@ -389,15 +389,16 @@ def test_blobs_are_few(gr, page, tiny):
     app = page.build_page(tiny)
     editor, _ = (block for block in app.blocks.values() if isinstance(block, gr.ImageEditor))
 
-    def send(key, index):
+    def send(key, index, blob=b"paint"):
         data = {"type": "layer", "index": index, "file": b"", "id": key}
-        return editor.accept_blobs(page.AcceptBlobs(data=data, files=[("file", png(PICTURE))]))
+        return editor.accept_blobs(page.AcceptBlobs(data=data, files=[("file", blob)]))
 
     for key in range(100):
         send(str(key), 0)
-    assert len(editor.blob_storage) == page.MAX_BLOBS
-    with pytest.raises(gr.Error, match="at most"):
-        send("bomb", 10**9)
+    assert list(editor.blob_storage) == [str(key) for key in range(100 - page.MAX_PAINTINGS, 100)]
+    for sent in (("many", 10**9), ("large", 0, bytes(page.MAX_LAYER_SIZE + 1))):
+        with pytest.raises(gr.Error, match="4 layers of 4 MB"):
+            send(*sent)
     with pytest.raises(gr.Error, match="pixels"):
         editor.convert_and_format_image(bomb())
 

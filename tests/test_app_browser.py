@@ -104,10 +104,10 @@ class Visitor:
         time.sleep(1)
 
     def upload(self, path) -> None:
+        """Drop a file into the open tab."""
+        is_open = "return arguments[0].closest('[role=tabpanel]').offsetParent !== null"
         inputs = self.driver.find_elements("css selector", "input[type=file]")
-        (field,) = [
-            each for each in inputs if each.find_element("xpath", "ancestor::*[@role='tabpanel']").is_displayed()
-        ]
+        field, *_ = [each for each in inputs if self.driver.execute_script(is_open, each)]
         field.send_keys(str(path))
 
     def is_whole(self, element) -> bool:
