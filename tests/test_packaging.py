@@ -26,7 +26,7 @@ from glide_cli.draw import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
 IMPORT_NAMES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub", "torch-fidelity": "torch_fidelity"}
-INSTALL = 'pip install -c constraints.txt . && glide "a red circle above a blue square" -o picture.png'
+INSTALL = ["pip install -c constraints.txt .", 'glide "a red circle above a blue square" -o image.png']
 TEST = 'pip install -c constraints.txt -e ".[test]" && pytest'
 
 
@@ -188,7 +188,8 @@ def test_the_checkpoints_say_nothing_of_where_they_were_trained():
 def test_constraints_pin_what_is_required():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
-    for requirement in [*requirements().values(), *requirements("test").values()]:
+    wanted = [requirements(extra) for extra in ("", "train", "test", "app")]
+    for requirement in [each for extra in wanted for each in extra.values()]:
         names = {requirement.name, requirement.name.replace("-", "_")} & set(pins)
         assert len(names) == 1, requirement
         assert requirement.specifier.contains(pins[names.pop()]), requirement
@@ -196,12 +197,19 @@ def test_constraints_pin_what_is_required():
 
 def test_the_readme_s_commands_are_the_ones_that_ci_runs():
     commands = [line for block in fenced(ROOT / "README.md", "bash") for line in block.splitlines()]
-    assert commands.count(INSTALL) == 1
+    assert [line for line in commands if line in INSTALL] == INSTALL
     assert commands.count(TEST) == 1
     script = (ROOT / ".ci/run").read_text()
     assert TEST not in script, "it takes the line from the README"
     pattern = re.search(r"grep -m 1 -E '(.+)' README.md", script).group(1)
     assert [line for line in commands if re.search(pattern, line)] == [TEST]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs/quickstart.md"], ids=lambda page: page.name)
+def test_the_build_of_torch_that_is_named_is_the_one_that_is_pinned(page):
+    """Else the line after it would replace it with another."""
+    pin = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+    assert f"\npip install {pin} --index-url " in page.read_text(encoding="utf-8")
 
 
 @pytest.fixture
