@@ -395,7 +395,11 @@ EMBEDS = torch.ones(1, WIDTH)
             ValueError,
             r"`clip_model` reads images of 8 x 8 pixels, .* has 16 x 8: choose `height` and `width` of 32",
         ),
-        (picture_and_mask(40), ValueError, "`clip_model` reads images of 8 x 8 pixels, .* has 10 x 10"),
+        (
+            picture_and_mask(40) | {"working_size": "image"},
+            ValueError,
+            "`clip_model` reads images of 8 x 8 pixels, .* has 10 x 10",
+        ),
         ({"image": picture_and_mask()["image"]}, ValueError, "Pass `mask_image`"),
         ({"mask_image": picture_and_mask()["mask_image"]}, ValueError, "Pass `image`"),
         ({"padding_mask_crop": 4}, ValueError, "`padding_mask_crop` is for inpainting"),
