@@ -32,6 +32,7 @@ EXTRAS = {
     "app": ["gradio>=6.31"],
     "test": [
         "datasets>=4.0",
+        "hypothesis>=6.100",
         "matplotlib>=3.9",
         "mypy>=2.4",
         "packaging>=24.0",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_call, tiny_clip_pipeline, tiny_pipeline
+from tiny import tiny_call, tiny_clip_pipeline, tiny_inpaint_pipeline, tiny_pipeline
 
 from glide_pipelines import (
     CLIPGuidance,
@@ -55,6 +55,23 @@ def test_threads_share_pipelines_and_components(jobs):
         together = [thread.result().images for thread in [threads.submit(jobs[i % len(jobs)]) for i in range(28)]]
     for i, images in enumerate(together):
         np.testing.assert_allclose(images, alone[i % len(jobs)], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_eight_threads_under_load(jobs):
+    """Every pipeline, the fine-tuned kind too, from eight threads at once: no error, and the images of calls alone."""
+    inpaint = quiet(tiny_inpaint_pipeline())
+    jobs = [
+        *jobs,
+        lambda: inpaint(**tiny_call(num_inference_steps=4, image=IMAGE, mask_image=MASK)),
+        lambda: inpaint(**tiny_call(num_inference_steps=2, image=IMAGE, mask_image=MASK, guidance_scale=1.0)),
+    ]
+    alone = [job().images for job in jobs]
+    order = np.random.default_rng(0).integers(len(jobs), size=240)
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda i: jobs[i]().images, order))
+    for i, images in zip(order, together, strict=True):
+        np.testing.assert_allclose(images, alone[i], atol=1e-5)
 
 
 def test_a_callback_reads_and_changes_its_own_call():
