@@ -86,6 +86,7 @@ class Denoiser:
         self.cond_fns = cond_fns
         self.cross_attention_kwargs = cross_attention_kwargs
         self.max_batch_size = max_batch_size
+        self._kept: dict[str, tuple[Any, list[torch.Tensor], tuple[torch.Tensor, ...]]] = {}
 
     def __call__(self, x_t: torch.Tensor, index: int) -> Prediction:
         """Predict at the step `index` of the run, for x_t of shape `[B, 3, H, W]`.
@@ -113,12 +114,11 @@ class Denoiser:
             branches = self.guider.prepare_inputs({"encoder_hidden_states": pair})
             embeds = [branch.encoder_hidden_states for branch in branches]
         copies = len(embeds)
-        dtype = self.unet.dtype
         # The noise of a step is sampled for the whole batch; the UNet, which needs the memory, sees it in parts.
         size = self.max_batch_size or len(x_t) * copies
-        samples = torch.cat([x_t.to(dtype)] * copies).split(size)
-        prompts = torch.cat(embeds).to(dtype).split(size)
-        conditions = {name: torch.cat([value] * copies).split(size) for name, value in self.conditions.items()}
+        samples = torch.cat([x_t.to(self.unet.dtype)] * copies).split(size)
+        prompts = self._parts("encoder_hidden_states", embeds, size)
+        conditions = {name: self._parts(name, [value] * copies, size) for name, value in self.conditions.items()}
         outputs = [
             self.unet(
                 sample,
@@ -129,7 +129,7 @@ class Denoiser:
             ).sample.float()
             for part, (sample, prompt) in enumerate(zip(samples, prompts, strict=True))
         ]
-        output = torch.cat(outputs)
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         noise_pred, *variance = output.split(x_t.shape[1], dim=1)
         model_variance = variance[0][: len(x_t)] if variance else None
         if branches is None or self.guider is None:
@@ -137,6 +137,19 @@ class Denoiser:
         for branch, prediction in zip(branches, noise_pred.chunk(copies), strict=True):
             branch.noise_pred = prediction
         return self.guider(branches).pred, model_variance
+
+    def _parts(self, name: str, tensors: list[torch.Tensor], size: int) -> tuple[torch.Tensor, ...]:
+        """Tensors as one batch in the UNet's dtype, in parts of a size: the same parts for as long as nothing changes.
+
+        A callback may have changed a tensor in place. (One of inference mode does not tell, and counts as changed.)
+        """
+        state = [(id(tensor), None if tensor.is_inference() else tensor._version) for tensor in tensors]
+        kept = self._kept.get(name)
+        if kept is None or kept[0] != (state, size) or any(version is None for _, version in state):
+            parts = torch.cat(tensors).to(self.unet.dtype).split(size)
+            # With the tensors, so that no other one takes over their ids.
+            kept = self._kept[name] = (state, size), tensors, parts
+        return kept[2]
 
     def _score_grad(self, x_t: torch.Tensor, state: dict[str, Any]) -> torch.Tensor | None:
         total = None
