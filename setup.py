@@ -11,16 +11,17 @@ ROOT = Path(__file__).parent
 # Read, not imported: importing the package would need torch at build time.
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "glide_pipelines/version.py").read_text()).group(1)
 
+# The lowest versions of diffusers, transformers and huggingface_hub are those that the tests run with in `.ci/run`.
 REQUIRES = [
     "accelerate>=1.10",
-    "diffusers>=0.42",
+    "diffusers>=0.40",
     "filelock>=3.12",
     "ftfy>=6.1",
-    "huggingface_hub>=1.0",
+    "huggingface_hub>=1.31",
     "numpy>=2.0",
     "pillow>=10.1",
-    "safetensors>=0.6",
-    "tokenizers>=0.22",
+    "safetensors>=0.8",
+    "tokenizers>=0.23.1",
     "torch>=2.7",
     "tqdm>=4.66",
     "transformers>=5.23",
