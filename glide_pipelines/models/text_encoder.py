@@ -121,7 +121,7 @@ class GLIDETextEncoder(SingleFileNetworkMixin, Float32Mixin, CLIPPreTrainedModel
             hidden_states = torch.where(attention_mask.bool()[..., None], hidden_states, self.padding_embedding)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        all_hidden_states = (hidden_states,) if output_hidden_states else None
+        all_hidden_states: tuple[torch.Tensor, ...] | None = (hidden_states,) if output_hidden_states else None
         for layer in self.encoder.layers:
             hidden_states = layer(hidden_states, attention_mask=None, **kwargs)
             if all_hidden_states is not None:
