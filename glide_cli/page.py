@@ -60,14 +60,15 @@ DEFAULT_SUPER_RES_STEPS = 27
 OWN_SCHEDULER = "the model's own"
 PAINT = "#ff0080"  # seen on every background of the shapes world
 INK = ["#000000", "#e6194b", "#ff8c00", "#ffd700", "#2ca02c", "#1f77ff", "#8a2be2", "#00bcd4", "#ffffff"]
-VIEW_SIZE = 800  # pixels of the longer side: photos are painted over at this size, whatever their own
+VIEW_SIZE = 800  # pixels of the longer side: images are painted over at this size, whatever their own
 # What editors send ahead of their requests, and a stranger might send without end.
 MAX_PAINTINGS = 16
 MAX_LAYERS = 4
 MAX_LAYER_SIZE = 4 * 2**20  # bytes
 CSS = """
 .live img, .results { width: min(100%, 60vh) !important; margin: 8px auto 0; }
-.live progress { width: 100%; height: 6px; accent-color: #ea580c; }
+.live .bar { height: 6px; border-radius: 3px; background: var(--border-color-primary); }
+.live .bar div { height: 100%; border-radius: 3px; background: var(--color-accent); }
 .live p { margin: 0 0 4px; overflow-wrap: anywhere; }
 .live .error { color: var(--error-text-color, #b91c1c); font-weight: 600; }
 .live .note { opacity: 0.85; }
@@ -137,11 +138,10 @@ def take_file(file: str | None) -> Iterator[tuple]:
 
 
 def view_of(photo: Image.Image) -> Image.Image:
-    """A photo at the size that its editor shows, so that the brush and the way to the server fit every photo."""
+    """A photo at the size that it is painted over at, so that the brush and the way to the server fit every photo."""
     scale = VIEW_SIZE / max(photo.size)
-    if scale < 1:
-        return photo.resize([max(1, round(length * scale)) for length in photo.size], reducing_gap=2.0)
-    return photo
+    width, height = (max(1, round(length * scale)) for length in photo.size)
+    return photo.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
 def painted(painting: dict[str, Any] | None, photo: str | None) -> tuple[Image.Image, Image.Image]:
@@ -186,7 +186,8 @@ def show(progress: Progress) -> str:
         make_grid(progress.images, 2).save(data, "JPEG", quality=90)
         encoded = base64.b64encode(data.getvalue()).decode()
         image = f'<img alt="The estimate so far" src="data:image/jpeg;base64,{encoded}">'
-    return f'{text}<progress value="{progress.share:.3f}"></progress>{notes}{image}'
+    bar = f'<div class="bar" role="progressbar"><div style="width: {progress.share:.1%}"></div></div>'
+    return text + bar + notes + image
 
 
 def captions(progress: Progress) -> list[tuple[Image.Image, str]]:
@@ -249,7 +250,7 @@ def add_tab(studio: Studio, task: str, steps: int, super_res_steps: int) -> Tab:
         with gr.Column(min_width=320):
             drawn, file = gr.State(""), None
             if task in ("Edit", "Sketch"):
-                file = gr.File(label="Drop an image", file_types=["image"], height=110)
+                file = gr.File(label="Drop an image", file_types=["image"], height=124)
                 inputs["painting"] = add_editor(task)
                 inputs["photo"] = gr.State()
             elif task == "Enlarge":

@@ -327,7 +327,7 @@ def painting(image: Image.Image = PICTURE, *masks: Image.Image) -> dict:
 def test_paint_makes_the_mask_of_a_photo_at_its_own_size(page, tmp_path):
     picture(1200, 1600).save(tmp_path / "photo.png")
     view, path, _ = next(page.take_file(str(tmp_path / "photo.png")))
-    assert view.size == (800, 600)
+    assert view.size == (800, 600) and page.view_of(PICTURE).size == (800, 800), "the brush fits all of them"
     mask = Image.new("L", view.size)
     mask.paste(1, (10, 10, 20, 20))  # the faintest paint is paint
     photo, painted = page.painted(painting(view, Image.new("L", view.size), mask), path)
