@@ -39,6 +39,7 @@ EXTRAS = {
         "packaging>=24.0",
         "peft>=0.18",
         "pytest>=8.0",
+        "pytest-xdist>=3.6",
         "ruff>=0.12",
         "setuptools>=77",
         "torchmetrics>=1.6",

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from pathlib import Path
 
 import pytest
+
+
+# The tests run in as many processes as there are cores (pyproject.toml): more threads in each would only wait for one
+# another. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
