@@ -169,5 +169,10 @@ def check_card(argv: list[str] | None) -> None:
         raise SystemExit(1)
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code, as `glide_cli.exit_code` does."""
+    return exit_code("check_card.py", lambda: check_card(argv))
+
+
 if __name__ == "__main__":
-    sys.exit(exit_code("check_card.py", lambda: check_card(None)))
+    sys.exit(main())
