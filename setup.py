@@ -28,8 +28,8 @@ REQUIRES = [
 ]
 
 EXTRAS = {
-    "train": ["datasets>=4.0", "peft>=0.18"],
-    "eval": ["datasets>=4.0", "matplotlib>=3.9", "torch-fidelity>=0.3", "torchmetrics>=1.6"],
+    "train": ["datasets>=4.0", "peft>=0.18", "pyarrow>=15.0"],
+    "eval": ["datasets>=4.0", "matplotlib>=3.9", "pyarrow>=15.0", "torch-fidelity>=0.3", "torchmetrics>=1.6"],
     "app": ["gradio>=6.31"],
     "test": [
         "datasets>=4.0",

@@ -172,6 +172,7 @@ def test_what_scripts_and_tests_import_is_required():
     known = {*requirements(), *(name for extra in ("train", "eval", "app", "test") for name in requirements(extra))}
     known |= {"glide_text2im", "guided_diffusion"}  # clones of the original: docs/parity.md
     known |= {"gradio_client", "httpx"}  # gradio brings them
+    known |= {"selenium"}  # the test in a browser asks for it
     scripts = [source for folder in ("conversion", "examples", "tools") for source in (ROOT / folder).rglob("*.py")]
     for source in [*scripts, *(ROOT / "tests").rglob("*.py")]:
         folders = (source.parent, *(ROOT / name for name in ("tests", "examples", "tools", ".")))
