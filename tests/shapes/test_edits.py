@@ -12,7 +12,7 @@ from tiny import tiny_inpaint_pipeline, tiny_pipeline
 import glide_cli
 from glide_cli import run_evaluate_shapes
 from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline
-from glide_pipelines.shapes import Scene, judge, render
+from glide_pipelines.shapes import BACKGROUNDS, Scene, judge, render
 from glide_pipelines.shapes.edit_evaluation import ROWS, edit_figures, edit_table, judge_edits, judge_true_edits
 from glide_pipelines.shapes.edits import judge_edit, sample_edits
 
@@ -156,6 +156,26 @@ def test_without_a_mask(edits):
     assert "mask_image" not in editor.calls[0] and editor.calls[0]["strength"] == 0.5
 
 
+@pytest.mark.parametrize("size", [(128, 128), (96, 200)])
+def test_scenes_of_another_size(edits, size):
+    """In the middle, with their background around them; the middle is judged."""
+
+    class Painter:
+        default_size = (64, 64)
+
+        def __call__(self, prompt, image, mask_image, **call):
+            assert {each.size for each in [*image, *mask_image]} == {size[::-1]}
+            corners = [each.getpixel((0, 0)) for each in image]
+            assert corners == [BACKGROUNDS[edit.scene.background] for edit in edits[: len(image)]]
+            side, after = min(size), [each.copy() for each in image]
+            for each, edit in zip(after, edits, strict=False):
+                each.paste(render(edit.after, side), ((size[1] - side) // 2, (size[0] - side) // 2))
+            return SimpleNamespace(images=after)
+
+    figures = judge_edits(Painter(), edits[:4], seed=0, batch_size=4, masked=True, size=size)
+    assert {row["share"] for row in figures["right"].values()} == {1}
+
+
 def test_the_table(edits):
     true = judge_true_edits(edits, 64)
     half = edit_figures([judged(edit, render((edit.after, edit.scene)[i % 2], 64)) for i, edit in enumerate(edits)])
@@ -209,6 +229,13 @@ def test_the_script_measures_both_modes_of_inpainting(run, tmp_path):
     assert results["settings"]["task"] == "inpaint" and results["settings"]["guidance_scale"] is None
     assert list(results["columns"]) == ["fine-tuned"]
     assert results["columns"]["fine-tuned"]["guidance_scale"] == 5.0
+
+
+def test_the_script_measures_editing_by_size(run, tmp_path):
+    code, out, _ = run("inpaint", "--sizes", 64, "48x100", model="inpaint")
+    assert code == 0 and columns(out) == ["fine-tuned, 48 x 100", "fine-tuned, 64 x 64"]
+    assert row(out, "every pixel outside the mask as before") == ["100.0 (43.9 to 100.0)"] * 3
+    assert run("inpaint", "--sizes", 64, "--resume", "--working-size", "image", model="inpaint")[0] == 2
 
 
 def test_the_script_measures_sdedit_over_strength_and_resumes(run, tmp_path, monkeypatch):
@@ -280,6 +307,9 @@ def test_an_edit_is_measured_on_256_scenes():
         ("inpaint", ("--strength", 0.5), "--strength is for --task img2img"),
         ("img2img", ("--num-resample", 2), "--num-resample is for --task inpaint"),
         ("inpaint", ("--guidance-scale", 1, 2), "--guidance-scale: --task inpaint takes one, got 2"),
+        ("text-to-image", ("--sizes", 256), "--sizes is for --task inpaint or img2img"),
+        ("inpaint", ("--sizes", "64x64x64"), "--sizes: must be 32 to 2048 pixels, or such a HEIGHTxWIDTH"),
+        ("inpaint", ("--sizes", 16), "--sizes: must be 32 to 2048 pixels"),
         ("img2img", ("--strength", 0), "--strength: must be a number above 0"),
         ("draw", (), "--task"),
     ],
