@@ -102,6 +102,10 @@ def draw(args: argparse.Namespace) -> None:
             # The pipeline checks its arguments before any network runs, and all of them came from the user; so did a
             # model or a number format that leads to no image.
             raise UserError(str(error)) from error
+        except torch.OutOfMemoryError as error:
+            reason = str(error).split(". ")[0]
+            less = "generate fewer images at a time, or with --dtype bfloat16, --no-cuda-graphs or --no-upsample"
+            raise UserError(f"{reason}: {less}") from error
         grid = make_grid(images, job.columns)
         about_the_job = {
             "prompt": job.prompts,

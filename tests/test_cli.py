@@ -522,3 +522,13 @@ def test_a_mistake_of_ours_keeps_its_traceback(glide, model, tmp_path, monkeypat
     monkeypatch.setattr(GLIDEPipeline, "__call__", broken)
     with pytest.raises(TypeError, match="ours"):
         glide(PROMPT, "-o", tmp_path / "x.png", "--model", model, *QUICK)
+
+
+def test_out_of_memory_is_an_error_that_says_what_needs_less(glide, model, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nGPU 0 has 3 GiB.")
+
+    monkeypatch.setattr(glide_pipelines.GLIDEUNet2DConditionModel, "forward", fail)
+    code, _, err = glide(PROMPT, "-o", tmp_path / "image.png", "--model", model, "--device", "cpu")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("glide: error: CUDA out of memory: generate fewer images at a time")
