@@ -166,7 +166,7 @@ def sketched(painting: dict[str, Any] | None) -> Image.Image:
     Raises:
         UserError: if there is none.
     """
-    if painting is None or painting["composite"] is None or painting["composite"].getchannel("A").getbbox() is None:
+    if painting is None or painting["composite"] is None or painting["composite"].convert("RGB").getcolors(1):
         raise UserError("There is no sketch: paint one, or drop a file.")
     return painting["composite"]
 
@@ -291,13 +291,17 @@ def add_editor(task: str) -> gr.ImageEditor:
     """Where a photo is painted over, or a sketch is painted."""
     edits = task == "Edit"
     editor = gr.ImageEditor(
+        # On an empty canvas gradio would ask for the brush first.
+        None if edits else Image.new("RGB", (VIEW_SIZE, VIEW_SIZE), "white"),
         label="Paint over what shall be repainted" if edits else "Paint a sketch",
         type="pil",
         format="png",  # without loss: what is not painted over stays as it is
         sources=(),  # a canvas would send a photo back as a bitmap, twice: a file goes up as it is
         transforms=(),
         layers=False,
-        brush=gr.Brush(VIEW_SIZE // 16 if edits else 20, colors=[PAINT] if edits else INK, color_mode="fixed"),
+        brush=gr.Brush(
+            VIEW_SIZE // 16 if edits else VIEW_SIZE // 32, colors=[PAINT] if edits else INK, color_mode="fixed"
+        ),
         canvas_size=(512, 512),
         buttons=[],
         height=360,

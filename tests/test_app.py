@@ -341,7 +341,7 @@ def test_nothing_to_edit(page, given):
 
 
 def test_no_sketch(page):
-    empty = Image.new("RGBA", (512, 512))
+    empty = Image.new("RGBA", (800, 800), "white")
     for given in (None, {"background": None, "layers": [], "composite": empty}):
         with pytest.raises(UserError, match="There is no sketch"):
             page.sketched(given)

@@ -32,7 +32,7 @@ def served(tmp_path_factory):
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
     args = command_parser("app").parse_args(["--device", "cpu", "--super-res-steps", "4"])
     studio = page.load_studio(args)
-    app = page.build_page(studio, steps=4, super_res_steps=4)
+    app = page.build_page(studio, steps=12, super_res_steps=4)
     yield page.start(app, "127.0.0.1"), studio
     app.close()
     del os.environ["GRADIO_TEMP_DIR"]
@@ -198,13 +198,11 @@ def test_a_photo_is_edited_at_its_own_size(visit, tmp_path):
     visitor.tab("Edit")
     visitor.upload(tmp_path / "holiday.jpg")
     visitor.wait(".file-preview, .file-preview-holder", "holiday")
-    time.sleep(5)
+    time.sleep(10)
     visitor.paint()
     visitor.screenshot("painted")
     visitor.ask("a green star")
-    visitor.wait(".live img")
-    image = visitor.wait(".results img")
-    assert visitor.natural_size(image) == [1600, 1200]
+    assert visitor.natural_size(visitor.wait(".results img")) == [1600, 1200]
 
 
 def test_the_prompt_travels_with_the_image(visit):
