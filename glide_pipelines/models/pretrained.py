@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention, CLIPPreTrainedModel
@@ -14,7 +14,7 @@ class Float32Mixin(CheckedLoading):
     """Loads a transformers model as diffusers loads its own: in float32, unless asked otherwise."""
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
         """Load as any model of transformers, but in float32 unless `dtype` asks otherwise, and checked, see
         [`CheckedLoading`].
 

@@ -25,6 +25,8 @@ from ..sampling import SchedulerRun, Stage
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# Of images, and of pixels on a side: torch counts elements in 64 bits.
+MAX_INT = 2**20
 # What attention layers pass to their processors anyway.
 _ATTENTION_INPUTS = {
     "self",
@@ -83,18 +85,21 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
     """`value` must be a finite number between `low` and `high`."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be a number, got {_describe(value)}.")
-    if not -sys.float_info.max <= value <= sys.float_info.max:
+    magnitude: Any = abs(value)  # whole numbers may be too large for `math.isfinite`
+    if not magnitude <= sys.float_info.max:
         raise ValueError(f"`{name}` must be finite, got {value}.")
     if not low <= float(value) <= high:
         raise ValueError(f"`{name}` must lie between {low} and {high}, got {value}.")
 
 
 def check_positive_int(name: str, value: Any) -> None:
-    """`value` must be an integer of 1 or more."""
+    """`value` must be an integer from 1 to `MAX_INT`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"`{name}` must be an integer, got {_describe(value)}.")
     if value < 1:
         raise ValueError(f"`{name}` must be 1 or more, got {value}.")
+    if int(value) > MAX_INT:
+        raise ValueError(f"`{name}` must be {MAX_INT} or less, got {value}.")
 
 
 def check_multiple(name: str, value: Any, multiple: int) -> None:

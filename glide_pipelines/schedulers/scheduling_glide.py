@@ -55,6 +55,7 @@ class GLIDEScheduler(DDPMScheduler):
     """
 
     betas: torch.Tensor
+    alphas_cumprod: torch.Tensor
     train_process: GaussianDiffusion
     custom_timesteps: bool
 

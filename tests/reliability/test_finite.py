@@ -58,6 +58,11 @@ def test_embeddings_out_of_range(pipe):
         pipe(**tiny_call(**embeds))
 
 
+def test_whole_numbers_are_scales_too(pipe):
+    """Beyond 64 bits torch takes no whole numbers."""
+    assert np.isfinite(pipe(**tiny_call(guidance_scale=-(2**70))).images).all()
+
+
 def test_the_upsampler_alone():
     pipe = GLIDESuperResolutionPipeline.from_pipe(tiny_pipeline())
     call = {"image": np.zeros((8, 8, 3)), "num_inference_steps": 2, "callback_on_step_end": spoil(1)}
@@ -105,6 +110,9 @@ def unrunnable():
         ({"guider": MagnitudeAwareGuidance()}, "`guider` MagnitudeAwareGuidance fails at step 1"),
         ({"cross_attention_kwargs": {"gligen": 5}}, "`cross_attention_kwargs` may hold scale, got gligen"),
         ({"cross_attention_kwargs": {"attn": 5}}, "`cross_attention_kwargs` may hold scale, got attn"),
+        ({"num_images_per_prompt": 2**70}, "`num_images_per_prompt` must be 1048576 or less"),
+        ({"height": 2**70}, "`height` must be 1048576 or less"),
+        ({"guidance_scale": 2**2000}, "`guidance_scale` must be finite"),
         ({"prompt": "a \ud800 circle"}, r"`prompt` must be Unicode text, but has '\\ud800'.* at position 2"),
         ({"negative_prompt": ["\udfff"]}, "`negative_prompt` must be Unicode text"),
         ({"clip_prompt": "\ud800"}, "`clip_prompt` must be Unicode text"),
