@@ -267,9 +267,7 @@ class GLIDESuperResolutionPipeline(GLIDESingleFileMixin, GLIDELoraLoaderMixin, G
             enlarged = self._enlarge(call, low_res, padded_size, latents, unet=unet)
             return self._finish(call, enlarged[..., :height, :width])
 
-    def _tiled(
-        self, length: int, tile_size: int | None, tile_overlap: int | None
-    ) -> TiledUNet | None:
+    def _tiled(self, length: int, tile_size: int | None, tile_overlap: int | None) -> TiledUNet | None:
         """The network in tiles; None where the image fits one tile."""
         tile_size = max(self.default_size) if tile_size is None else tile_size
         step = self.super_res_unet.size_multiple
