@@ -308,13 +308,12 @@ def compare(
     def note(row: str, name: str, value: float) -> None:
         seconds.setdefault(row, {}).setdefault(name, []).append(value)
 
-    if whole_image:
-        for name, parts in contestants.items():
-            note("the first image", name, seconds_of(clock, parts.image, steps, super_res_steps))
-    for _ in range(repeats):
+    for turn in range(repeats):
         for name, parts in contestants.items():
             if pipe.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(pipe.device)
+            if whole_image and turn == 0:
+                note("the first image", name, seconds_of(clock, parts.image, steps, super_res_steps))
             note("text encoding", name, seconds_of(clock, parts.texts))
             timed = Stopwatch(clock)
             parts.image(2, 2, timed.tick)
@@ -323,6 +322,7 @@ def compare(
             if whole_image:
                 note(image, name, seconds_of(clock, parts.image, steps, super_res_steps))
             if pipe.device.type == "cuda":
+                # A graph takes its memory in the first turn, when it is captured.
                 others = sum(other.num_bytes() for other in contestants.values() if other is not parts)
                 memory[name] = max(memory.get(name, 0), torch.cuda.max_memory_allocated(pipe.device) - others)
     rows = {row: {name: statistics.median(values) for name, values in by.items()} for row, by in seconds.items()}
