@@ -16,8 +16,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 
-from glide_pipelines import GLIDEPipeline
-from glide_pipelines.checkpoints import pretrained_checkpoint
+from glide_pipelines import GLIDEPipeline, pretrained_checkpoint
 
 from .errors import UserError
 from .options import SCHEDULERS

@@ -4,14 +4,15 @@ Importing this package makes its classes known to diffusers, so that `DiffusionP
 folders and Hub repositories too.
 """
 
+import importlib
 import sys
 
 import diffusers
 import diffusers.loaders.peft
-import diffusers.pipelines.auto_pipeline
 from transformers import AutoConfig, AutoModel
+from transformers.utils import logging as transformers_logging
 
-from .checkpoints import shapes_checkpoint
+from .checkpoints import pretrained_checkpoint, shapes_checkpoint
 from .conversion import load_network, load_pipeline
 from .models import (
     GLIDETextConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "NoisedCLIPConfig",
     "NoisedCLIPModel",
     "__version__",
+    "pretrained_checkpoint",
     "shapes_checkpoint",
 ]
 
@@ -72,7 +74,13 @@ def _register_with_diffusers() -> None:
 
 def _register_with_auto_pipelines() -> None:
     """Let `AutoPipelineForText2Image`, `...ForImage2Image` and `...ForInpainting` choose among our pipelines."""
-    auto = diffusers.pipelines.auto_pipeline
+    # This imports every pipeline of diffusers, and transformers warns of packages that only others need.
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        auto = importlib.import_module("diffusers.pipelines.auto_pipeline")
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     auto.AUTO_TEXT2IMAGE_PIPELINES_MAPPING |= {"glide": GLIDEPipeline, "glide-clip": CLIPGuidedPipeline}
     auto.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING |= {
         "glide": GLIDEImg2ImgPipeline,
