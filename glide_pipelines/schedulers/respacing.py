@@ -68,9 +68,10 @@ def check_timesteps(timesteps: Sequence[int] | torch.Tensor, num_train_timesteps
     Raises:
         ValueError: otherwise.
     """
-    if not hasattr(timesteps, "__iter__"):
-        raise ValueError(f"`timesteps` must be a respacing string or a list of integers, got {timesteps!r}.")
-    kept = timesteps.tolist() if hasattr(timesteps, "tolist") else list(timesteps)
+    try:
+        kept = list(timesteps.tolist() if hasattr(timesteps, "tolist") else timesteps)
+    except (TypeError, RuntimeError):  # a tensor without values, or of no dimension
+        raise ValueError(f"`timesteps` must be a respacing string or a list of integers, got {timesteps!r}.") from None
     if any(isinstance(timestep, bool) or not isinstance(timestep, Integral) for timestep in kept):
         raise ValueError(f"`timesteps` must be integers, got {kept}.")
     if not kept or any(later >= earlier for earlier, later in itertools.pairwise(kept)):

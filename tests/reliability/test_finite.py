@@ -111,6 +111,8 @@ def unrunnable():
         ({"cross_attention_kwargs": {"gligen": 5}}, "`cross_attention_kwargs` may hold scale, got gligen"),
         ({"cross_attention_kwargs": {"attn": 5}}, "`cross_attention_kwargs` may hold scale, got attn"),
         ({"num_images_per_prompt": 2**70}, "`num_images_per_prompt` must be 1048576 or less"),
+        ({"timesteps": torch.tensor(5)}, "`timesteps` must be a respacing string or a list of integers"),
+        ({"timesteps": torch.ones(2, device="meta")}, "`timesteps` must be a respacing string or a list of integers"),
         ({"height": 2**70}, "`height` must be 1048576 or less"),
         ({"guidance_scale": 2**2000}, "`guidance_scale` must be finite"),
         ({"prompt": "a \ud800 circle"}, r"`prompt` must be Unicode text, but has '\\ud800'.* at position 2"),
