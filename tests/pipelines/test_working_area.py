@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from editing import MASK, PICTURE, inputs_of, picture, quiet
+from editing import MASK, PICTURE, inputs_of, picture, quiet, refused
 from PIL import Image
 from tiny import tiny_call, tiny_clip_pipeline, tiny_inpaint_pipeline, tiny_pipeline
 
@@ -192,3 +192,30 @@ def test_long_batches_in_parts_give_the_same_images(index, one_generator):
         sizes.append(max(len(inputs["sample"]) for each in seen for inputs in each))
     np.testing.assert_allclose(*results, atol=1e-3)
     assert sizes == [10 if "unet" in unets else 5, 2]
+
+
+# -- files that are not what they seem --------------------------------------------------------------------------------
+
+
+def test_a_file_that_unpacks_to_far_more_is_refused(monkeypatch):
+    """PIL tells some of them only when they are read."""
+
+    def too_large(image, *args, **kwargs):
+        raise Image.DecompressionBombError("Image size exceeds limit")
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", too_large)
+    pipe = tiny_inpaint_pipeline()
+    with refused(pipe, ValueError, "`image` cannot be read: Image size exceeds limit"):
+        paint(pipe, PICTURE, MASK)
+
+
+def test_a_photo_from_a_camera_is_edited_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(90, 160).save(tmp_path / "photo.jpg", exif=exif)
+    upright = Image.open(tmp_path / "photo.jpg").transpose(Image.Transpose.ROTATE_270)
+    mask = mask_of(160, 90, (20, 30, 70, 90))
+    (result,) = paint(tiny_inpaint_pipeline(), Image.open(tmp_path / "photo.jpg"), mask)
+    hole = np.asarray(mask) > 0
+    assert result.size == (90, 160)
+    np.testing.assert_array_equal(np.asarray(result)[~hole], np.asarray(upright)[~hole])
