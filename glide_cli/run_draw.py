@@ -98,7 +98,7 @@ def draw(args: argparse.Namespace) -> None:
                 generator=[torch.Generator().manual_seed(seed) for seed in job.seeds],
                 **call,
             ).images
-        except (ValueError, TypeError, FloatingPointError) as error:
+        except (ValueError, FloatingPointError) as error:
             # The pipeline checks its arguments before any network runs, and all of them came from the user; so did a
             # model or a number format that leads to no image.
             raise UserError(str(error)) from error

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_ddpm_parallel import DDPMParallelScheduler
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
@@ -92,6 +93,10 @@ class SchedulerRun:
             self.process = self.scheduler.process
         else:
             self.process = self._interpolated_process()
+            if isinstance(self.scheduler, EulerAncestralDiscreteScheduler):
+                # In float32 its steps take the root of a difference that rounding makes negative where few steps
+                # cross the noisy end of the cosine schedule.
+                self.scheduler.sigmas = self.scheduler.sigmas.double()
             # The denoiser has clipped x_0 by then; a gradient may have moved it since, and is not to be undone.
             own = {name for name in ("clip_sample", "thresholding") if self.scheduler.config.get(name, False)}
             self.scheduler.register_to_config(**dict.fromkeys(own, False))

@@ -83,6 +83,9 @@ class GLIDEScheduler(DDPMScheduler):
             raise ValueError(f"`prediction_type` must be 'epsilon' (GLIDE predicts noise), got {prediction_type!r}.")
         if not (variance_type is None or isinstance(variance_type, str)) or variance_type not in VARIANCE_TYPES:
             raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, got {variance_type!r}.")
+        for name, flag in (("clip_sample", clip_sample), ("thresholding", thresholding)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"`{name}` must be True or False, got {flag!r}.")
         check_num_train_timesteps(num_train_timesteps)
         numbers = {
             "beta_start": beta_start,

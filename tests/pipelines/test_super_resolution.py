@@ -220,7 +220,7 @@ def test_bad_input_to_enlarging(enlarger):
         ({"image": [picture(8, 8)] * 2}, "`image` must be one image, as there is one prompt, got 2"),
         (
             {"image": [picture(8, 8), picture(8, 9)], "prompt": ["a", "b"]},
-            r"`image` holds pictures of different sizes \(8 x 8, 8 x 9\); enlarge one size at a time\.",
+            r"`image` holds images of different sizes \(8 x 8, 8 x 9\); enlarge one size at a time\.",
         ),
         ({"super_res_latents": torch.zeros(1, 3, 8, 8)}, r"`super_res_latents` must have the shape \[1, 3, 32, 32\]"),
         ({"tile_size": 31}, "`tile_size` must be a multiple of 2"),

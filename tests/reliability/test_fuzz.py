@@ -250,7 +250,7 @@ def call_scheduler(cls, data):
     step = arguments(
         data,
         {"model_output": torch.ones(1, 6, 8, 8), "timestep": scheduler.timesteps[0], "sample": torch.ones(1, 3, 8, 8)},
-        {"timestep": timesteps, "cond_grad": st.just(torch.ones(1, 3, 8, 8)), "return_dict": st.booleans()}
+        {"timestep": timesteps, "cond_grad": st.just(torch.ones(1, 3, 8, 8))}
         | ({"eta": st.floats(0, 1)} if cls is GLIDEDDIMScheduler else {}),
     )
     output = promise(lambda: scheduler.step(**step), [*step, *config, "variance_type"])
