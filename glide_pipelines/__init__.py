@@ -6,6 +6,7 @@ folders and Hub repositories too.
 
 import importlib
 import sys
+from typing import Any
 
 import diffusers
 import diffusers.loaders.peft
@@ -78,7 +79,7 @@ def _register_with_auto_pipelines() -> None:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        auto = importlib.import_module("diffusers.pipelines.auto_pipeline")
+        auto: Any = importlib.import_module("diffusers.pipelines.auto_pipeline")
     finally:
         transformers_logging.set_verbosity(verbosity)
     auto.AUTO_TEXT2IMAGE_PIPELINES_MAPPING |= {"glide": GLIDEPipeline, "glide-clip": CLIPGuidedPipeline}
