@@ -51,7 +51,7 @@ class Call:
         guider: In place of classifier-free guidance; a copy, since guiders keep state.
         cross_attention_kwargs: Passed to the UNet of the first stage.
         max_batch_size: The UNets take at most so many inputs at a time.
-        output_type: `"pil"`, `"np"` or `"pt"`.
+        output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
         return_dict: False gives a tuple.
         callback, callback_inputs: Called after each step, with these tensors.
         prompt_embeds, negative_prompt_embeds, super_res_prompt_embeds: Set once the prompts are encoded.
