@@ -143,6 +143,7 @@ def add_run_options(parser: Parser) -> None:
     add("--resume_from_checkpoint", help='"latest", or a checkpoint')
     add("--report_to", help="tensorboard, wandb or another of accelerate's trackers, beside OUTPUT_DIR/log.jsonl")
     add("--logging_steps", type=int, default=50, help="steps that a line of the log covers (default: %(default)s)")
+    add("--skip_bad_images", type=int, default=0, help="go on past up to so many unreadable images (default: none)")
     add("--dataloader_num_workers", type=int, default=0, help="processes that load images (default: %(default)s)")
 
 
@@ -217,12 +218,12 @@ class TrainingData:
             return cls(args, None)
         if args.train_data_dir is not None and not Path(args.train_data_dir).is_dir():
             raise ValueError(f"`train_data_dir` must be a folder, got {args.train_data_dir!r}.")
-        from glide_pipelines.datasets import check_captions, load_captioned_rows
+        from glide_pipelines.datasets import check_captions, image_names, load_captioned_rows
 
         rows = load_captioned_rows(
             args.dataset_name, args.train_data_dir, args.image_column, args.caption_column, "train"
         )
-        check_captions(rows[args.caption_column][:], args.caption_column)
+        check_captions(rows[args.caption_column][:], args.caption_column, image_names(rows, args.image_column))
         return cls(args, rows)
 
     @property
@@ -253,7 +254,8 @@ class TrainingData:
 
         columns = {"image_column": args.image_column, "caption_column": args.caption_column}
         crops = {"center_crop": args.center_crop, "random_flip": args.random_flip}
-        return DatasetSource(self.rows, resolution, args.seed, **columns, **crops)
+        skip = args.skip_bad_images
+        return DatasetSource(self.rows, resolution, args.seed, **columns, **crops, skip_bad_images=skip)
 
     def new_tokenizer(self, accelerator: Accelerator, context: int) -> PreTrainedTokenizerBase:
         """The tokenizer of `OUTPUT_DIR/tokenizer`, which is trained on the captions unless it is there already.
@@ -332,7 +334,14 @@ def save_dtype(args: argparse.Namespace) -> torch.dtype:
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
     """The `Accelerator` of the options of [`add_run_options`], with its tracker started."""
     from accelerate import Accelerator
+    from accelerate.tracking import get_available_trackers
 
+    available = sorted(str(tracker) for tracker in get_available_trackers())
+    if args.report_to is not None and args.report_to not in (*available, "all"):
+        raise ValueError(
+            f"`report_to` must be a tracker that is installed ({', '.join(available) or 'there is none'}), "
+            f"got {args.report_to!r}."
+        )
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,

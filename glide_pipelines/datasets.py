@@ -1,23 +1,40 @@
-"""Captioned images of a `datasets` dataset, for training and evaluation."""
+"""Captioned images, of a folder or a `datasets` dataset, for training and evaluation."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from .images import load_images
 
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow
+
+
+logger = logging.getLogger(__name__)
+_SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 
 
 def load_captioned_rows(
     dataset_name: str | None, data_dir: str | None, image_column: str, caption_column: str, split: str | None = None
 ) -> datasets.Dataset:
-    """The rows of a captioned `datasets` dataset.
+    """The rows of a captioned dataset.
 
     Args:
         dataset_name (`str`, *optional*): A dataset on the Hub.
-        data_dir (`str`, *optional*): A folder of images with a `metadata.jsonl`, in place of `dataset_name`.
+        data_dir (`str`, *optional*): A folder, in place of `dataset_name`: of images with a `metadata.jsonl` or `.csv`
+            that names them (`file_name`), or with `name.txt` beside `name.png`; of parquet files; of tar shards in
+            webdataset's layout; or what `save_to_disk` wrote. Folders `train`, `test` and `validation` in it are
+            splits.
         image_column, caption_column (`str`): Columns that it must have.
         split (`str`, *optional*): Which part of it; by default the only one there is.
 
@@ -26,7 +43,7 @@ def load_captioned_rows(
 
     Raises:
         ImportError: if `datasets` is not installed.
-        ValueError: if there is no such split or column, or no row.
+        ValueError: if there is no such split, file or column, or no row.
     """
     try:
         from datasets import load_dataset
@@ -35,13 +52,221 @@ def load_captioned_rows(
             "A dataset of images needs the extra `train` (in a clone: `pip install -e '.[train]'`)."
         ) from error
 
-    rows = load_dataset("imagefolder" if dataset_name is None else dataset_name, data_dir=data_dir, split=split)
-    if split is None:  # all of them, by name
-        if len(rows) > 1:
-            raise ValueError(f"`split` must be one of {', '.join(rows)}, got None.")
-        rows = next(iter(rows.values()))
+    parts: Any
+    if data_dir is None:
+        parts = load_dataset(dataset_name)
+    else:
+        parts = _read_folder(Path(data_dir), image_column, caption_column)
+        if not parts:
+            parts = load_dataset("imagefolder", data_dir=data_dir)
+            if all(caption_column not in rows.column_names for rows in parts.values()):
+                held = sorted(entry.name for entry in Path(data_dir).iterdir())
+                raise ValueError(
+                    f"`caption_column` {caption_column!r} is in no file of {data_dir}: it must hold a metadata.jsonl "
+                    f"or metadata.csv, or a name.txt beside each name.png; there are {first_few(held)}."
+                )
+    if split is None and len(parts) == 1:
+        split = next(iter(parts))
+    if split not in parts:
+        raise ValueError(f"`split` must be one of {', '.join(map(str, parts))}, got {split!r}.")
+    rows = parts[split]
     check_rows(rows, image_column, caption_column)
     return rows
+
+
+def _read_folder(folder: Path, image_column: str, caption_column: str) -> dict[str, datasets.Dataset]:
+    """The splits of a folder, whose images are not opened. Empty if it is none of the layouts known here.
+
+    (`datasets` walks an image folder once for each of its 66 patterns.)
+    """
+    import datasets
+
+    if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():  # by save_to_disk
+        saved = datasets.load_from_disk(str(folder))
+        return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    own = _read_part(folder, caption_column)
+    below = {
+        entry.name: part
+        for entry in sorted(folder.iterdir())
+        if entry.name in _SPLITS and entry.is_dir() and (part := _read_part(entry, caption_column)) is not None
+    }
+    if own is not None and not any((folder / name).is_dir() for name in _SPLITS):
+        return {"train": own}
+    if below and own is None:
+        return {_SPLITS[name]: part for name, part in below.items()}
+    if own is not None:
+        return {}  # metadata above several splits
+    for ending, builder in ((".parquet", "parquet"), (".tar", "webdataset")):
+        files: dict[str, list[str]] = {}
+        for path in sorted([*folder.glob(f"*{ending}"), *folder.glob(f"*/*{ending}")]):
+            word = path.name.removesuffix(ending).replace("_", "-").split("-")[0]
+            name = word if word in _SPLITS else path.parent.name if path.parent != folder else "train"
+            files.setdefault(_SPLITS.get(name, "train"), []).append(str(path))
+        if files:
+            parts = dict(datasets.load_dataset(builder, data_files=files))
+            return (
+                parts
+                if builder == "parquet"
+                else {name: _webdataset_columns(rows, image_column, caption_column) for name, rows in parts.items()}
+            )
+    return {}
+
+
+def _webdataset_columns(rows: datasets.Dataset, image_column: str, caption_column: str) -> datasets.Dataset:
+    """The members of tar shards, `png`, `jpg`, `txt` and so on, under the names of the columns."""
+    import datasets
+
+    images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    if len(images) == 1 and image_column not in rows.column_names:
+        rows = rows.rename_column(images[0], image_column)
+    if "txt" in rows.column_names and caption_column not in rows.column_names:
+        rows = rows.rename_column("txt", caption_column)
+    return rows
+
+
+def _read_part(folder: Path, caption_column: str) -> datasets.Dataset | None:
+    """The images that a metadata file or text files beside them caption, by their paths; None without captions."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = _read_metadata(folder, caption_column)
+    if table is None:
+        table = _read_sidecars(folder, caption_column)
+    if table is None or "image" in table.column_names:
+        return None
+    names = table["file_name"]
+    _check_names(folder, names.to_pylist())
+    paths = pc.binary_join_element_wise(f"{folder}{os.sep}", names, "")
+    table = table.drop_columns(["file_name"]).append_column("image", paths)
+    # Without a fingerprint `datasets` would hash the whole table.
+    fingerprint = hashlib.sha256(os.urandom(16)).hexdigest()[:16]
+    rows = datasets.Dataset(datasets.table.InMemoryTable(pa.table(table)), fingerprint=fingerprint)
+    return rows.cast_column("image", datasets.Image())
+
+
+def _read_metadata(folder: Path, caption_column: str) -> pyarrow.Table | None:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.json
+
+    jsonl, csv = folder / "metadata.jsonl", folder / "metadata.csv"
+    path = jsonl if jsonl.is_file() else csv
+    if not path.is_file():
+        return None
+    try:
+        if path == jsonl:
+            block = pyarrow.json.ReadOptions(block_size=16 << 20)
+            table = pyarrow.json.read_json(path, read_options=block)
+        else:
+            strings = pyarrow.csv.ConvertOptions(
+                column_types={name: pa.string() for name in ("file_name", caption_column)}
+            )
+            quoted = pyarrow.csv.ParseOptions(newlines_in_values=True)
+            table = pyarrow.csv.read_csv(path, convert_options=strings, parse_options=quoted)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if "file_name" not in table.column_names:
+        return None
+    if table["file_name"].null_count or not pa.types.is_string(table["file_name"].type):
+        raise ValueError(f"{path} must name a file in each row, as `file_name`.")
+    return table
+
+
+def _read_sidecars(folder: Path, caption_column: str) -> pyarrow.Table | None:
+    import pyarrow as pa
+
+    endings = Image.registered_extensions()
+    entries = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    texts = {name.removesuffix(".txt") for name in entries if name.endswith(".txt")}
+    if not texts:
+        return None
+    images = [name for name in entries if os.path.splitext(name)[1].lower() in endings]
+    named = [name for name in images if os.path.splitext(name)[0] in texts]
+    if not named:
+        return None
+    if len(named) < len(images):
+        missing = sorted(set(images) - set(named))
+        raise ValueError(
+            f"{folder} must hold a .txt beside every image, got none for {len(missing)}: {first_few(missing)}."
+        )
+    captions = []
+    for name in named:
+        try:
+            captions.append(
+                (folder / os.path.splitext(name)[0]).with_suffix(".txt").read_text(encoding="utf-8").strip()
+            )
+        except UnicodeDecodeError as error:
+            raise ValueError(f"The caption of {folder / name} is not UTF-8: {error}") from error
+    return pa.table({"file_name": named, caption_column: captions})
+
+
+def _check_names(folder: Path, names: list[str]) -> None:
+    """Refuse names of files that are not there; warn of images that no row names."""
+    listed: dict[str, set[str]] = {}
+    for name in names:
+        parent, _, file = name.rpartition("/")
+        listed.setdefault(parent, set()).add(file)
+    for parent, files in listed.items():
+        place = folder / parent
+        there = set(os.listdir(place)) if place.is_dir() else set()
+        if missing := sorted(files - there):
+            row = names.index(f"{parent}/{missing[0]}" if parent else missing[0])
+            raise ValueError(
+                f"The metadata of {folder} names {len(missing)} files that are not there: {first_few(missing)}; the "
+                f"first is in row {row}."
+            )
+        endings = Image.registered_extensions()
+        if more := sorted(name for name in there - files if os.path.splitext(name)[1].lower() in endings):
+            logger.warning(f"{len(more)} images of {place} are in no row of its metadata: {first_few(more)}.")
+
+
+def undecoded(rows: datasets.Dataset, image_column: str) -> datasets.Dataset:
+    """The same rows, with images as they are stored: see [`open_image`]."""
+    import datasets
+
+    if isinstance(rows.features[image_column], datasets.Image):
+        return rows.cast_column(image_column, datasets.Image(decode=False))
+    return rows
+
+
+def image_names(rows: datasets.Dataset, image_column: str) -> list[str]:
+    """The name of each row's file, without its folder; empty where there is none. No image is read."""
+    flat = undecoded(rows.select_columns([image_column]), image_column).flatten()
+    column = next((name for name in (f"{image_column}.path", image_column) if name in flat.column_names), None)
+    if column is None or flat.features[column].dtype not in ("string", "large_string"):
+        return [""] * len(rows)
+    return [os.path.basename(path or "") for path in flat[column][:]]
+
+
+def open_image(value: object) -> Image.Image:
+    """The image of a row, as 8-bit RGB.
+
+    Args:
+        value: An image, a file's path, its bytes, or a `dict` of `bytes` and `path`.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    if isinstance(value, dict):
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if not isinstance(value, bytes | str | Image.Image):
+        raise ValueError(f"it must be an image, a path or the bytes of a file, got {type(value).__name__}.")
+    try:
+        if not isinstance(value, Image.Image):
+            value = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+        [image] = load_images("image", value)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error).removeprefix("`image` cannot be read: ")) from error
+    return image
+
+
+def dataset_fingerprint(names: Sequence[str], captions: Sequence[object], columns: Sequence[str]) -> dict[str, Any]:
+    """What tells a dataset from another: the number of rows, the columns, and a hash of file names and captions."""
+    digest = hashlib.sha256()
+    for name, value in zip(names, captions, strict=True):
+        digest.update(repr((name, value)).encode("utf-8", "surrogatepass"))
+    return {"rows": len(names), "columns": sorted(columns), "names and captions": digest.hexdigest()[:16]}
 
 
 def check_rows(rows: datasets.Dataset, image_column: str, caption_column: str) -> None:
@@ -63,21 +288,23 @@ def captions_of(value: object) -> list[str]:
     return [caption for caption in values if isinstance(caption, str)]
 
 
-def check_captions(values: Sequence[object], caption_column: str) -> None:
+def check_captions(values: Sequence[object], caption_column: str, names: Sequence[str] | None = None) -> None:
     """Refuse a dataset in which rows have no caption: a null, an empty list, or no text.
 
     Args:
         values (`Sequence`): The caption column, one value for each row.
         caption_column (`str`): Its name.
+        names (`Sequence[str]`, *optional*): Of the rows' images, for the error.
 
     Raises:
         ValueError: naming the column and the first such rows.
     """
     missing = [index for index, value in enumerate(values) if not captions_of(value)]
     if missing:
+        rows = [f"{index} ({names[index]})" if names and names[index] else str(index) for index in missing[:6]]
         raise ValueError(
             f"`caption_column` {caption_column!r} must hold a caption for every image, got none in "
-            f"{len(missing)} of {len(values)} rows: {first_few(missing)}."
+            f"{len(missing)} of {len(values)} rows: {first_few(rows)}."
         )
 
 

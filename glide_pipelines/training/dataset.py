@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,6 +61,16 @@ class TextToImageDataset(Dataset[dict[str, torch.Tensor]]):
         self.low_resolution = low_resolution
         self.noise_offset = noise_offset
         self.make_mask = make_mask
+
+    @property
+    def fingerprint(self) -> dict[str, Any] | None:
+        """What tells the source's images and captions from others, if it says so."""
+        return getattr(self.source, "fingerprint", None)
+
+    @property
+    def bad_rows(self) -> dict[str, str]:
+        """What the source skipped so far in this process, and why."""
+        return getattr(self.source, "bad_rows", {})
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """`pixel_values` and `noise` `[3, H, W]`, `timesteps` `[]`, `input_ids` and `attention_mask` `[L]`; for

@@ -51,8 +51,12 @@ class TrainingLog:
         self.finite_steps += finite
         self.rate = rate
 
-    def flush(self, step: int) -> None:
+    def flush(self, step: int, skipped_images: int = 0) -> None:
         """Write a line, unless no step was done since the last one. Every process must call it.
+
+        Args:
+            step (`int`): Steps done.
+            skipped_images (`int`, defaults to 0): Images of the dataset that could not be read so far.
 
         Raises:
             FloatingPointError: if the loss or a gradient was not finite.
@@ -69,6 +73,8 @@ class TrainingLog:
                 line[f"{name}_by_quarter"] = [_rounded(mean) for mean in sums / counts]
         line["grad_norm"] = _rounded(self.grad_norm / self.finite_steps)
         line["learning_rate"] = self.rate
+        if skipped_images:
+            line["skipped_images"] = skipped_images
         line["seconds_per_step"] = _rounded((time.monotonic() - self.started) / steps)
         line["time"] = time.strftime("%Y-%m-%dT%H:%M:%S")
         self.accelerator.log({name: value for name, value in line.items() if isinstance(value, float)}, step=step)

@@ -46,6 +46,13 @@ def new_stage(name: str, tokenizer: PreTrainedTokenizerBase, sizes: dict[str, di
         config = GLIDEUNet2DConditionModel.glide_config(text_hidden_size=width, **sizes["unet"])
     except TypeError as error:
         raise ValueError(f"`sizes` of the UNet: {error}") from error
+    head = config["attention_head_dim"]
+    for channels, kind in zip(config["block_out_channels"], config["down_block_types"], strict=True):
+        if "Attn" in kind and isinstance(head, int) and (head < 1 or channels % head):
+            raise ValueError(
+                f"`sizes` of the UNet: `attention_head_dim` must divide the channels of each level with attention, "
+                f"got {head} for {channels}."
+            )
     unet = GLIDEUNet2DConditionModel(**config)
     unet.zero_output_layers()
     return Stage(name, text_encoder, unet, SCHEDULERS[name](**sizes["scheduler"]))

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from ..datasets import captions_of, check_captions, check_rows
-from ..images import crop_square, load_images
+from ..datasets import (
+    captions_of,
+    check_captions,
+    check_rows,
+    dataset_fingerprint,
+    image_names,
+    open_image,
+    undecoded,
+)
+from ..images import crop_square
 from .randomness import random_stream
 
 
 if TYPE_CHECKING:
     import datasets
+
+logger = logging.getLogger(__name__)
 
 # The number of an example and its generator, to a square RGB image and its caption.
 Source = Callable[[int, np.random.Generator], tuple[Image.Image, str]]
@@ -35,9 +46,12 @@ class DatasetSource:
         center_crop (`bool`, defaults to `False`): Crop the centre; otherwise at random.
         random_flip (`bool`, defaults to `False`): Mirror half of the images. Captions that say left or right become
             wrong.
+        skip_bad_images (`int`, defaults to 0): How many images that cannot be read may be skipped. The next one of the
+            epoch takes the place of each; `bad_rows` holds their names and what is wrong with them.
 
     Raises:
-        ValueError: if a column or a caption is missing, or the dataset is empty.
+        ValueError: if a column or a caption is missing, the dataset is empty, or, when the row is reached, an image
+            cannot be read.
     """
 
     def __init__(
@@ -49,10 +63,16 @@ class DatasetSource:
         caption_column: str = "text",
         center_crop: bool = False,
         random_flip: bool = False,
+        skip_bad_images: int = 0,
     ) -> None:
         check_rows(rows, image_column, caption_column)
-        check_captions(rows[caption_column][:], caption_column)
-        self.rows = rows
+        captions, names = rows[caption_column][:], image_names(rows, image_column)
+        check_captions(captions, caption_column, names)
+        self.fingerprint = dataset_fingerprint(names, captions, rows.column_names)
+        self.rows = undecoded(rows, image_column)
+        self.skip_bad_images = skip_bad_images
+        self.bad_rows: dict[str, str] = {}
+        self._bad_numbers: set[int] = set()
         self.resolution, self.seed = resolution, seed
         self.image_column, self.caption_column = image_column, caption_column
         self.center_crop, self.random_flip = center_crop, random_flip
@@ -63,12 +83,32 @@ class DatasetSource:
         epoch, place = divmod(index, len(self.rows))
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, random_stream(self.seed, epoch, 1).permutation(len(self.rows))
-        number = int(self._order[1][place])
-        row = self.rows[number]
-        [image] = load_images(f"{self.image_column}[{number}]", row[self.image_column])
+        image, row = self._read(self._order[1], place)
         image = crop_square(image, self.resolution, None if self.center_crop else rng)
         if self.random_flip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         captions = captions_of(row[self.caption_column])
         # Only a real choice takes a random number, so that the numbers after it stay the same.
         return image, captions[int(rng.integers(len(captions))) if len(captions) > 1 else 0]
+
+    def _read(self, order: np.ndarray, place: int) -> tuple[Image.Image, dict[str, Any]]:
+        """The image at this place of an epoch, or the next one that can be read, and its row."""
+        for after in range(len(order)):
+            number = int(order[(place + after) % len(order)])
+            if number in self._bad_numbers:
+                continue
+            row = self.rows[number]
+            try:
+                return open_image(row[self.image_column]), row
+            except ValueError as error:
+                value = row[self.image_column]
+                path = value.get("path") if isinstance(value, dict) else value
+                name = f"row {number}" + (f" ({path})" if isinstance(path, str) else "")
+                problem = f"The image of {name} cannot be read: {error}"
+                if len(self._bad_numbers) >= self.skip_bad_images:
+                    more = f" (`skip_bad_images` is {self.skip_bad_images}.)" if self._bad_numbers else ""
+                    raise ValueError(problem + more) from error
+                logger.warning(f"{problem} It is skipped.")
+                self._bad_numbers.add(number)
+                self.bad_rows[name] = str(error)
+        raise ValueError("No image of the dataset can be read.")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -49,6 +49,7 @@ class TrainingConfig:
         resume_from_checkpoint (`str`, *optional*): `"latest"`, or a checkpoint.
         logging_steps (`int`, defaults to 50): Steps that a line of the log covers.
         dataloader_num_workers (`int`, defaults to 0): Processes that make examples; 0 makes them between the steps.
+        skip_bad_images (`int`, defaults to 0): How many images the dataset may skip, in all processes together.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -72,6 +73,7 @@ class TrainingConfig:
     resume_from_checkpoint: str | None = None
     logging_steps: int = 50
     dataloader_num_workers: int = 0
+    skip_bad_images: int = 0
 
     def __post_init__(self) -> None:
         for name in ("train_batch_size", "gradient_accumulation_steps", "logging_steps"):
@@ -80,6 +82,8 @@ class TrainingConfig:
         for name in ("checkpointing_steps", "checkpointing_minutes", "checkpoints_total_limit"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+        if self.skip_bad_images < 0:
+            raise ValueError(f"`skip_bad_images` must be at least 0, got {self.skip_bad_images}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}.")
         if self.max_grad_norm <= 0:
@@ -214,10 +218,15 @@ def _train(
         mininterval=5,
     )
 
+    def flush() -> None:
+        for found in gather_object([progress.bad_rows]):
+            progress.bad_rows |= found
+        log.flush(progress.step, len(progress.bad_rows))
+
     def save(random: dict[str, Any] | None = None) -> None:
         nonlocal saved_step, saved_time
         if progress.step > saved_step:
-            log.flush(progress.step)
+            flush()
             save_checkpoint(
                 accelerator, config.output_dir, state, vars(progress), config.checkpoints_total_limit, random
             )
@@ -230,6 +239,9 @@ def _train(
         batches = iter(loader)
         while progress.step < config.max_train_steps:
             micro_batches, error = _next_step(batches, config.gradient_accumulation_steps, progress.bad_rows)
+            if error is None and len(progress.bad_rows) > config.skip_bad_images:
+                names = ", ".join(progress.bad_rows)
+                error = ValueError(f"`skip_bad_images` is {config.skip_bad_images}, but there are more: {names}.")
             elapsed = (time.monotonic() - saved_time) / 60
             late = config.checkpointing_minutes is not None and elapsed >= config.checkpointing_minutes
             # One process may receive the signal, see the time pass, or fail, before the others.
@@ -266,7 +278,7 @@ def _train(
             progress.examples += global_batch
             bar.update()
             if progress.step % config.logging_steps == 0:
-                log.flush(progress.step)
+                flush()
         save()  # in here, where a signal does not end the process
     ema.copy_to(parameters)
     return progress.step

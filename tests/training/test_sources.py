@@ -78,7 +78,9 @@ def change_row(folder, number, **changes):
 def test_rows_without_a_caption_are_named(image_folder, column, value):
     change_row(image_folder, 2, **{column: value})
     (image_folder / "3.png").write_bytes(b"no image")  # none is opened for this
-    message = rf"`caption_column` '{column}' must hold a caption for every image, got none in 1 of 4 rows: 2\."
+    message = (
+        rf"`caption_column` '{column}' must hold a caption for every image, got none in 1 of 4 rows: 2 \(2\.png\)\."
+    )
     with pytest.raises(ValueError, match=message):
         make_source(image_folder, caption_column=column)
 

@@ -319,6 +319,7 @@ def test_a_tracker_gets_what_the_log_holds(arguments, monkeypatch):
         def log(self, values, step, **_):
             logged.append((step, values))
 
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["test"])
     monkeypatch.setattr(
         accelerate, "Accelerator", lambda **settings: accelerator_class(**settings | {"log_with": Tracker()})
     )
@@ -332,6 +333,8 @@ def test_a_tracker_gets_what_the_log_holds(arguments, monkeypatch):
     [
         (["--push_to_hub"], "`push_to_hub` and `hub_model_id` go together"),
         (["--lr_scheduler", "step"], "`lr_scheduler` must be one of constant, linear, cosine, got 'step'"),
+        (["--report_to", "nosuch"], "`report_to` must be a tracker that is installed"),
+        (["--skip_bad_images", "-1"], "`skip_bad_images` must be at least 0, got -1"),
         (["--resolution", "0"], "`resolution` must be a positive multiple of 2 for this model, got 0"),
         (["--resolution", "15"], "`resolution` must be a positive multiple of 2 for this model, got 15"),
         (["--model_config", "nothing.json"], "`model_config` must be a JSON file, got 'nothing.json'"),
@@ -400,6 +403,13 @@ def test_bad_arguments_of_the_upsampler_are_named(arguments, tmp_path, more, mes
 def test_a_size_of_an_unknown_name_is_named(arguments, tmp_path):
     (tmp_path / "sizes.json").write_text(json.dumps(SMALL | {"unet": SMALL["unet"] | {"widths": [8]}}))
     with pytest.raises(ValueError, match=r"`model_config` .*sizes\.json: `sizes` of the UNet: .*'widths'"):
+        run_training("text-to-image", arguments("base", "--model_config", str(tmp_path / "sizes.json")))
+
+
+def test_a_head_wider_than_its_level_is_named(arguments, tmp_path):
+    sizes = SMALL | {"unet": SMALL["unet"] | {"block_out_channels": [32, 32], "attention_head_dim": 64}}
+    (tmp_path / "sizes.json").write_text(json.dumps(sizes))
+    with pytest.raises(ValueError, match=r"`attention_head_dim` must divide the channels .* got 64 for 32"):
         run_training("text-to-image", arguments("base", "--model_config", str(tmp_path / "sizes.json")))
 
 

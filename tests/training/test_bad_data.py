@@ -1,0 +1,246 @@
+"""What users bring: damaged images, other layouts of a folder, data that changes under a run."""
+
+import io
+import json
+import struct
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_trainer import make_config, read_checkpoint, read_log, run
+from tiny import tiny_tokenizer
+
+from glide_pipelines.datasets import load_captioned_rows
+from glide_pipelines.training import DatasetSource, TextToImageDataset, TimestepWeighting
+
+
+datasets = pytest.importorskip("datasets")
+
+
+def png(colour=0, size=(24, 16)):
+    file = io.BytesIO()
+    Image.effect_noise(size, 40 + colour).convert("RGB").save(file, "PNG")
+    return file.getvalue()
+
+
+def bomb(side=14_000):
+    """A PNG of few bytes that claims 196 megapixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path / "images")
+
+
+def make_folder(folder, count=6):
+    folder.mkdir(parents=True)
+    rows = []
+    for index in range(count):
+        (folder / f"{index}.png").write_bytes(png(index))
+        rows.append({"file_name": f"{index}.png", "text": f"caption {index}"})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def make_source(folder, **options):
+    rows = load_captioned_rows(None, str(folder), "image", "text", split="train")
+    return DatasetSource(rows, 8, seed=0, **options)
+
+
+def make_dataset(folder, **options):
+    return TextToImageDataset(make_source(folder, **options), tiny_tokenizer(), TimestepWeighting(1000), 0)
+
+
+def captions(source, count):
+    return [source(index, np.random.default_rng(0))[1] for index in range(count)]
+
+
+BAD = {"cut": (png()[:200], "truncated"), "bomb": (bomb(), "exceeds limit"), "text": (b"no image", "cannot identify")}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_image_is_named_with_its_row_and_the_steps_before_are_saved(folder, tmp_path, kind):
+    data, reason = BAD[kind]
+    (folder / "3.png").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"The image of row 3 \(.*3\.png\) cannot be read: .*{reason}") as error:
+        run(make_config(tmp_path / "run", train_batch_size=1, max_train_steps=8), dataset=make_dataset(folder))
+    assert len(str(error.value)) < 400
+    [path] = (tmp_path / "run").glob("checkpoint-*")
+    assert read_checkpoint(path)["progress"]["step"] == int(path.name.split("-")[1]) > 0
+
+
+def test_bad_images_are_skipped_on_request_and_counted(folder, tmp_path):
+    (folder / "3.png").write_bytes(BAD["cut"][0])
+    (folder / "5.png").write_bytes(BAD["text"][0])
+    seen = captions(make_source(folder, skip_bad_images=2), 12)
+    assert set(seen) == {"caption 0", "caption 1", "caption 2", "caption 4"}
+    # The replacement is the same whatever was met before, as after a resumption.
+    late = make_source(folder, skip_bad_images=2)
+    assert [late(index, np.random.default_rng(0))[1] for index in reversed(range(12))][::-1] == seen
+    with pytest.raises(ValueError, match=r"cannot be read.*`skip_bad_images` is 1\."):
+        captions(make_source(folder, skip_bad_images=1), 12)
+
+    changes = {"train_batch_size": 2, "max_train_steps": 6, "skip_bad_images": 2}
+    for workers in (0, 2):
+        output = tmp_path / f"run-{workers}"
+        run(
+            make_config(output, **changes, dataloader_num_workers=workers),
+            dataset=make_dataset(folder, skip_bad_images=2),
+        )
+        bad = read_checkpoint(output / "checkpoint-6")["progress"]["bad_rows"]
+        assert sorted(name.split()[1] for name in bad) == ["3", "5"]
+        assert read_log(output)[-1]["skipped_images"] == 2
+    # What several loading processes skip counts together.
+    with pytest.raises(ValueError, match=r"`skip_bad_images` is 1, but there are more: row . .*, row "):
+        run(
+            make_config(tmp_path / "more", **changes | {"skip_bad_images": 1}, dataloader_num_workers=2),
+            dataset=make_dataset(folder, skip_bad_images=2),
+        )
+
+
+def test_a_changed_dataset_is_not_resumed(folder, tmp_path):
+    config = make_config(tmp_path / "run", max_train_steps=1)
+    again = make_config(tmp_path / "run", max_train_steps=2, resume_from_checkpoint="latest")
+    run(config, dataset=make_dataset(folder))
+    metadata = (folder / "metadata.jsonl").read_text()
+    (folder / "metadata.jsonl").write_text(metadata.replace("caption 2", "another caption"))
+    with pytest.raises(ValueError, match="The dataset is not the one of the run to resume: names and captions"):
+        run(again, dataset=make_dataset(folder))
+    (folder / "metadata.jsonl").write_text("\n".join(metadata.splitlines()[:5]))
+    with pytest.raises(ValueError, match="rows 6, now 5"):
+        run(again, dataset=make_dataset(folder))
+    run(make_config(tmp_path / "run", max_train_steps=1, resume_from_checkpoint="latest"), dataset=make_dataset(folder))
+    moved = folder.rename(tmp_path / "moved")  # the same data elsewhere
+    (moved / "metadata.jsonl").write_text(metadata)
+    assert run(again, dataset=make_dataset(moved))[1] == 2
+
+
+def test_an_error_in_a_step_saves_the_state_before_it(folder, tmp_path):
+    from glide_pipelines import GLIDEDDPMScheduler
+    from glide_pipelines.training import text_to_image_loss
+
+    plain = text_to_image_loss(GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2"), TimestepWeighting(1000))
+    count = 0
+
+    def breaks(model, batch):
+        nonlocal count
+        count += 1
+        loss = plain(model, batch)  # dropout takes random numbers
+        if count == 6:  # the second micro batch of the third step
+            raise RuntimeError("out of memory")
+        return loss
+
+    changes = {"gradient_accumulation_steps": 2}
+    run(make_config(tmp_path / "unbroken", **changes), compute_loss=plain)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(make_config(tmp_path / "broken", **changes), compute_loss=breaks)
+    run(make_config(tmp_path / "broken", **changes, resume_from_checkpoint="latest"), compute_loss=plain)
+    one, other = (read_checkpoint(tmp_path / name / "checkpoint-4") for name in ("unbroken", "broken"))
+    assert one["random"] == other["random"] and one["progress"] == other["progress"]
+    assert all((value == other["model"][name]).all() for name, value in one["model"].items())
+
+
+def write_layout(layout, folder):
+    """The same six captioned images in a layout that users have."""
+    names, texts = [f"{index}.png" for index in range(6)], [f"caption {index}" for index in range(6)]
+    make_folder(folder)
+    files = [(folder / name).read_bytes() for name in names]
+    if layout == "csv":
+        lines = [f'{name},"{text}"' for name, text in zip(names, texts, strict=True)]
+        (folder / "metadata.csv").write_text("\n".join(["file_name,text", *lines]))
+    if layout == "txt":
+        for name, text in zip(names, texts, strict=True):
+            (folder / name).with_suffix(".txt").write_text(f"{text}\n")
+    if layout != "jsonl":
+        (folder / "metadata.jsonl").unlink()
+    if layout in ("parquet paths", "parquet bytes", "parquet images", "save_to_disk"):
+        paths = [str(folder / name) for name in names]
+        rows = datasets.Dataset.from_dict({"image": files if layout == "parquet bytes" else paths, "text": texts})
+        if layout in ("parquet images", "save_to_disk"):
+            rows = rows.cast_column("image", datasets.Image())
+        folder = folder.parent / "other"
+        folder.mkdir()
+        if layout == "save_to_disk":
+            rows.save_to_disk(str(folder))
+        else:
+            rows.to_parquet(str(folder / "train-00000-of-00001.parquet"))
+    if layout == "tar":
+        folder = folder.parent / "shards"
+        folder.mkdir()
+        with tarfile.open(folder / "000.tar", "w") as shard:
+            for index, (file, text) in enumerate(zip(files, texts, strict=True)):
+                for ending, data in (("png", file), ("txt", text.encode())):
+                    member = tarfile.TarInfo(f"{index}.{ending}")
+                    member.size = len(data)
+                    shard.addfile(member, io.BytesIO(data))
+    return folder
+
+
+LAYOUTS = ["jsonl", "csv", "txt", "parquet paths", "parquet bytes", "parquet images", "save_to_disk", "tar"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_examples(tmp_path, monkeypatch, layout):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    expected = make_source(make_folder(tmp_path / "expected"))
+    source = make_source(write_layout(layout, tmp_path / "given"))
+    for index in range(6):
+        image, caption = source(index, np.random.default_rng(1))
+        wanted, wanted_caption = expected(index, np.random.default_rng(1))
+        assert caption == wanted_caption and image.size == wanted.size == (8, 8)
+
+
+def test_splits_are_folders(tmp_path):
+    for split in ("train", "test"):
+        make_folder(tmp_path / split, 3 if split == "test" else 6)
+    assert len(load_captioned_rows(None, str(tmp_path), "image", "text", "train")) == 6
+    assert len(load_captioned_rows(None, str(tmp_path), "image", "text", "test")) == 3
+    with pytest.raises(ValueError, match="`split` must be one of test, train, got None"):
+        load_captioned_rows(None, str(tmp_path), "image", "text")
+    (tmp_path / "train").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="`split` must be one of test, got 'train'"):
+        load_captioned_rows(None, str(tmp_path), "image", "text", "train")
+
+
+def test_what_is_wrong_with_a_folder_is_said(folder, caplog):
+    (folder / "metadata.jsonl").write_text((folder / "metadata.jsonl").read_text().replace("4.png", "nine.png"))
+    with pytest.raises(ValueError, match=r"names 1 files that are not there: nine\.png; the first is in row 4\."):
+        make_source(folder)
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "one"}\n')
+    assert len(make_source(folder).rows) == 1
+    assert "5 images of" in caplog.text and "are in no row of its metadata: 1.png, " in caplog.text
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "one"\n')
+    with pytest.raises(ValueError, match=r"metadata\.jsonl cannot be read"):
+        make_source(folder)
+    (folder / "metadata.jsonl").rename(folder / "metadata.json1")
+    with pytest.raises(ValueError, match=r"must hold a metadata\.jsonl or .* there are 0\.png, "):
+        make_source(folder)
+    (folder / "0.txt").write_text("one")
+    with pytest.raises(ValueError, match=r"must hold a \.txt beside every image, got none for 5: 1\.png, "):
+        make_source(folder)
+
+
+def test_modes_that_files_have(tmp_path):
+    folder = tmp_path / "modes"
+    folder.mkdir()
+    rgb = Image.new("RGB", (24, 16), (200, 100, 50))
+    rgb.convert("CMYK").save(folder / "cmyk.jpg")
+    rgb.convert("P").save(folder / "palette.png")
+    rgb.convert("RGBA").save(folder / "alpha.webp")
+    Image.fromarray(np.full((16, 24), 30_000, np.uint16)).save(folder / "sixteen.png")
+    for path in list(folder.iterdir()):
+        path.with_suffix(".txt").write_text(path.stem)
+    source = make_source(folder)
+    seen = dict(reversed(source(index, np.random.default_rng(0))) for index in range(4))
+    assert seen.keys() == {"cmyk", "palette", "alpha", "sixteen"}
+    assert seen["sixteen"].getpixel((4, 4)) == (117, 117, 117)
