@@ -166,15 +166,17 @@ def picture_names(package: Package) -> dict[str, str]:
 
 
 def read_picture(package: Package, name: str) -> Image.Image:
-    """A picture with its transparency.
+    """A picture with its transparency, in the middle of a square.
 
     Raises:
-        `ValueError`: if the file is damaged or the picture not square.
+        `ValueError`: if the file is damaged.
     """
     try:
         picture = Image.open(io.BytesIO(package.read(name))).convert("RGBA")
     except OSError as error:
         raise ValueError(f"`pictures` {package.source}: {name} is damaged: {error}") from error
-    if picture.width != picture.height:
-        raise ValueError(f"`pictures` {package.source}: {name} must be square, got {picture.width} x {picture.height}.")
-    return picture
+    # A few are a little higher than wide, such as the ringed planet.
+    side = max(picture.size)
+    square = Image.new("RGBA", (side, side))
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square

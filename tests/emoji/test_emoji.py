@@ -1,6 +1,5 @@
 """The emoji set: what is said of a picture is true and readable, what is held out stays out, and bad input is named."""
 
-import io
 import json
 import re
 import subprocess
@@ -347,15 +346,19 @@ def test_packages_of_another_kind_are_named(packages, tmp_path):
         make((packages[0], tmp_path / "empty"), tmp_path / "set")
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"no picture", "is damaged"), (None, "must be square")])
-def test_a_damaged_picture_leaves_no_folder(packages, tmp_path, content, message):
-    if content is None:
-        buffer = io.BytesIO()
-        Image.new("RGBA", (8, 4)).save(buffer, "webp")
-        content = buffer.getvalue()
+def test_a_picture_that_is_higher_than_wide_keeps_its_shape(packages, tmp_path):
+    # As the ringed planet of the real package is.
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures/1f34e.webp").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^`pictures` .*1f34e.webp {message}"):
+    Image.new("RGBA", (128, 256), RED).save(tmp_path / "pictures/1f34e.png")
+    make((tmp_path / "pictures", packages[1]), tmp_path / "set", size=64)
+    pixels = np.asarray(Image.open(tmp_path / "set/train/1f34e.png"))
+    assert (pixels[:, 17:47] == RED[:3]).all() and (pixels[:, :15] == 255).all() and (pixels[:, 49:] == 255).all()
+
+
+def test_a_damaged_picture_leaves_no_folder(packages, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/1f34e.webp").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"^`pictures` .*1f34e.webp is damaged"):
         make((tmp_path / "pictures", packages[1]), tmp_path / "set")
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
