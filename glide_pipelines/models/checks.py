@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from diffusers import ModelMixin
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
@@ -56,11 +57,11 @@ class CheckedLoading:
         name = str(pretrained_model_name_or_path)
         folder = Path(name, kwargs.get("subfolder") or "")
         is_local = folder.is_dir()
+        ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         if is_local:
             name = str(folder)
             if not {"config", "state_dict", "gguf_file"} & set(kwargs):
-                cls.check_folder(folder, kwargs.get("variant"))
-        ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
+                cls.check_folder(folder, kwargs.get("variant"), ignore_mismatched)
         with_info = kwargs.pop("output_loading_info", False)
         # What does not fit is told below, in one line.
         try:
@@ -75,12 +76,16 @@ class CheckedLoading:
             # What a field of the wrong type makes the libraries raise depends on the field.
             raise ValueError(f"{name} cannot be loaded, its config may be damaged: {one_line(error)}") from error
         _check_loading_info(name, info, ignore_mismatched)
+        if info["mismatched_keys"] and isinstance(model, ModelMixin):
+            _sample_anew(model, [entry[0] for entry in info["mismatched_keys"]])
         check_finite(name, chain(model.named_parameters(), model.named_buffers()))
         return (model, info) if with_info else model
 
     @classmethod
-    def check_folder(cls, folder: Path, variant: str | None = None) -> None:
+    def check_folder(cls, folder: Path, variant: str | None = None, ignore_mismatched_sizes: bool = False) -> None:
         """Compare the config of a saved model with the headers of its weights.
+
+        With `ignore_mismatched_sizes` the config may make tensors of other shapes, but none beyond all measure.
 
         Raises:
             ValueError: naming the file, and the field or the tensor.
@@ -103,7 +108,7 @@ class CheckedLoading:
                 raise ValueError(f"{config_path}: `{field}` is {value}, but the weights have {length} bytes.")
         for field, size in sizes.items():
             value = given.get(field, size)
-            if value != size:
+            if value != size and not ignore_mismatched_sizes:
                 raise ValueError(f"{config_path}: `{field}` is {value}, but that of the weights is {size}.")
         for field, value in given.items():
             if value < 1 and field in cls._positive:
@@ -167,6 +172,13 @@ def _check_loading_info(name: str, info: Mapping[str, Any], ignore_mismatched: b
         keys = sorted(set(keys) - set(mismatched))
         if keys:
             raise ValueError(f"{name}: {keys[0]!r} is {kind} the weights{_and_others(len(keys))}.")
+
+
+def _sample_anew(model: ModelMixin, keys: Iterable[str]) -> None:
+    """Sample weights of a model of diffusers, which leaves those of other shapes as the memory was, or on `meta`."""
+    own, fresh = model.state_dict(), type(model).from_config(model.config).state_dict()
+    device = next((tensor.device for tensor in own.values() if not tensor.is_meta), None)
+    model.load_state_dict({key: fresh[key].to(device, own[key].dtype) for key in keys}, strict=False, assign=True)
 
 
 def _and_others(number: int) -> str:
