@@ -183,7 +183,6 @@ NAME: {", ".join(SCHEDULERS)}.""",
 
     model = parser.add_argument_group("which model, and where it runs")
     add_model_options(model)
-    parser.set_defaults(dtype=None)  # --like tells what was given from what was not
     model.add_argument(
         "--lora",
         action="append",

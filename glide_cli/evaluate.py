@@ -53,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", metavar="NAME", help="which part of it (default: the only one)")
     add("--image-column", default="image", metavar="NAME", help="default: %(default)s")
     add("--caption-column", default="text", metavar="NAME", help="default: %(default)s")
+    add(
+        "--label-column",
+        metavar="NAME",
+        help="also measure how often --features, an image classifier, finds the class that this column names",
+    )
     add("--num-captions", type=positive_int, default=512, metavar="N", help="so many (default: %(default)s)")
     add = parser.add_argument_group("by what").add_argument
     add(
@@ -64,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--clip", metavar="NAME", help="CLIP of the CLIP score: shapes, or a CLIP (default: none)")
     add("--neighbours", type=positive_int, default=3, metavar="K", help="for precision and recall (default: 3)")
     add_sampling_options(parser.add_argument_group("how to sample"))
-    add_model_options(parser.add_argument_group("which model, and where it runs"))
+    add_model_options(parser.add_argument_group("which model, and where it runs"), dtype="float32")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -77,6 +82,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--num-captions must be more than the {args.neighbours} --neighbours, got {args.num_captions}")
     if args.data_dir is not None and args.dataset_name is not None:
         raise UserError("--data-dir and --dataset-name: give one of them")
+    if args.label_column is not None and args.features in (None, "shapes", "inception"):
+        raise UserError("--label-column needs --features that is an image classifier of transformers")
+    if args.label_column is not None and args.data_dir is None and args.dataset_name is None:
+        raise UserError("--label-column needs --data-dir or --dataset-name")
     if not args.guidance_scale and not args.clip_guidance_scale:
         raise UserError("--guidance-scale or --clip-guidance-scale needs a scale")
     if args.clip_beside is not None and not args.clip_guidance_scale:

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive_int, default=32, metavar="N", help="images at a time (default: %(default)s)")
     add("--base-only", action="store_true", help="judge the base model's small images")
     add_sampling_options(parser)
-    add_model_options(parser)
+    add_model_options(parser, dtype="float32")
 
 
 def check_arguments(args: argparse.Namespace) -> None:

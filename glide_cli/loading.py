@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def step_values(steps: int | str | None = None, super_res_steps: int | str | Non
 def load_pipeline(
     model: str | None = None,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     cuda_graphs: bool = True,
     scheduler: str | None = None,
     super_res_scheduler: str | None = None,
@@ -64,7 +65,7 @@ def load_pipeline(
     Args:
         model (`str`, *optional*): As [`find_model`] takes it.
         device (`str`, *optional*): As [`find_device`] takes it.
-        dtype (`str`, defaults to `"float32"`): Name of a dtype of torch.
+        dtype (`str`, *optional*): As [`find_dtype`] takes it.
         cuda_graphs (`bool`, defaults to `True`): On CUDA, run the UNets in CUDA graphs.
         scheduler, super_res_scheduler (`str`, *optional*): Names of `SCHEDULERS`; by default the model's own.
         checkpoint (`str`, defaults to `"text-to-image"`): Which of the checkpoints that ship is the default.
@@ -79,7 +80,7 @@ def load_pipeline(
     model = find_model(model, checkpoint, option)
     left_out = dict.fromkeys(() if upsample else UPSAMPLER)
     try:
-        pipe = pipeline_class.from_pretrained(model, dtype=getattr(torch, dtype), **left_out)
+        pipe = pipeline_class.from_pretrained(model, dtype=getattr(torch, find_dtype(dtype, where)), **left_out)
     except Exception as error:  # what a damaged model makes the libraries raise depends on the damage
         raise UserError(f"{option} {model}: {error}") from error
     for component, name in (("scheduler", scheduler), ("super_res_scheduler", super_res_scheduler)):
@@ -146,6 +147,22 @@ def find_device(name: str | None) -> torch.device:
     if device.type == "meta":
         raise UserError(f"--device {name}: this device computes shapes only, no values")
     return device
+
+
+def find_dtype(name: str | None, device: torch.device) -> str:
+    """The number format of this name; without one the one in which the device is fast, and the images as good.
+
+    That is bfloat16 on a CUDA device or an x86 processor with instructions for it, float16 on other CUDA devices, and
+    float32 elsewhere.
+    """
+    if name is not None:
+        return name
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+    capabilities: Mapping[str, Any] = {}
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # newer than the oldest torch that serves
+        capabilities = torch.cpu.get_capabilities()
+    return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
 
 
 def _computes(device: str) -> bool:

@@ -90,8 +90,8 @@ def add_sampling_options(parser: argparse.ArgumentParser | argparse._ArgumentGro
     add("--super-res-scheduler", type=scheduler, metavar="NAME", help="of the upsampler")
 
 
-def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The model and where it runs, as [`loading.load_pipeline`] takes them."""
+def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup, dtype: str | None = None) -> None:
+    """The model and where it runs, as [`loading.load_pipeline`] takes them; `dtype` is the default number format."""
     add = parser.add_argument
     add(
         "--model",
@@ -103,8 +103,8 @@ def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="number format (default: float32)",
+        default=dtype,
+        help=f"number format (default: {dtype or 'bfloat16 where the device is fast in it, else float32'})",
     )
     graphs = "on cuda, launch each kernel by itself (default: CUDA graphs, which are faster from the second step on)"
     add("--no-cuda-graphs", action="store_false", dest="cuda_graphs", help=graphs)

@@ -33,7 +33,16 @@ from glide_pipelines.pipelines.pipeline_utils import DEFAULT_SUPER_RES_TIMESTEPS
 
 from .draw import RECORDED, recall
 from .errors import UserError
-from .loading import find_model, load_pipeline, model_values, open_image, silence_libraries, step_values
+from .loading import (
+    find_device,
+    find_dtype,
+    find_model,
+    load_pipeline,
+    model_values,
+    open_image,
+    silence_libraries,
+    step_values,
+)
 from .options import STDOUT, image_format, is_pattern, output_file
 from .output import make_grid, save_animation, save_image
 
@@ -74,7 +83,7 @@ def draw(args: argparse.Namespace) -> None:
     if remembered is not None:
         recall(args, remembered)
     args.num_images = args.num_images or 1
-    args.dtype = args.dtype or "float32"
+    args.dtype = find_dtype(args.dtype, find_device(args.device))
     if not all(prompt.strip() for prompt in args.prompt):
         logger.warning("A prompt is empty: the model chooses what the image shows.")
 

@@ -52,9 +52,13 @@ def restored_libraries():
 
 
 @pytest.fixture
-def glide(capsys, restored_libraries):
-    """Run the command in this process: exit code, stdout, stderr."""
+def glide(capsys, restored_libraries, monkeypatch):
+    """Run the command in this process, in float32 on every processor: exit code, stdout, stderr."""
+    import torch
+
     import glide_cli
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
 
     def run(*arguments: object) -> tuple[int, str, str]:
         try:

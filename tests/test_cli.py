@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import os
 import re
 import shutil
@@ -99,6 +100,22 @@ def test_every_scheduler(glide, model, tmp_path, scheduler):
     code, _, err = glide(PROMPT, "-o", output, "--model", model, "--device", "cpu", "-q", *options)
     assert (code, err) == (0, "")
     assert output.exists()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"), [({"avx512_bf16": True}, torch.bfloat16), ({"avx512_f": True}, torch.float32)]
+)
+def test_the_number_format_is_the_one_that_the_processor_is_fast_in(
+    glide, model, tmp_path, monkeypatch, capabilities, dtype
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    output = tmp_path / "image.png"
+    assert glide(PROMPT, "-o", output, "--model", model, "--device", "cpu", "-q", *QUICK)[0] == 0
+    assert json.loads(Image.open(output).info["glide"])["dtype"] == str(dtype).removeprefix("torch.")
+    # An image is remembered with its format: another processor makes the same one.
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert glide("--like", output, "-o", tmp_path / "again.png", "--model", model, "--device", "cpu", "-q")[0] == 0
+    assert Image.open(tmp_path / "again.png").tobytes() == Image.open(output).tobytes()
 
 
 def test_the_options_reach_the_pipeline(glide, model, tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--upsample", action="store_true", help="measure the upsampled images; the upsampler keeps its own steps")
     add("--seed", type=seed, default=0, metavar="N", help="of noise and scenes (default: %(default)s)")
     add("--batch-size", type=positive_int, default=32, metavar="N", help="images at a time (default: 32)")
-    add_model_options(parser.add_argument_group("which model, and where it runs"))
+    add_model_options(parser.add_argument_group("which model, and where it runs"), dtype="float32")
     args = parser.parse_args(argv)
     if args.guidance_interval is not None and not args.guidance_interval[0] < args.guidance_interval[1]:
         parser.error(f"--guidance-interval must end after its START, got {' '.join(map(str, args.guidance_interval))}")
