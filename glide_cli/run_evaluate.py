@@ -96,7 +96,13 @@ def load_images(args: argparse.Namespace) -> ShapesImages | DatasetImages:
     if args.data_dir is None and args.dataset_name is None:
         return ShapesImages(args.num_captions, args.seed)
     return DatasetImages(
-        args.num_captions, args.dataset_name, args.data_dir, args.split, args.image_column, args.caption_column
+        args.num_captions,
+        args.dataset_name,
+        args.data_dir,
+        args.split,
+        args.image_column,
+        args.caption_column,
+        args.label_column,
     )
 
 

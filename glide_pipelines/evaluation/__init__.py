@@ -13,7 +13,7 @@ from .plots import plot_guidance, plot_steps
 from .points import BOTH, CLASSIFIER_FREE, CLIP, Guidance, Point, Sampling
 from .report import steps_table, table, write_report
 from .settings import package_versions, sampling_settings
-from .sweep import Measured, figures, measure, run_sweep
+from .sweep import Measured, class_numbers, figures, measure, run_sweep
 
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Point",
     "Sampling",
     "check_call",
+    "class_numbers",
     "figures",
     "frechet_distance",
     "generate_images",

@@ -86,6 +86,7 @@ class _VisionModel(nn.Module):
                 f"`features` must be 'inception' or a vision model of transformers, got {name!r}: {error}"
             ) from error
         self.last_input: torch.Tensor | None = None
+        self.class_names = list(self.model.config.id2label.values()) if self.is_classifier else None
         if self.is_classifier:
             heads = [
                 module

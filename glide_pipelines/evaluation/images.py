@@ -53,6 +53,7 @@ class DatasetImages:
         split (`str`, *optional*): Which part of it; by default the only one there is.
         image_column, caption_column (`str`): Columns of the dataset. Of a list of captions, the first that is not blank
             is taken.
+        label_column (`str`, *optional*): The column that names the class of each image, for a classifier to find.
 
     Raises:
         ImportError: if `datasets` is not installed.
@@ -67,6 +68,7 @@ class DatasetImages:
         split: str | None = None,
         image_column: str = "image",
         caption_column: str = "text",
+        label_column: str | None = None,
     ) -> None:
         if data_dir is not None and not Path(data_dir).is_dir():
             raise ValueError(f"`data_dir` must be a folder, got {data_dir!r}.")
@@ -90,6 +92,9 @@ class DatasetImages:
         captions = [next(filter(str.strip, captions_of(value)), None) for value in rows[caption_column]]
         check_captions(captions, caption_column)
         self.captions = [caption for caption in captions if caption is not None]  # all of them, as checked
+        if label_column is not None and label_column not in rows.column_names:
+            raise ValueError(f"`label_column` must be one of {', '.join(rows.column_names)}, got {label_column!r}.")
+        self.labels = None if label_column is None else list(rows[label_column])
         # As bytes, so that one that cannot be read does not stop everything.
         self.files = rows.cast_column(image_column, datasets.Image(decode=False))[image_column]
 

@@ -22,6 +22,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "recall": ("recall", "{:.3f}"),
     "clip_score": ("CLIP score", "{:.2f}"),
     "whole_caption": ("whole caption right, per cent", "{:.1f}"),
+    "top1": ("recognised, per cent", "{:.1f}"),
+    "top5": ("among the first five, per cent", "{:.1f}"),
 }
 # Figure 6, and the exact answer in place of its proxies: the file, and the figures on its axes.
 PLOTS: dict[str, tuple[str, str]] = {

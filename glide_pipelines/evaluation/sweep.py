@@ -89,17 +89,21 @@ def measure(
     return Measured(cast(torch.Tensor, features), log_probabilities, similarities, unreadable)
 
 
-def figures(real: Measured | None, measured: Measured, neighbours: int = 3) -> dict[str, float]:
-    """The numbers of figure 6 of the paper.
+def figures(
+    real: Measured | None, measured: Measured, neighbours: int = 3, labels: torch.Tensor | None = None
+) -> dict[str, float]:
+    """The numbers of figure 6 of the paper, and how often a classifier finds the right class.
 
     Args:
         real ([`Measured`], *optional*): What to compare with.
         measured ([`Measured`]): The images to measure.
         neighbours (`int`, defaults to 3): For precision and recall.
+        labels (`torch.Tensor` of shape `[M]`, *optional*): The class of each of the `M` images, those that cannot be
+            read included.
 
     Returns:
         `dict`: `fid`, `precision` and `recall` if there is something to compare with, `inception_score` if the network
-        is a classifier, `clip_score` if there is a CLIP.
+        is a classifier, `clip_score` if there is a CLIP, `top1` and `top5`, in per cent, if there are labels.
     """
     result = {}
     if real is not None:
@@ -109,7 +113,32 @@ def figures(real: Measured | None, measured: Measured, neighbours: int = 3) -> d
         result["inception_score"] = inception_score(measured.log_probabilities)
     if measured.similarities is not None:
         result["clip_score"] = measured.similarities.double().mean().item()
+    if measured.log_probabilities is not None and labels is not None:
+        keep = torch.ones(len(labels), dtype=torch.bool)
+        keep[measured.unreadable] = False
+        own = measured.log_probabilities.gather(1, labels[keep, None])
+        before = (measured.log_probabilities > own).sum(dim=1)  # classes that are likelier than the right one
+        result |= {f"top{k}": 100 * (before < k).double().mean().item() for k in (1, 5)}
     return result
+
+
+def class_numbers(images: CaptionedImages, network: nn.Module) -> torch.Tensor | None:
+    """The classes that images are labelled with, as a classifier numbers them; None where they have no labels.
+
+    Raises:
+        ValueError: if the network is no classifier, or does not know a label.
+    """
+    labels = getattr(images, "labels", None)
+    if labels is None:
+        return None
+    names = getattr(network, "class_names", None)
+    if names is None:
+        raise ValueError("`label_column` needs `features` that are an image classifier.")
+    numbers = {name: number for number, name in enumerate(names)}
+    unknown = [label for label in labels if label not in numbers]
+    if unknown:
+        raise ValueError(f"`label_column` holds {unknown[0]!r}, which is no class of `features`.")
+    return torch.tensor([numbers[label] for label in labels])
 
 
 def run_sweep(
@@ -133,7 +162,7 @@ def run_sweep(
         sweep (`Sequence[Point]`): Of [`Guidance`], or of [`Sampling`].
         images ([`CaptionedImages`]): What to generate, and to compare with. [`JudgedImages`] are compared with their
             `others`, so that the figures of the true images are what a perfect model would get; and generated images
-            are judged.
+            are judged. Of those with `labels`, the network says how many are of the right class.
         folder (`Path`): Where each point has a folder of images.
         settings (`dict`): What the images depend on besides captions, the points and the weights of the pipelines.
         network (`nn.Module`): Of [`load_feature_network`].
@@ -166,6 +195,7 @@ def run_sweep(
         opened = (shown.image(index, side) for index in range(len(images.captions)))
         return images.judge([image for image in opened if image is not None])
 
+    labels = class_numbers(images, network)
     captions = hashlib.sha256("\0".join(images.captions).encode()).hexdigest()[:16]
     settings = {**settings, "captions": captions}  # those of a dataset may have been changed since
     weights = {kind: fingerprint(pipes[kind]) for kind in {point.kind for point in sweep}}
@@ -177,7 +207,7 @@ def run_sweep(
         truth |= figures(real, show(images, "true images"), neighbours) | judged(images)
     else:
         real = show(images, "real images")
-        truth |= figures(None, real)
+        truth |= figures(None, real, labels=labels)
     if len(real.features) <= neighbours:
         raise ValueError(
             f"`images` that can be read must be more than the {neighbours} `neighbours` of each, got "
@@ -188,6 +218,6 @@ def run_sweep(
         place = folder / point.name
         generate_images(pipes[point.kind], images.captions, place, seed, batch_size, **point.call, **call)
         generated = GeneratedImages(place, images.captions)
-        measured = figures(real, show(generated, point.name), neighbours)
+        measured = figures(real, show(generated, point.name), neighbours, labels)
         rows.append({"name": point.name, **point.settings, **measured, **judged(generated)})
     return {"real": truth, "sweep": rows, "unreadable": real.unreadable}

@@ -45,6 +45,14 @@ def test_pictures_of_a_folder_in_their_order(folder):
     assert len(DatasetImages(100, data_dir=folder()).captions) == 4
 
 
+def test_the_column_of_classes(folder):
+    data = folder(["one", "two"])
+    assert DatasetImages(1, data_dir=data).labels is None
+    assert DatasetImages(1, data_dir=data, label_column="text").labels == ["one"]
+    with pytest.raises(ValueError, match="`label_column` must be one of image, text, got 'name'"):
+        DatasetImages(1, data_dir=data, label_column="name")
+
+
 def test_of_several_captions_the_first_is_taken(folder):
     data = folder([["one", "uno"], ["two", "due"]], "names")
     assert DatasetImages(2, data_dir=data, caption_column="names").captions == ["one", "two"]

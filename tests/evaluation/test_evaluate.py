@@ -34,7 +34,9 @@ from glide_pipelines.evaluation import (
     GeneratedImages,
     Guidance,
     JudgedImages,
+    Measured,
     check_call,
+    class_numbers,
     figures,
     generate_images,
     image_size,
@@ -144,6 +146,26 @@ def test_what_is_measured_does_not_depend_on_the_batch(pictures):
     assert torch.allclose(one.features, torch.tensor(pixels.mean(axis=(1, 2))).float())
     expected = pixels[:, 0, 0, 0].astype(float).mean() + np.mean([len(text) for text in pictures.captions])
     assert figures(None, one)["clip_score"] == pytest.approx(expected)
+
+
+def test_a_classifier_is_asked_for_the_class_of_each_image_that_can_be_read():
+    likelihoods = torch.tensor([[7.0, 6, 5, 4, 3, 2], [7, 6, 5, 4, 3, 2], [1, 2, 3, 4, 5, 6], [0, 9, 0, 0, 0, 0]])
+    measured = Measured(torch.zeros(4, 2), likelihoods.log_softmax(dim=1), None, unreadable=[1])
+    # First, second and last; that of the second image is not asked for; the last one is right again.
+    result = figures(None, measured, labels=torch.tensor([0, 3, 1, 0, 1]))
+    assert result["top1"] == pytest.approx(50) and result["top5"] == pytest.approx(75)
+    assert "top1" not in figures(None, measured)
+
+
+def test_labels_are_numbered_as_the_classifier_numbers_them():
+    network = SimpleNamespace(class_names=["a taxi", "a fox"])
+    labelled = SimpleNamespace(labels=["a fox", "a taxi", "a fox"])
+    assert class_numbers(labelled, network).tolist() == [1, 0, 1]
+    assert class_numbers(SimpleNamespace(), network) is None
+    with pytest.raises(ValueError, match="`label_column` holds 'a whale', which is no class"):
+        class_numbers(SimpleNamespace(labels=["a fox", "a whale"]), network)
+    with pytest.raises(ValueError, match="needs `features` that are an image classifier"):
+        class_numbers(labelled, Means())
 
 
 def test_pictures_that_cannot_be_read_are_left_out(pictures):
@@ -594,6 +616,8 @@ def test_two_processes_give_the_numbers_of_one(run, model, tmp_path):
         (["--clip", "no/such/folder"], "`clip` must be a CLIP with its tokenizer, got 'no/such/folder'"),
         (["--clip-guidance-scale", "1", "--clip-model", "no/such/folder"], "`clip_model` must be a noised CLIP"),
         (["--model", "no/such/folder"], "--model no/such/folder: no such folder"),
+        (["--label-column", "name"], "--label-column needs --features that is an image classifier"),
+        (["--label-column", "name", "--features", "x"], "--label-column needs --data-dir or --dataset-name"),
         (["--neighbours", "0"], "--neighbours: must be a whole number of 1 or more, got '0'"),
     ],
 )
