@@ -155,7 +155,8 @@ def fingerprint(components: Iterable[Any]) -> str:
         if isinstance(component, torch.nn.Module):
             for name, tensor in component.state_dict().items():
                 values = tensor.flatten()
-                picked = values[torch.linspace(0, len(values) - 1, min(64, len(values))).long()]
+                places = torch.linspace(0, len(values) - 1, min(64, len(values)), dtype=torch.float64)
+                picked = values[places.long()]
                 digest.update(f"{name}{list(tensor.shape)}".encode())
                 digest.update(picked.to("cpu", torch.float32).numpy().tobytes())
         elif isinstance(component, SchedulerMixin):

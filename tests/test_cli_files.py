@@ -192,6 +192,11 @@ def test_the_fingerprint_is_that_of_the_computation():
     assert fingerprint([tiny_clip(0)]) != fingerprint([tiny_clip(1)])
 
 
+def test_the_fingerprint_of_more_values_than_float32_counts():
+    """As many as OpenAI's text encoder has for its vocabulary."""
+    assert fingerprint([torch.nn.Embedding(50_257, 512, _weight=torch.zeros(50_257, 512, dtype=torch.bfloat16))])
+
+
 # -- names of files ---------------------------------------------------------------------------------------------------
 
 

@@ -63,6 +63,7 @@ class CheckedLoading:
             if not {"config", "state_dict", "gguf_file"} & set(kwargs):
                 cls.check_folder(folder, kwargs.get("variant"), ignore_mismatched)
         with_info = kwargs.pop("output_loading_info", False)
+        default_dtype = torch.get_default_dtype()
         # What does not fit is told below, in one line.
         try:
             model, info = super().from_pretrained(  # type: ignore[misc]  # of the class that this is mixed into
@@ -75,6 +76,8 @@ class CheckedLoading:
         except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError, StrictDataclassError) as error:
             # What a field of the wrong type makes the libraries raise depends on the field.
             raise ValueError(f"{name} cannot be loaded, its config may be damaged: {one_line(error)}") from error
+        finally:
+            torch.set_default_dtype(default_dtype)  # where diffusers fails, it leaves that of the model
         _check_loading_info(name, info, ignore_mismatched)
         if info["mismatched_keys"] and isinstance(model, ModelMixin):
             _sample_anew(model, [entry[0] for entry in info["mismatched_keys"]])

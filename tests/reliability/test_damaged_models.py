@@ -155,6 +155,15 @@ def test_a_config_that_is_none(saved, part):
     refuses(part, saved / part / "config.json", "must hold a JSON object, not a list")
 
 
+def test_what_cannot_be_made_leaves_torch_as_it_was(saved, part):
+    """diffusers sets torch's default dtype to that of the model, and where that fails does not set it back."""
+    field = {"unet": "act_fn", "text_encoder": "hidden_act", "clip_model": "text_config.hidden_act"}[part]
+    set_config(saved / part / "config.json", **{field: "none"})
+    with pytest.raises((ValueError, KeyError)):
+        MODELS[part].from_pretrained(saved / part, dtype=torch.float16)
+    assert torch.get_default_dtype() == torch.float32
+
+
 @pytest.mark.parametrize(
     ("part", "field", "value"),
     [
