@@ -25,7 +25,12 @@ _SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid"
 
 
 def load_captioned_rows(
-    dataset_name: str | None, data_dir: str | None, image_column: str, caption_column: str, split: str | None = None
+    dataset_name: str | None,
+    data_dir: str | None,
+    image_column: str,
+    caption_column: str,
+    split: str | None = None,
+    all_listed: bool = False,
 ) -> datasets.Dataset:
     """The rows of a captioned dataset.
 
@@ -36,7 +41,9 @@ def load_captioned_rows(
             webdataset's layout; or what `save_to_disk` wrote. Folders `train`, `test` and `validation` in it are
             splits.
         image_column, caption_column (`str`): Columns that it must have.
-        split (`str`, *optional*): Which part of it; by default the only one there is.
+        split (`str`, *optional*): Which part of it, such as `"train"` or `"train[:100]"`; by default the only one.
+        all_listed (`bool`, defaults to `False`): Refuse images of a folder that no metadata names, in place of a
+            warning.
 
     Returns:
         `datasets.Dataset`: one row or more.
@@ -46,7 +53,7 @@ def load_captioned_rows(
         ValueError: if there is no such split, file or column, or no row.
     """
     try:
-        from datasets import load_dataset
+        from datasets import ReadInstruction, load_dataset
     except ImportError as error:
         raise ImportError(
             "A dataset of images needs the extra `train` (in a clone: `pip install -e '.[train]'`)."
@@ -56,7 +63,7 @@ def load_captioned_rows(
     if data_dir is None:
         parts = load_dataset(dataset_name)
     else:
-        parts = _read_folder(Path(data_dir), image_column, caption_column)
+        parts = _read_folder(Path(data_dir), image_column, caption_column, all_listed)
         if not parts:
             parts = load_dataset("imagefolder", data_dir=data_dir)
             if all(caption_column not in rows.column_names for rows in parts.values()):
@@ -67,14 +74,18 @@ def load_captioned_rows(
                 )
     if split is None and len(parts) == 1:
         split = next(iter(parts))
-    if split not in parts:
+    name, bracket, _ = (split or "").partition("[")
+    if name not in parts:
         raise ValueError(f"`split` must be one of {', '.join(map(str, parts))}, got {split!r}.")
-    rows = parts[split]
+    rows = parts[name]
+    if bracket:
+        for part in ReadInstruction.from_spec(split).to_absolute({name: len(rows)}):
+            rows = rows.select(range(part.from_, part.to))
     check_rows(rows, image_column, caption_column)
     return rows
 
 
-def _read_folder(folder: Path, image_column: str, caption_column: str) -> dict[str, datasets.Dataset]:
+def _read_folder(folder: Path, image_column: str, caption_column: str, all_listed: bool) -> dict[str, datasets.Dataset]:
     """The splits of a folder, whose images are not opened. Empty if it is none of the layouts known here.
 
     (`datasets` walks an image folder once for each of its 66 patterns.)
@@ -84,18 +95,18 @@ def _read_folder(folder: Path, image_column: str, caption_column: str) -> dict[s
     if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():  # by save_to_disk
         saved = datasets.load_from_disk(str(folder))
         return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    own = _read_part(folder, caption_column)
+    own = _read_part(folder, caption_column, all_listed)
+    if own is not None:
+        return _split_by_folder(own, folder)
     below = {
         entry.name: part
         for entry in sorted(folder.iterdir())
-        if entry.name in _SPLITS and entry.is_dir() and (part := _read_part(entry, caption_column)) is not None
+        if entry.name in _SPLITS
+        and entry.is_dir()
+        and (part := _read_part(entry, caption_column, all_listed)) is not None
     }
-    if own is not None and not any((folder / name).is_dir() for name in _SPLITS):
-        return {"train": own}
-    if below and own is None:
+    if below:
         return {_SPLITS[name]: part for name, part in below.items()}
-    if own is not None:
-        return {}  # metadata above several splits
     for ending, builder in ((".parquet", "parquet"), (".tar", "webdataset")):
         files: dict[str, list[str]] = {}
         for path in sorted([*folder.glob(f"*{ending}"), *folder.glob(f"*/*{ending}")]):
@@ -112,6 +123,17 @@ def _read_folder(folder: Path, image_column: str, caption_column: str) -> dict[s
     return {}
 
 
+def _split_by_folder(rows: datasets.Dataset, folder: Path) -> dict[str, datasets.Dataset]:
+    """One metadata file may name the images of several splits."""
+    if not any((folder / name).is_dir() for name in _SPLITS):
+        return {"train": rows}
+    start = len(str(folder)) + 1
+    numbers: dict[str, list[int]] = {}
+    for number, path in enumerate(rows.data.column(0).to_pylist()):
+        numbers.setdefault(_SPLITS.get(path["path"][start:].split("/")[0], "train"), []).append(number)
+    return {name: rows.select(chosen) for name, chosen in numbers.items()}
+
+
 def _webdataset_columns(rows: datasets.Dataset, image_column: str, caption_column: str) -> datasets.Dataset:
     """The members of tar shards, `png`, `jpg`, `txt` and so on, under the names of the columns."""
     import datasets
@@ -124,7 +146,7 @@ def _webdataset_columns(rows: datasets.Dataset, image_column: str, caption_colum
     return rows
 
 
-def _read_part(folder: Path, caption_column: str) -> datasets.Dataset | None:
+def _read_part(folder: Path, caption_column: str, all_listed: bool) -> datasets.Dataset | None:
     """The images that a metadata file or text files beside them caption, by their paths; None without captions."""
     import datasets
     import pyarrow as pa
@@ -133,16 +155,26 @@ def _read_part(folder: Path, caption_column: str) -> datasets.Dataset | None:
     table = _read_metadata(folder, caption_column)
     if table is None:
         table = _read_sidecars(folder, caption_column)
-    if table is None or "image" in table.column_names:
+    if table is None:
         return None
-    names = table["file_name"]
-    _check_names(folder, names.to_pylist())
-    paths = pc.binary_join_element_wise(f"{folder}{os.sep}", names, "")
-    table = table.drop_columns(["file_name"]).append_column("image", paths)
+    # As `datasets` names them: `file_name` is of `image`, `mask_file_name` of `mask`.
+    files = {name: name.removesuffix("file_name").removesuffix("_") or "image" for name in _file_columns(table)}
+    if len({*table.column_names, *files.values()}) < table.num_columns + len(files):
+        return None
+    _check_names(folder, {name: table[name].to_pylist() for name in files}, all_listed)
+    for name, image in files.items():
+        paths = pc.binary_join_element_wise(f"{folder}{os.sep}", table[name], "")
+        table = table.drop_columns([name]).add_column(0, image, paths)
     # Without a fingerprint `datasets` would hash the whole table.
     fingerprint = hashlib.sha256(os.urandom(16)).hexdigest()[:16]
     rows = datasets.Dataset(datasets.table.InMemoryTable(pa.table(table)), fingerprint=fingerprint)
-    return rows.cast_column("image", datasets.Image())
+    for image in files.values():
+        rows = rows.cast_column(image, datasets.Image())
+    return rows
+
+
+def _file_columns(table: pyarrow.Table) -> list[str]:
+    return [name for name in table.column_names if name == "file_name" or name.endswith("_file_name")]
 
 
 def _read_metadata(folder: Path, caption_column: str) -> pyarrow.Table | None:
@@ -166,11 +198,10 @@ def _read_metadata(folder: Path, caption_column: str) -> pyarrow.Table | None:
             table = pyarrow.csv.read_csv(path, convert_options=strings, parse_options=quoted)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    if "file_name" not in table.column_names:
-        return None
-    if table["file_name"].null_count or not pa.types.is_string(table["file_name"].type):
-        raise ValueError(f"{path} must name a file in each row, as `file_name`.")
-    return table
+    for name in _file_columns(table):
+        if table[name].null_count or not pa.types.is_string(table[name].type):
+            raise ValueError(f"{path} must name a file in each row, as `{name}`.")
+    return table if _file_columns(table) else None
 
 
 def _read_sidecars(folder: Path, caption_column: str) -> pyarrow.Table | None:
@@ -201,24 +232,29 @@ def _read_sidecars(folder: Path, caption_column: str) -> pyarrow.Table | None:
     return pa.table({"file_name": named, caption_column: captions})
 
 
-def _check_names(folder: Path, names: list[str]) -> None:
-    """Refuse names of files that are not there; warn of images that no row names."""
-    listed: dict[str, set[str]] = {}
-    for name in names:
-        parent, _, file = name.rpartition("/")
-        listed.setdefault(parent, set()).add(file)
-    for parent, files in listed.items():
-        place = folder / parent
-        there = set(os.listdir(place)) if place.is_dir() else set()
-        if missing := sorted(files - there):
-            row = names.index(f"{parent}/{missing[0]}" if parent else missing[0])
+def _check_names(folder: Path, columns: dict[str, list[str]], all_listed: bool) -> None:
+    """Refuse names of files that are not there; warn of images that no row names, or refuse them too."""
+    there: set[str] = set()
+    for place, _, files in os.walk(folder):
+        prefix = os.path.relpath(place, folder) + os.sep if place != str(folder) else ""
+        there.update(prefix + name for name in files)
+    listed: set[str] = set()
+    for column, names in columns.items():
+        listed.update(names)
+        if absent := [name for name in names if name not in there and not (folder / name).is_file()]:
             raise ValueError(
-                f"The metadata of {folder} names {len(missing)} files that are not there: {first_few(missing)}; the "
-                f"first is in row {row}."
+                f"The metadata of {folder} names {len(absent)} files that are not there, as `{column}`: "
+                f"{first_few(absent)}; the first is in row {names.index(absent[0])}."
             )
-        endings = Image.registered_extensions()
-        if more := sorted(name for name in there - files if os.path.splitext(name)[1].lower() in endings):
-            logger.warning(f"{len(more)} images of {place} are in no row of its metadata: {first_few(more)}.")
+    endings = Image.registered_extensions()
+    images = {name for name in there if os.path.splitext(name)[1].lower() in endings}
+    if more := sorted(images - listed - set(map(os.path.normpath, listed - there))):
+        problem = (
+            f"{len(more)} of the {len(images)} images in {folder} are in no row of its metadata: {first_few(more)}."
+        )
+        if all_listed:
+            raise ValueError(problem)
+        logger.warning(problem)
 
 
 def undecoded(rows: datasets.Dataset, image_column: str) -> datasets.Dataset:

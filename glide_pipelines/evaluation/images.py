@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
-from ..datasets import captions_of, check_captions, first_few, load_captioned_rows
+from ..datasets import captions_of, check_captions, load_captioned_rows
 from ..images import crop_square, load_images
 
 
@@ -79,14 +79,12 @@ class DatasetImages:
                 "A dataset of images needs the extra `eval` (in a clone: `pip install -e '.[eval]'`)."
             ) from error
         try:
-            rows = load_captioned_rows(dataset_name, data_dir, image_column, caption_column, split)
+            rows = load_captioned_rows(dataset_name, data_dir, image_column, caption_column, split, all_listed=True)
         except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             what = f"`data_dir` {data_dir!r}" if dataset_name is None else f"`dataset_name` {dataset_name!r}"
             # A DatasetGenerationError says of itself only that it occurred.
             reason = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
             raise ValueError(f"{what} cannot be read: {reason}") from error
-        if data_dir is not None:
-            _check_all_are_listed(data_dir)
         rows = rows.select(range(min(num_captions, len(rows))))
         # Training takes a blank caption for the empty prompt; here it is nothing to measure an image against.
         captions = [next(filter(str.strip, captions_of(value)), None) for value in rows[caption_column]]
@@ -111,24 +109,3 @@ class DatasetImages:
     def name(self, index: int) -> str:
         """The file of an image, or its row."""
         return self.files[index]["path"] or f"row {index}"
-
-
-def _check_all_are_listed(data_dir: str) -> None:
-    """Refuse images that no metadata lists: `datasets` passes over them and says nothing."""
-    import datasets
-    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-
-    builder = datasets.load_dataset_builder("imagefolder", data_dir=data_dir)
-    files = {Path(file) for part in builder.config.data_files.values() for file in part}
-    images = {file for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS}
-    listed = set()
-    for rows in builder.as_dataset().values():
-        for column in [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]:
-            paths = rows.cast_column(column, datasets.Image(decode=False))[column]
-            listed |= {Path(image["path"]) for image in paths if image and image["path"]}
-    missing = sorted(str(image.relative_to(Path(data_dir).resolve())) for image in images - listed)
-    if missing:
-        raise ValueError(
-            f"`data_dir` {data_dir!r} must hold a caption for every image, got none for {len(missing)} of "
-            f"{len(images)}: {first_few(missing)} (no metadata.jsonl lists them)."
-        )

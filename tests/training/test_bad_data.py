@@ -207,18 +207,36 @@ def test_splits_are_folders(tmp_path):
     assert len(load_captioned_rows(None, str(tmp_path), "image", "text", "test")) == 3
     with pytest.raises(ValueError, match="`split` must be one of test, train, got None"):
         load_captioned_rows(None, str(tmp_path), "image", "text")
+    assert len(load_captioned_rows(None, str(tmp_path), "image", "text", "train[2:]")) == 4
     (tmp_path / "train").rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="`split` must be one of test, got 'train'"):
         load_captioned_rows(None, str(tmp_path), "image", "text", "train")
 
 
+def test_one_metadata_file_names_the_images_of_several_splits(tmp_path):
+    rows = []
+    for split in ("train", "test"):
+        for path in sorted(make_folder(tmp_path / split, 3).glob("*.png")):
+            rows.append({"file_name": f"{split}/{path.name}", "text": f"{split} {path.stem}"})
+        (tmp_path / split / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert load_captioned_rows(None, str(tmp_path), "image", "text", "test")["text"][:] == [
+        "test 0",
+        "test 1",
+        "test 2",
+    ]
+    assert len(load_captioned_rows(None, str(tmp_path), "image", "text", "train")) == 3
+
+
 def test_what_is_wrong_with_a_folder_is_said(folder, caplog):
     (folder / "metadata.jsonl").write_text((folder / "metadata.jsonl").read_text().replace("4.png", "nine.png"))
-    with pytest.raises(ValueError, match=r"names 1 files that are not there: nine\.png; the first is in row 4\."):
+    with pytest.raises(
+        ValueError, match=r"names 1 files that are not there, as `file_name`: nine\.png; the first is in row 4\."
+    ):
         make_source(folder)
     (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "one"}\n')
     assert len(make_source(folder).rows) == 1
-    assert "5 images of" in caplog.text and "are in no row of its metadata: 1.png, " in caplog.text
+    assert "5 of the 6 images in" in caplog.text and "are in no row of its metadata: 1.png, " in caplog.text
     (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "one"\n')
     with pytest.raises(ValueError, match=r"metadata\.jsonl cannot be read"):
         make_source(folder)
