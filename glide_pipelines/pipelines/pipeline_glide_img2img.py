@@ -16,6 +16,7 @@ from ..sampling import CondFn
 from .input_checks import check_latents, check_number
 from .pipeline_output import GLIDEPipelineOutput
 from .two_stage import TwoStagePipeline
+from .working_area import shaped
 
 
 EXAMPLE_DOC_STRING = """
@@ -73,7 +74,7 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
         working_size: str | tuple[int, int] = "model",
         max_batch_size: int | None = None,
     ) -> GLIDEPipelineOutput | tuple:
-        """Turn sketches into images. A sketch of any size is worked on at the size that the model was trained on.
+        """Turn sketches into images. A sketch of any size is worked on at about the size that the model was trained on.
 
         Args:
             prompt (`str` or `list[str]`, *optional*): What the image shows; or `prompt_embeds`.
@@ -82,10 +83,11 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
             strength (`float`, defaults to 0.8): The share of the base stage's steps that is run, from 0 (excluded) to
                 1. The more, the more noise the sketch gets, and the less of it is left.
             height, width (`int`, *optional*): Size of the returned image in pixels; the sketch's own by default.
-            working_size (`str` or `tuple[int, int]`, defaults to `"model"`): The sketch is reduced or enlarged to fit
-                the size that the model was trained on, or this height and width, which are multiples of
-                `size_multiple`; and the result to the size that is returned. With `"image"` the model works at that
-                size, padded to such multiples; far from its own one the image is seldom coherent.
+            working_size (`str` or `tuple[int, int]`, defaults to `"model"`): The sketch is reduced or enlarged to as
+                many pixels as the model was trained on, in its own shape, and the result to the size that is
+                returned. Given a height and width, multiples of `size_multiple`, it is fitted to these and padded, as
+                it is to the size of the model where a CLIP guides. With `"image"` the model works at the size that is
+                returned, padded to such multiples; far from its own one the image is seldom coherent.
             latents (`torch.Tensor` of shape `[B, 3, h, w]`, *optional*): Unit noise to be added to the sketch, a
                 quarter of the size that is worked on.
             super_res_latents (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): Unit noise for the upsampler.
@@ -136,6 +138,8 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
             working = self._working_size(working_size)
             sketches = one_per_sample("image", load_images("image", image), call.batch_size)
             size = self._image_size(sketches, height, width)
+            if working_size == "model" and not any(hasattr(cond_fn, "bind") for cond_fn in call.state.cond_fns):
+                working = shaped(size, self.default_size, self.size_multiple)  # a CLIP reads one size only
             area = self._working_area((0, 0, size[1], size[0]), working)
             base_size = self._base_size(area.padded_size)
             if latents is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
-from diffusers.utils import replace_example_docstring
+from diffusers.utils import logging, replace_example_docstring
 from PIL import Image
 
 from ..images import (
@@ -27,8 +27,10 @@ from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from .input_checks import check_latents, check_positive_int
 from .pipeline_output import GLIDEPipelineOutput
 from .two_stage import TwoStagePipeline
-from .working_area import Box, Size, WorkingArea, box_around, hole_box, scene_box
+from .working_area import Box, Size, WorkingArea, box_around, hole_box, holes_of, scene_box
 
+
+logger = logging.get_logger(__name__)
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -267,7 +269,9 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
         if padding_mask_crop is None:
             if working_size is None:
                 return [self._working_area((0, 0, *masks[0].size), None)] * len(masks)
-            return [self._working_area(scene_box(mask, working_size), working_size) for mask in masks]
+            size = masks[0].height, masks[0].width
+            boxes = [_scene_box(holes_of(mask), size, working_size) for mask in masks]
+            return [self._working_area(box, working_size) for box in boxes]
         boxes = self._boxes(masks, padding_mask_crop)
         if height is None and width is None:
             return [self._working_area(box, working_size) for box in boxes]
@@ -284,3 +288,17 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
         width = max(right - left for left, _, right, _ in holes) + 2 * padding
         size = max(height, self.default_size[0]), max(width, self.default_size[1])
         return [box_around(hole, size, (masks[0].height, masks[0].width)) for hole in holes]
+
+
+def _scene_box(holes: list[Box], image_size: Size, working_size: Size) -> Box:
+    """What the model sees of an image, with a warning where holes far apart make it more than the largest one needs."""
+    box = scene_box(holes, image_size, working_size)
+    left, top, right, lower = largest = max(holes, key=lambda hole: max(hole[2] - hole[0], hole[3] - hole[1]))
+    alone = scene_box([largest], image_size, working_size)
+    if box[2] - box[0] > 2 * (alone[2] - alone[0]):
+        logger.warning(
+            "The holes in `mask_image` are far apart, and small in what the model sees of the image: "
+            f"{box[2] - box[0]} x {box[3] - box[1]} pixels. In calls of their own, the largest of them "
+            f"(from {left}, {top} to {right}, {lower}) would need {alone[2] - alone[0]} x {alone[3] - alone[1]}."
+        )
+    return box

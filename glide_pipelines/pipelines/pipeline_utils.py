@@ -319,6 +319,7 @@ class GLIDEPipelineBase(PromptedPipeline):
                 size,
                 run.scheduler.config.num_train_timesteps,
                 self.scale_factor,
+                call.max_batch_size,
             )
             if hasattr(cond_fn, "bind")
             else cond_fn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ Box = tuple[int, int, int, int]  # left, top, right, lower
 # What is repainted spans between these shares of what the model sees, as far as the image allows.
 MIN_HOLE_SHARE = 1 / 4
 MAX_HOLE_SHARE = 3 / 4
+# The share around the hole that shows how the image goes on: four of 128 pixels.
+_MARGIN = 1 / 32
 # Colours in [-1, 1] that differ by more are another content, and no cast of the same one.
 _MAX_CAST = 0.1
 
@@ -130,6 +133,13 @@ def padded(size: Size, multiple: int) -> Size:
     return height, width
 
 
+def shaped(size: Size, working_size: Size, multiple: int) -> Size:
+    """The shape of an image with about as many pixels as a working size, its sides multiples of a number."""
+    num_pixels = working_size[0] * working_size[1]
+    height = min(max(math.sqrt(num_pixels * size[0] / size[1]), multiple), num_pixels / multiple)
+    return round(height / multiple) * multiple, round(num_pixels / height / multiple) * multiple
+
+
 def hole_box(mask: Image.Image) -> Box:
     """The box around all that is white (0.5 and above) in a grey mask."""
     box = mask.point(lambda value: 255 * (value >= 128)).getbbox()
@@ -137,27 +147,46 @@ def hole_box(mask: Image.Image) -> Box:
     return box
 
 
-def scene_box(mask: Image.Image, working_size: Size) -> Box:
-    """The part of an image in which a model repaints a hole best.
+def holes_of(mask: Image.Image) -> list[Box]:
+    """The boxes around the holes of a grey mask, as far as rows and columns without anything white part them."""
+    white, boxes = is_white(mask)[0].numpy(), [hole_box(mask)]
+    for axis in (0, 1, 0, 1):
+        parted = []
+        for left, top, right, lower in boxes:
+            filled = white[top:lower, left:right].any(axis)
+            for start, stop in np.flatnonzero(np.diff(filled, prepend=False, append=False)).reshape(-1, 2).tolist():
+                parted.append(
+                    (left + start, top, left + stop, lower) if axis == 0 else (left, top + start, right, top + stop)
+                )
+        boxes = parted
+    return boxes
+
+
+def scene_box(holes: Sequence[Box], image_size: Size, working_size: Size) -> Box:
+    """The part of an image in which a model repaints holes best.
 
     That is the largest one of the model's aspect ratio: it was trained on such crops with the captions of whole images.
-    It is smaller around a hole that would span less of it than `MIN_HOLE_SHARE`, and could not show what is asked for;
-    and larger, and then padded, around one that would span more than `MAX_HOLE_SHARE`.
+    It is smaller where the largest hole would span less of it than `MIN_HOLE_SHARE`, and could not show what is asked
+    for; and larger, and then padded, where all of them would span more than `MAX_HOLE_SHARE`.
 
     Args:
-        mask (`PIL.Image.Image`): Grey, of the image's size.
-        working_size (`tuple[int, int]`): Height and width of what the model sees.
+        holes (`Sequence[tuple[int, int, int, int]]`): Boxes around what is repainted.
+        image_size, working_size (`tuple[int, int]`): Heights and widths of the image, and of what the model sees.
     """
-    hole = left, top, right, lower = hole_box(mask)
-    ratios = mask.height / working_size[0], mask.width / working_size[1]
-    hole_ratio = max((lower - top) / working_size[0], (right - left) / working_size[1])
-    reduction = min(max(min(ratios), hole_ratio / MAX_HOLE_SHARE), hole_ratio / MIN_HOLE_SHARE)
+    lefts, tops, rights, lowers = zip(*holes, strict=True)
+    all_holes = min(lefts), min(tops), max(rights), max(lowers)
+
+    def ratio(box: Box) -> float:
+        return max((box[3] - box[1]) / working_size[0], (box[2] - box[0]) / working_size[1])
+
+    ratios = image_size[0] / working_size[0], image_size[1] / working_size[1]
+    reduction = max(min(*ratios, max(map(ratio, holes)) / MIN_HOLE_SHARE), ratio(all_holes) / MAX_HOLE_SHARE)
     is_close = reduction < min(ratios)
     # All of a small image: enlarged, a part of it would show nothing more.
     reduction = max(reduction, min(max(ratios), 1))
     height, width = (round(reduction * length) for length in working_size)
-    # A caption tells of what is in the middle of an image: a large part of it may lie off the hole for that.
-    return box_around(hole, (height, width), (mask.height, mask.width), 1 / 2 if is_close else 1 / 8)
+    # A caption tells of what is in the middle of an image: a large part of it leaves that only as far as it must.
+    return box_around(all_holes, (height, width), image_size, 1 / 2 if is_close else _MARGIN)
 
 
 def box_around(hole: Box, size: Size, image_size: Size, margin: float = 1 / 2) -> Box:

@@ -81,6 +81,7 @@ class CLIPGuidance:
         self.end = end
         self.prompt_embeds = prompt_embeds
         self.num_images_per_prompt = 1
+        self._max_batch_size: int | None = None
         self._text_features: torch.Tensor | None = None
         self._is_on = True
 
@@ -92,6 +93,7 @@ class CLIPGuidance:
         size: tuple[int, int],
         num_train_timesteps: int,
         scale_factor: int = 1,
+        max_batch_size: int | None = None,
     ) -> CLIPGuidance:
         """A copy for one call of a pipeline, checked against what the call generates; no network runs.
 
@@ -102,6 +104,7 @@ class CLIPGuidance:
             size (`tuple[int, int]`): Height and width of the images of the guided stage.
             num_train_timesteps (`int`): Of its noise schedule.
             scale_factor (`int`, defaults to 1): How many times larger the returned images are.
+            max_batch_size (`int`, *optional*): CLIP reads at most so many images at a time.
 
         Raises:
             ValueError: if CLIP has nothing to look for, or reads other images.
@@ -120,6 +123,7 @@ class CLIPGuidance:
             )
         bound = copy.copy(self)
         bound.num_images_per_prompt = num_images_per_prompt
+        bound._max_batch_size = max_batch_size
         if bound.prompt_embeds is None:
             own = prompt if bound.prompt is None else bound.prompt
             if own is None:
@@ -148,7 +152,9 @@ class CLIPGuidance:
             return None
         if self._text_features is None:
             self._text_features = self.text_features()
-        return self.scale * clip_gradient(self.clip_model, x_t, timestep, self._text_features)
+        batch = (x_t, timestep, self._text_features)
+        parts = zip(*(tensor.split(self._max_batch_size or len(x_t)) for tensor in batch), strict=True)
+        return self.scale * torch.cat([clip_gradient(self.clip_model, *part) for part in parts])
 
     @torch.no_grad()
     def text_features(self) -> torch.Tensor:

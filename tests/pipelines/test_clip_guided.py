@@ -277,6 +277,18 @@ def test_gradient_checkpointing_changes_nothing():
     np.testing.assert_allclose(draw(pipe), expected, atol=1e-5)
 
 
+def test_max_batch_size_holds_for_clip_too():
+    """Each image keeps its own caption."""
+    pipe = tiny_clip_pipeline(upsampler=False)
+    sizes = []
+    pipe.clip_model.vision_model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    call = {"prompt": ["red", "a blue square", "x"], "num_images_per_prompt": 2, "clip_guidance_scale": 50.0}
+    whole = draw(pipe, **call)
+    parts = draw(pipe, max_batch_size=4, **call)
+    np.testing.assert_allclose(parts, whole, atol=1e-4)
+    assert sizes == [6, 6, 4, 2, 4, 2]
+
+
 def test_inside_inference_mode(pipe):
     expected = draw(pipe)
     with torch.inference_mode():

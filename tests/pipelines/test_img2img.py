@@ -6,9 +6,9 @@ import pytest
 import torch
 from editing import PICTURE, inputs_of, picture, quiet, refused
 from PIL import Image
-from tiny import tiny_call, tiny_pipeline
+from tiny import tiny_call, tiny_clip, tiny_pipeline, tiny_tokenizer
 
-from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEPipeline
+from glide_pipelines import CLIPGuidance, GLIDEImg2ImgPipeline, GLIDEPipeline
 
 
 @pytest.fixture(scope="module")
@@ -57,27 +57,39 @@ def test_little_strength_stays_near_the_sketch(img2img):
     assert near < 0.1 < far
 
 
-@pytest.mark.parametrize(("height", "width"), [(300, 420), (3, 400), (4, 2)])
-def test_a_sketch_of_any_size_is_drawn_at_the_size_of_the_model(img2img, height, width, caplog):
+@pytest.mark.parametrize(
+    ("size", "working_size"), [((300, 300), (32, 32)), ((300, 420), (24, 40)), ((3, 400), (8, 128)), ((4, 2), (48, 24))]
+)
+def test_a_sketch_of_any_size_is_drawn_with_the_pixels_of_the_model(img2img, size, working_size, caplog):
+    """In its own shape, as far as the sizes that the model takes allow."""
     with inputs_of(img2img.super_res_unet) as seen:
-        assert sketch(img2img, picture(height, width)).shape == (1, height, width, 3)
-    assert {inputs["sample"].shape[-2:] for inputs in seen} == {(32, 32)}
+        assert sketch(img2img, picture(*size)).shape == (1, *size, 3)
+    assert {inputs["sample"].shape[-2:] for inputs in seen} == {working_size}
     assert "far from" not in caplog.text
-    with inputs_of(img2img.super_res_unet) as seen:
-        sketch(img2img, picture(40, 64), working_size="image")
-    assert {inputs["sample"].shape[-2:] for inputs in seen} == {(40, 64)}
-    assert "far from" in caplog.text
+
+
+def test_the_size_can_be_chosen(img2img, caplog):
+    for working_size, expected in (("image", (40, 64)), ((32, 32), (32, 32))):
+        with inputs_of(img2img.super_res_unet) as seen:
+            sketch(img2img, picture(40, 64), working_size=working_size)
+        assert {inputs["sample"].shape[-2:] for inputs in seen} == {expected}
+    assert caplog.text.count("far from") == 1
+
+
+def test_a_clip_reads_a_sketch_of_any_shape(img2img):
+    guidance = CLIPGuidance(tiny_clip(), tiny_tokenizer())
+    assert sketch(img2img, picture(60, 90), cond_fn=guidance).shape == (1, 60, 90, 3)
 
 
 def test_what_is_drawn_of_a_sketch_keeps_its_place(img2img):
-    """Which its shape leaves a part of what the model draws; the rest is cut off."""
+    """Where its shape leaves a part of what the model draws, the rest is cut off."""
 
     def draw(pipe, step, timestep, tensors):
         drawn = torch.full_like(tensors["latents"], -1)
         drawn[..., : drawn.shape[-2] // 4, :] = 1
         return {"latents": drawn}
 
-    (result,) = sketch(img2img, picture(60, 120), callback_on_step_end=draw)
+    (result,) = sketch(img2img, picture(60, 120), callback_on_step_end=draw, working_size=(32, 32))
     assert result[:26].min() > 0.9 and result[34:].max() < 0.1  # 8 of the 16 rows that the sketch has at the size of 32
 
 

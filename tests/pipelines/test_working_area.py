@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import tiny_call, tiny_clip_pipeline, tiny_inpaint_pipeline, tiny_pipeline
 
 from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline, GLIDESuperResolutionPipeline
-from glide_pipelines.pipelines.working_area import scene_box
+from glide_pipelines.pipelines.working_area import holes_of, scene_box
 
 
 @pytest.fixture(scope="module", params=["fine-tuned", "implicit", "CLIP-guided"])
@@ -59,7 +59,7 @@ def test_the_model_works_at_its_own_size(inpaint, size, box, caplog):
         ((1024, 1024), (300, 300, 600, 600), (0, 0, 1024, 1024)),  # all of it
         ((300, 420), (160, 100, 260, 200), (60, 0, 360, 300)),  # a square, in the middle
         ((300, 420), (320, 100, 420, 200), (120, 0, 420, 300)),  # or where the hole is
-        ((300, 420), (240, 100, 340, 200), (78, 0, 378, 300)),  # with an eighth around the hole
+        ((300, 420), (260, 100, 355, 200), (64, 0, 364, 300)),  # with a little around the hole
         ((300, 420), (10, 100, 410, 200), (0, 0, 420, 300)),  # more, where the hole would not fit
         ((3024, 4032), (2000, 1000, 2100, 1200), (1650, 700, 2450, 1500)),  # less: a quarter of it is the hole
         ((1024, 1024), (500, 500, 510, 510), (441, 441, 569, 569)),  # never enlarged
@@ -67,7 +67,19 @@ def test_the_model_works_at_its_own_size(inpaint, size, box, caplog):
     ],
 )
 def test_the_part_that_the_model_sees(size, hole, box):
-    assert scene_box(mask_of(*size, hole), (128, 128)) == box
+    assert scene_box([hole], size, (128, 128)) == box
+
+
+@pytest.mark.parametrize(
+    ("holes", "box"),
+    [
+        (((2000, 1000, 2100, 1200), (2200, 1000, 2300, 1200)), (1750, 700, 2550, 1500)),  # the larger is a quarter
+        (((2000, 1000, 2100, 1200), (2200, 1000, 2201, 1001)), (1700, 700, 2500, 1500)),
+        (((1000, 1000, 1100, 1200), (2400, 1000, 2500, 1200)), (750, 100, 2750, 2100)),  # both are three quarters
+    ],
+)
+def test_of_several_holes_the_largest_is_to_be_seen_well(holes, box):
+    assert scene_box(holes, (3024, 4032), (128, 128)) == box
 
 
 def test_an_image_of_the_size_of_the_model_is_worked_on_as_it_is(inpaint):
@@ -92,6 +104,20 @@ def test_several_holes_are_one_call(inpaint):
     changed = (np.asarray(result) != np.asarray(image)).any(axis=-1)
     assert not changed[np.asarray(mask) == 0].any()
     assert changed[20:70, 10:60].mean() > 0.9 and changed[100:180, 200:280].mean() > 0.9
+
+
+def test_small_holes_far_apart_are_told(caplog):
+    pipe, far = tiny_inpaint_pipeline(), ((10, 20, 60, 70), (1100, 600, 1180, 690))
+    for boxes, is_told in (((far[0], (80, 10, 130, 60)), False), (far[:1], False), (far, True)):
+        paint(pipe, picture(800, 1200), mask_of(800, 1200, *boxes))
+        assert ("The holes in `mask_image` are far apart" in caplog.text) == is_told
+    assert "the model sees of the image: 1200 x 800 pixels" in caplog.text
+    assert "the largest of them (from 1100, 600 to 1180, 690) would need 360 x 360" in caplog.text
+
+
+def test_holes_are_parted_by_rows_and_columns_without_any():
+    boxes = [(10, 20, 30, 40), (10, 60, 30, 80), (100, 5, 150, 90)]
+    assert holes_of(mask_of(100, 200, *boxes)) == boxes
 
 
 def test_each_image_of_a_batch_has_a_part_of_its_own():
@@ -137,7 +163,7 @@ def test_a_detail_that_the_model_paints_stays_in_its_place():
         ramp = (20 + 180 * centres / 399) / 127.5 - 1
         return {"latents": ramp[:, None].expand_as(tensors["latents"]).clone()}
 
-    assert scene_box(mask, (32, 32)) == (0, 50, 300, 350)
+    assert scene_box(holes_of(mask), (400, 300), (32, 32)) == (0, 50, 300, 350)
     (result,) = paint(tiny_inpaint_pipeline(), image, mask, callback_on_step_end=copy)
     np.testing.assert_allclose(np.asarray(result).astype(int), np.asarray(image).astype(int), atol=2)
 
