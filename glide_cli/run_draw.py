@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 import logging
 import math
@@ -26,12 +25,10 @@ from glide_pipelines import (
     GLIDEInpaintPipeline,
     GLIDEPipeline,
     GLIDESuperResolutionPipeline,
-    __version__,
 )
-from glide_pipelines.metadata import MetadataError, fingerprint, read_metadata, save_options
-from glide_pipelines.pipelines.pipeline_utils import DEFAULT_SUPER_RES_TIMESTEPS, DEFAULT_TIMESTEPS
+from glide_pipelines.metadata import MetadataError, read_metadata, save_options
 
-from .draw import RECORDED, recall
+from .draw import recall
 from .errors import UserError
 from .loading import (
     find_device,
@@ -45,6 +42,7 @@ from .loading import (
 )
 from .options import STDOUT, image_format, is_pattern, output_file
 from .output import make_grid, save_animation, save_image
+from .records import about_images, guidance_scale, make_record
 
 
 logger = logging.getLogger("glide_pipelines")
@@ -90,7 +88,8 @@ def draw(args: argparse.Namespace) -> None:
     pipe = _load(args)
     clip_guidance = _clip_guidance(args, pipe)
     call = {name: value for name, value in _call_values(args, pipe, clip_guidance).items() if value is not None}
-    record = _record(args, pipe, clip_guidance, call)
+    images_given = {"image": call.get("image"), "mask": call.get("mask_image")}
+    record = make_record(vars(args), pipe, images_given, clip_guidance and clip_guidance.clip_model)
     if remembered is not None:
         _compare(record, remembered, args.like)
 
@@ -116,14 +115,8 @@ def draw(args: argparse.Namespace) -> None:
             less = "generate fewer images at a time, or with --dtype bfloat16, --no-cuda-graphs or --no-upsample"
             raise UserError(f"{reason}: {less}") from error
         grid = make_grid(images, job.columns)
-        about_the_job = {
-            "prompt": job.prompts,
-            "num_images": len(job.seeds) // len(job.prompts),
-            "seed": job.seeds[0],
-            "seeds": job.seeds,
-            "size": images[0].size,
-        }
-        save_image(grid, job.path, **({} if args.no_metadata else _metadata(record | about_the_job, job.path)))
+        about = record | about_images(job.prompts, job.seeds, images[0].size)
+        save_image(grid, job.path, **({} if args.no_metadata else _metadata(about, job.path)))
         if args.animate is not None:
             save_animation(frames, args.animate)
         if not args.quiet:
@@ -227,7 +220,7 @@ def _call_values(
     guider = None
     if args.guidance_interval is not None:
         start, stop = args.guidance_interval
-        guider = ClassifierFreeGuidance(guidance_scale=_guidance_scale(args, pipe), start=start, stop=stop)
+        guider = ClassifierFreeGuidance(guidance_scale=guidance_scale(vars(args), pipe), start=start, stop=stop)
     return {
         "image": None if args.image is None else open_image(args.image),
         "mask_image": None if args.mask is None else open_image(args.mask),
@@ -244,12 +237,6 @@ def _call_values(
     }
 
 
-def _guidance_scale(args: argparse.Namespace, pipe: DiffusionPipeline) -> float | None:
-    """What was given, else the default of the task; enlarging is not guided."""
-    default = None if args.enlarge else pipe.default_guidance_scale
-    return default if args.guidance_scale is None else args.guidance_scale
-
-
 def _frame_by_frame(frames: list[Image.Image], columns: int) -> dict[str, Any]:
     """Arguments of a call that collects the model's estimate of the clean images after each step, as grids."""
 
@@ -264,44 +251,9 @@ def _frame_by_frame(frames: list[Image.Image], columns: int) -> dict[str, Any]:
 # -- what an image remembers ------------------------------------------------------------------------------------------
 
 
-def _record(
-    args: argparse.Namespace,
-    pipe: DiffusionPipeline,
-    clip_guidance: CLIPGuidance | None,
-    call: dict[str, Any],
-) -> dict[str, Any]:
-    """How images are generated: the options, with what those that were not given stand for."""
-    given = {name: getattr(args, name) for name in RECORDED}
-    components = {**pipe.components, "clip": clip_guidance and clip_guidance.clip_model}
-    record: dict[str, Any] = {
-        "version": __version__,
-        **{name: str(value) if isinstance(value, Path) else value for name, value in given.items()},
-        "model": args.model or "shapes",
-        "guidance_scale": _guidance_scale(args, pipe),
-        "fingerprints": {
-            "model": fingerprint(components.values()),
-            **{name: _image_fingerprint(call[key]) for name, key in _IMAGES.items() if key in call},
-        },
-    }
-    for prefix, spacing in (("", DEFAULT_TIMESTEPS), ("super_res_", DEFAULT_SUPER_RES_TIMESTEPS)):
-        if components.get(f"{prefix}unet") is not None:
-            record[f"{prefix}steps"] = given[f"{prefix}steps"] or spacing
-            record[f"{prefix}scheduler_class"] = type(components[f"{prefix}scheduler"]).__name__
-    return record
-
-
-_IMAGES = {"image": "image", "mask": "mask_image"}
-
-
-def _image_fingerprint(image: Image.Image) -> str:
-    return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()[:10]
-
-
 def _metadata(record: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
-        return save_options(
-            {name: value for name, value in record.items() if value is not None}, image_format(path) or ""
-        )
+        return save_options(record, image_format(path) or "")
     except MetadataError as error:
         logger.warning(f"{path}: {error}")
         return {}

@@ -11,7 +11,7 @@ import os
 import queue
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from numbers import Real
@@ -30,10 +30,13 @@ from glide_pipelines import (
     GLIDESuperResolutionPipeline,
 )
 from glide_pipelines.checkpoints import pretrained_checkpoint
+from glide_pipelines.metadata import text_chunks
 
 from . import options
+from .draw import OF_THE_BASE_MODEL
 from .errors import UserError
 from .loading import load_pipeline, model_values, other_scheduler, step_values
+from .records import about_images, make_record
 
 
 TASKS: dict[str, type[DiffusionPipeline]] = {
@@ -56,6 +59,8 @@ MAX_SMALL_PIXELS = 256 * 256  # of what is enlarged, which takes sixteen times a
 MAX_REQUESTS = 16
 MAX_REQUESTS_EACH = 4
 PREVIEW_INTERVAL = 0.3  # seconds
+# In the record of an image, in place of files: `glide --like` says that they are missing, and takes others.
+SENT_IMAGE, PAINTED_MASK = "the image sent to glide app", "the mask painted in glide app"
 Models = dict[str, dict[str, DiffusionPipeline]]  # a pipeline for each task that a model can do
 
 
@@ -264,12 +269,14 @@ class Studio:
 
     Args:
         models (`dict[str, dict[str, DiffusionPipeline]]`): By name, their pipelines by task; the first is the default.
-        upsampling (`dict`, *optional*): Arguments for the upsampler's steps.
+        given (`dict`, *optional*): Options of the command: `super_res_steps`, and, for the images to remember,
+            `scheduler` and `super_res_scheduler` of the models, and `inpaint_model` where the first one does not edit.
     """
 
-    def __init__(self, models: Models, upsampling: dict[str, Any] | None = None) -> None:
+    def __init__(self, models: Models, given: dict[str, Any] | None = None) -> None:
         self.models = models
-        self.upsampling = upsampling or {}
+        self.given = given or {}
+        self.upsampling = step_values(super_res_steps=self.given.get("super_res_steps"))
         self.turns = Turns()
 
     def sample(
@@ -310,10 +317,11 @@ class Studio:
         first = read_seed(seed)
         seeds = tuple(range(first, first + check_whole("The number of images", num_images, MAX_IMAGES)))
         call = {"prompt": check_text("prompt", prompt, required=True), **self._call_values(task, pipe, given)}
+        record = self._record(task, model, scheduler, pipe, call)
         job = Job(visitor, session)
         self.turns.join(job)
         updates: queue.SimpleQueue[Progress | Exception] = queue.SimpleQueue()
-        threading.Thread(target=self._run, args=(job, pipe, call, seeds, updates), daemon=True).start()
+        threading.Thread(target=self._run, args=(job, pipe, call, seeds, record, updates), daemon=True).start()
         try:
             progress: Progress | Exception = Progress("Waiting for a turn.", seeds=seeds)
             while True:
@@ -362,12 +370,31 @@ class Studio:
             return values | ({"num_inference_steps": steps} if steps else self.upsampling)
         return values | {"num_inference_steps": steps, **self.upsampling}
 
+    def _record(
+        self, task: str, model: str, scheduler: str | None, pipe: DiffusionPipeline, call: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What `glide` would remember of such a request."""
+        names = ("negative_prompt", "guidance_scale", "strength")
+        given = {**self.given, **{name: call.get(name) for name in names}, "model": model}
+        if task == "Edit" and model == next(iter(self.models)):
+            given["model"] = self.given.get("inpaint_model") or model
+        prefix = "super_res_" if task == "Enlarge" else ""
+        given[f"{prefix}steps"] = call.get("num_inference_steps") or given.get(f"{prefix}steps")
+        given[f"{prefix}scheduler"] = scheduler or given.get(f"{prefix}scheduler")
+        if task == "Enlarge":
+            given |= {**dict.fromkeys(OF_THE_BASE_MODEL), "enlarge": True}
+        given["dtype"] = str(pipe.dtype).removeprefix("torch.")
+        given["image"] = None if task == "Draw" else SENT_IMAGE
+        given["mask"] = PAINTED_MASK if task == "Edit" else None
+        return make_record(given, pipe, {})
+
     def _run(
         self,
         job: Job,
         pipe: DiffusionPipeline,
         call: dict[str, Any],
         seeds: tuple[int, ...],
+        record: dict[str, Any],
         updates: queue.SimpleQueue[Progress | Exception],
     ) -> None:
         """Run one job in a thread of its own."""
@@ -395,7 +422,7 @@ class Studio:
         result: Progress | Exception
         try:
             self.turns.wait(job)
-            images = ()
+            images: Sequence[Image.Image] = ()
             if not job.stopped:
                 images = pipe(
                     **call,
@@ -404,6 +431,9 @@ class Studio:
                     callback_on_step_end=on_step,
                     callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
                 ).images
+            if not job.stopped:  # what is not finished cannot be generated again
+                for image, seed in zip(images, seeds, strict=True):
+                    image.info |= text_chunks(record | about_images([call["prompt"]], [seed], image.size))
             text = latest.text if job.stopped else ""
             if images:
                 which = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
@@ -433,7 +463,8 @@ def load_studio(args: argparse.Namespace) -> Studio:
             inpaint, option = find_inpaint_model(name), "--model"
         edits = pipe if inpaint is None else load_pipeline(**values | {"model": inpaint}, option=option)
         models[name or "shapes"] = make_ready(pipe, edits)
-    return Studio(models, step_values(super_res_steps=args.super_res_steps))
+    names = ("super_res_steps", "scheduler", "super_res_scheduler", "inpaint_model")
+    return Studio(models, {name: getattr(args, name) for name in names})
 
 
 def find_inpaint_model(name: str | None) -> str | None:

@@ -42,21 +42,30 @@ def save_options(record: dict[str, Any], image_format: str) -> dict[str, Any]:
     Raises:
         MetadataError: if a file of that format cannot hold the record.
     """
-    record = {"package": PACKAGE, **record}
-    text, data = parameters_text(record), json.dumps(record)
+    texts = text_chunks(record)
     if image_format == "PNG":
         chunks = PngImagePlugin.PngInfo()
-        chunks.add_text(TEXT_CHUNK, text)
-        chunks.add_text(JSON_CHUNK, data)
+        for name, text in texts.items():
+            chunks.add_text(name, text)
         return {"pnginfo": chunks}
     if image_format not in EXIF_FORMATS:
         raise MetadataError(f"a {image_format} file cannot hold how it was generated; PNG, JPEG and WebP can")
     exif = Image.Exif()
-    exif[IMAGE_DESCRIPTION] = data
-    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = USER_COMMENT_ENCODING + text.encode("utf-16-be")
+    exif[IMAGE_DESCRIPTION] = texts[JSON_CHUNK]
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = USER_COMMENT_ENCODING + texts[TEXT_CHUNK].encode("utf-16-be")
     if image_format == "JPEG" and len(exif.tobytes()) > MAX_EXIF_BYTES:
         raise MetadataError("how it was generated is too long for a JPEG file; PNG and WebP can hold it")
     return {"exif": exif}
+
+
+def text_chunks(record: dict[str, Any]) -> dict[str, str]:
+    """The texts of a PNG file that hold a record, by name. In `info` of an image they are there for whatever saves it.
+
+    Args:
+        record (`dict`): As [`save_options`] takes it.
+    """
+    record = {"package": PACKAGE, **record}
+    return {TEXT_CHUNK: parameters_text(record), JSON_CHUNK: json.dumps(record)}
 
 
 def read_metadata(image: str | os.PathLike | Image.Image) -> dict[str, Any]:

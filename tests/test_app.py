@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 from editing import MASK, PICTURE, picture
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from tiny import tiny_inpaint_pipeline, tiny_pipeline
 
 from glide_cli import command_parser, main, studio
 from glide_cli.errors import UserError
 from glide_cli.studio import Job, NotesHandler, Studio, Turns, make_ready, open_photo
 from glide_pipelines import shapes_checkpoint
+from glide_pipelines.metadata import read_metadata
 from glide_pipelines.shapes import knows
 
 
@@ -50,7 +51,7 @@ def models():
 def tiny(models, monkeypatch) -> Studio:
     """A studio of small random models; every step is shown."""
     monkeypatch.setattr(studio, "PREVIEW_INTERVAL", -1)
-    return Studio(models, {"super_res_num_inference_steps": 2})
+    return Studio(models, {"super_res_steps": 2})
 
 
 def ask(tiny: Studio, task: str = "Draw", visitor: str = "anna", session: str = "tab", **changes):
@@ -98,7 +99,7 @@ def test_the_image_is_the_pipelines_and_its_seed_makes_it_again_alone(tiny, mode
         generator=torch.Generator().manual_seed(8),
     ).images[0]
     (alone,) = final(ask(tiny, seed="8", guidance_scale=3.0, negative_prompt="a square")).images
-    assert alone == expected and first != second
+    assert alone.tobytes() == expected.tobytes() != first.tobytes() != second.tobytes()
     assert np.abs(np.asarray(alone, float) - np.asarray(second, float)).mean() < 0.1
 
 
@@ -109,8 +110,48 @@ def test_no_seed_is_another_one_each_time_and_is_told(tiny):
 
 def test_a_scheduler_is_taken_for_one_request(tiny, models):
     before = models["tiny"]["Draw"].scheduler
-    assert final(ask(tiny, scheduler="ddim")).images != final(ask(tiny)).images
+    assert final(ask(tiny, scheduler="ddim")).images[0].tobytes() != final(ask(tiny)).images[0].tobytes()
     assert models["tiny"]["Draw"].scheduler is before
+
+
+def test_glide_generates_an_image_of_the_app_again(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ours = studio.load_studio(parse("--model", model, "--super-res-steps", "2", "--super-res-scheduler", "ddim"))
+    options = {"model": model, "guidance_scale": 4.0, "negative_prompt": "a square", "scheduler": "dpm-solver++"}
+    saved(final(ask(ours, **options)).images[0], "drawn.png")
+    assert main(["--like", "drawn.png", "-o", "again.png", "--device", "cpu"]) == 0
+    assert pixels("drawn.png") == pixels("again.png")
+    PICTURE.save("small.png")
+    saved(final(ask(ours, "Enlarge", model=model, image=PICTURE, scheduler="ddpm")).images[0], "large.png")
+    assert main(["--like", "large.png", "--image", "small.png", "-o", "again.png", "--device", "cpu"]) == 0
+    assert pixels("large.png") == pixels("again.png")
+
+
+def test_an_edit_of_the_app_remembers_that_its_image_was_sent(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    edited = final(
+        ask(studio.load_studio(parse("--model", model)), "Edit", model=model, image=PICTURE, mask_image=MASK)
+    )
+    saved(edited.images[0], "edited.png")
+    assert main(["--like", "edited.png", "-o", "again.png"]) == 2
+    assert "there is no file 'the image sent to glide app'" in capsys.readouterr().err
+    PICTURE.save("image.png"), MASK.save("mask.png")
+    given = ("--image", "image.png", "--mask", "mask.png", "--device", "cpu")
+    assert main(["--like", "edited.png", *given, "-o", "again.png"]) == 0
+    assert pixels("edited.png") == pixels("again.png")
+
+
+def pixels(path: str) -> bytes:
+    with Image.open(path) as image:
+        return image.tobytes()
+
+
+def saved(image: Image.Image, path: str) -> None:
+    """As gradio saves it."""
+    chunks = PngImagePlugin.PngInfo()
+    for name, text in image.info.items():
+        chunks.add_text(name, text)
+    image.save(path, pnginfo=chunks)
 
 
 def test_an_edit_has_the_size_of_the_photo_and_changes_the_hole_alone(tiny):
@@ -134,7 +175,7 @@ def test_stop_gives_the_image_as_far_as_it_is_and_makes_room(tiny):
     tiny.turns.stop(session="tab")
     last = final(progress)
     assert "Stopped at step" in last.text and last.share < 0.5
-    assert last.images[0].size == (32, 32)
+    assert last.images[0].size == (32, 32) and not last.images[0].info, "it cannot be generated again"
     assert len(tiny.turns) == 0
 
 
@@ -435,6 +476,7 @@ def test_a_client_draws_and_edits(serve, gr, tiny, tmp_path):
     (expected,) = final(ask(tiny, guidance_scale=3.0)).images
     with Image.open(entry["image"]) as image:
         np.testing.assert_array_equal(image, expected, "it comes without loss")
+        assert read_metadata(image)["seed"] == 7, "and says how it was generated"
     with pytest.raises(gradio_client.exceptions.AppError, match="The prompt is empty"):
         client.predict("tiny", " ", *OPTIONS, api_name="/draw")
     (tmp_path / "bomb.png").write_bytes(bomb())
