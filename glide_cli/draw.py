@@ -187,7 +187,7 @@ NAME: {", ".join(SCHEDULERS)}.""",
         "--lora",
         action="append",
         metavar="PATH[:SCALE]",
-        help="a LoRA of the base model (default scale: 1); several add up",
+        help="a LoRA of either model (default scale: 1); several add up",
     )
 
     other = parser.add_argument_group("other")

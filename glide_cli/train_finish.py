@@ -41,7 +41,9 @@ def finish(
             print(f"The trained model is in {folder}.")
             if args.push_to_hub:
                 tag = "zero-shot-image-classification" if loaded_as == "NoisedCLIPModel" else "text-to-image"
-                card = training_card(args.hub_model_id, loaded_as, data.name, _facts(args, accelerator), tag)
+                facts = _facts(args, accelerator)
+                adapts = args.pretrained_model_name_or_path if "LoRA" in facts else None
+                card = training_card(args.hub_model_id, loaded_as, data.name, facts, tag, adapts)
                 print(f"Uploaded: {push_to_hub(folder, args.hub_model_id, card)}")
     accelerator.end_training()
 
@@ -51,6 +53,7 @@ def _facts(args: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]
     batch = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     facts = {
         "stage": getattr(args, "stage", None),
+        "LoRA": _lora(args),
         "started from": args.pretrained_model_name_or_path,
         "steps": args.max_train_steps,
         "images per step": batch,
@@ -62,8 +65,19 @@ def _facts(args: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]
     return {name: value for name, value in facts.items() if value is not None}
 
 
+def _lora(args: argparse.Namespace) -> str | None:
+    if getattr(args, "lora_rank", None) is None:
+        return None
+    return f"{'DoRA, ' if args.use_dora else ''}rank {args.lora_rank}, alpha {args.lora_alpha or args.lora_rank}"
+
+
 def training_card(
-    repo_id: str, loaded_as: str, data: str, facts: Mapping[str, Any], pipeline_tag: str = "text-to-image"
+    repo_id: str,
+    loaded_as: str,
+    data: str,
+    facts: Mapping[str, Any],
+    pipeline_tag: str = "text-to-image",
+    adapts: str | None = None,
 ) -> ModelCard:
     """The card of a trained model.
 
@@ -73,14 +87,17 @@ def training_card(
         data (`str`): What it was trained on.
         facts (`Mapping[str, Any]`): How, as names and values.
         pipeline_tag (`str`, defaults to `"text-to-image"`): The Hub's name of the task.
+        adapts (`str`, *optional*): Of a LoRA: the pipeline that it was trained on.
     """
     from glide_pipelines.conversion.model_card import model_card
     from glide_pipelines.markdown import markdown_table
 
+    use = f'model = {loaded_as}.from_pretrained("{adapts or repo_id}")'
+    if adapts is not None:
+        use += f'\nmodel.load_lora_weights("{repo_id}")'
     sections = {
         "": f"Trained on {data} with glide-pipelines.",
-        "Use": f"```python\nfrom glide_pipelines import {loaded_as}\n\n"
-        f'model = {loaded_as}.from_pretrained("{repo_id}")\n```',
+        "Use": f"```python\nfrom glide_pipelines import {loaded_as}\n\n{use}\n```",
         "Training": markdown_table(["setting", "value"], [[name, str(value)] for name, value in facts.items()]),
     }
     return model_card(repo_id, sections, license="unknown", pipeline_tag=pipeline_tag)

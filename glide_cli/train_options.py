@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
-from .options import Parser
+from .options import Parser, positive_int
 
 
 if TYPE_CHECKING:  # importing these takes seconds
     import datasets
     import torch
     from accelerate import Accelerator
+    from peft import LoraConfig
     from transformers import PreTrainedTokenizerBase
 
     from glide_pipelines.training import TimestepWeighting, TrainingConfig
@@ -88,6 +89,16 @@ def add_stage_options(parser: Parser) -> None:
     )
     add("--snr_weight_range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="weight by clamp(1/SNR, LOW, HIGH)")
     add_timestep_options(add)
+
+
+def add_lora_options(parser: Parser) -> None:
+    """Adapters in place of all weights."""
+    add = parser.add_argument_group("LoRA: trains adapters of a pipeline, into OUTPUT_DIR/lora").add_argument
+    add("--lora_rank", type=positive_int, metavar="R", help="rank of the adapters; without it all weights are trained")
+    add("--lora_alpha", type=positive_int, metavar="A", help="the adapters count A / R (default: R)")
+    targets = "layers that are adapted, by name or its end (default: the projections of the attention)"
+    add("--lora_targets", nargs="+", metavar="NAME", help=targets)
+    add("--use_dora", action="store_true", help="DoRA: learn the length of the weights apart from their direction")
 
 
 def add_timestep_options(add: Callable[..., Any]) -> None:
@@ -169,6 +180,16 @@ def check_arguments(args: argparse.Namespace) -> None:
         for name in ("crop_size", "low_resolution", "low_res_blur", "low_res_noise", "low_res_consistency"):
             if getattr(args, name):
                 raise UserError(f"`{name}` is for the stage super_res.")
+    if getattr(args, "lora_rank", None) is None:
+        for name in ("lora_alpha", "lora_targets", "use_dora"):
+            if getattr(args, name, None):
+                raise UserError(f"`{name}` needs `lora_rank`.")
+    else:
+        if args.pretrained_model_name_or_path is None:
+            raise UserError("`lora_rank` needs `pretrained_model_name_or_path`: the model that is adapted.")
+        for name in ("pipeline_dir", "text_encoder_name_or_path", "low_res_consistency"):
+            if getattr(args, name, None):
+                raise UserError(f"`{name}` is for a model that is trained whole: a LoRA is the adapters alone.")
 
 
 def model_or_shapes(args: argparse.Namespace, option: str, what: str) -> str:
@@ -322,6 +343,24 @@ def timestep_weighting(args: argparse.Namespace, num_train_timesteps: int) -> Ti
     return TimestepWeighting(
         num_train_timesteps, strategy, multiplier, portion, tuple(snr_weight_range) if snr_weight_range else None
     )
+
+
+def lora_config(args: argparse.Namespace) -> LoraConfig | None:
+    """The adapters of the options of [`add_lora_options`]; None if all weights are trained.
+
+    Raises:
+        ImportError: if peft is not installed.
+    """
+    if args.lora_rank is None:
+        return None
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ImportError("`lora_rank` needs the package peft: pip install peft") from error
+    alpha = args.lora_alpha or args.lora_rank
+    # Gaussian, as in diffusers' own scripts.
+    options = {"use_dora": args.use_dora, "init_lora_weights": "gaussian"}
+    return LoraConfig(r=args.lora_rank, lora_alpha=alpha, target_modules=args.lora_targets, **options)
 
 
 def save_dtype(args: argparse.Namespace) -> torch.dtype:

@@ -14,8 +14,10 @@ from .train_options import (
     SHAPES,
     TrainingData,
     add_data_options,
+    add_lora_options,
     add_run_options,
     add_stage_options,
+    lora_config,
     make_accelerator,
     model_or_shapes,
     read_sizes,
@@ -45,6 +47,7 @@ def add_text_to_image_options(parser: Parser) -> None:
     add("--text_encoder_name_or_path", help="text encoder to start from, such as train_shapes_text_encoder.py's")
     add_data_options(parser)
     add_stage_options(parser)
+    add_lora_options(parser)
     add_run_options(parser)
     add = parser.add_argument_group("validation").add_argument
     add("--validation_prompts", nargs="+", help="generate these at every checkpoint, into OUTPUT_DIR/validation")
@@ -119,6 +122,7 @@ def add_inpaint_options(parser: Parser) -> None:
     )
     add_data_options(parser)
     add_stage_options(parser)
+    add_lora_options(parser)
     add_run_options(parser)
 
 
@@ -136,6 +140,11 @@ def _inpaint_parts(args: argparse.Namespace, data: TrainingData, accelerator: Ac
 
     path = model_or_shapes(args, "pretrained_model_name_or_path", "the pipeline to start from")
     parts = PipelineParts.from_pretrained(GLIDEInpaintPipeline, path, args.stage)
+    if args.lora_rank is not None and not parts.stage.unet.is_inpainter:
+        raise ValueError(
+            f"`lora_rank` needs a {parts.stage.name} model that inpaints, and that of {path} does not: train it to "
+            "inpaint first, whole."
+        )
     for stage in (parts.stage, parts.other):
         if stage is not None:
             prepare_for_inpainting(stage)
@@ -143,6 +152,8 @@ def _inpaint_parts(args: argparse.Namespace, data: TrainingData, accelerator: Ac
 
 
 def _pipeline_folder(args: argparse.Namespace) -> Path:
+    if args.lora_rank is not None:
+        return Path(args.output_dir) / "lora"
     return Path(args.pipeline_dir or Path(args.output_dir) / "pipeline")
 
 
@@ -155,9 +166,9 @@ def _train(
     from accelerate.utils import set_seed
 
     from glide_pipelines.sampling import scale_factor
-    from glide_pipelines.training import save_validation_images, train_stage
+    from glide_pipelines.training import save_lora, save_validation_images, train_stage
 
-    config, accelerator = training_config(args), make_accelerator(args)
+    config, lora, accelerator = training_config(args), lora_config(args), make_accelerator(args)
     folder, prompts = _pipeline_folder(args), getattr(args, "validation_prompts", None) or []
     set_seed(args.seed)
     with accelerator.main_process_first():
@@ -190,10 +201,14 @@ def _train(
         freeze_text_encoder=args.freeze_text_encoder,
         gradient_checkpointing=args.gradient_checkpointing,
         on_checkpoint=validate if prompts else None,
+        lora=lora,
     )
 
     def save() -> Path:
-        parts.save(folder, save_dtype(args))
+        if lora is None:
+            parts.save(folder, save_dtype(args))
+        else:
+            save_lora(parts.stage, folder, save_dtype(args))
         return folder
 
     finish(args, accelerator, done, save, data, parts.pipeline_class.__name__)

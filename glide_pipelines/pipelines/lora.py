@@ -11,7 +11,19 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
 # What PEFT puts before the names of the weights that it saves.
 _PEFT_PREFIX = "base_model.model."
+_LENGTHS = ".lora_magnitude_vector"
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
+
+class _UpsamplerLoraLoader(StableDiffusionLoraLoaderMixin):
+    """Loads and saves adapters under the names of the upsampler's networks."""
+
+    unet_name = "super_res_unet"
+    text_encoder_name = "super_res_text_encoder"
+
+
+# What loads and saves the adapters of a stage.
+STAGE_LOADERS = {"base": StableDiffusionLoraLoaderMixin, "super_res": _UpsamplerLoraLoader}
 
 
 class GLIDELoraLoaderMixin(StableDiffusionLoraLoaderMixin):
@@ -24,7 +36,7 @@ class GLIDELoraLoaderMixin(StableDiffusionLoraLoaderMixin):
         hotswap: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Load LoRA weights into the UNet and the text encoder.
+        """Load LoRA weights into the UNets and the text encoders that they are named for.
 
         Args:
             pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `dict`): A folder, a file, a Hub id or a
@@ -40,36 +52,45 @@ class GLIDELoraLoaderMixin(StableDiffusionLoraLoaderMixin):
         source, options = pretrained_model_name_or_path_or_dict, dict(kwargs)
         low_cpu_mem_usage = options.pop("low_cpu_mem_usage", False)
         given = dict(source) if isinstance(source, dict) else source
-        state_dict, _, metadata = self.lora_state_dict(given, **options, return_lora_metadata=True)
-        if any(name.split(".")[0] in self._lora_loadable_modules for name in state_dict):
-            super().load_lora_weights(source, adapter_name, hotswap, **kwargs)
-            return
-        state_dict = {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in state_dict.items()}
-        component = self._owner_of({name.partition(".lora_")[0] for name in state_dict})
-        if component is None:
-            described = "the state dict" if isinstance(source, dict) else f"{str(source)!r}"
-            raise ValueError(
-                f"No LoRA for {type(self).__name__} in {described}: its names are those of layers in "
-                f"{' or '.join(f'`{name}`' for name in self._lora_loadable_modules)}, with that prefix or without; "
-                f"got {next(iter(state_dict), None)!r}."
+        state_dict, network_alphas, metadata = self.lora_state_dict(given, **options, return_lora_metadata=True)
+        components = [name for name in self._lora_loadable_modules if _has_prefix(state_dict, name)]
+        if not components:
+            state_dict = {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in state_dict.items()}
+            component = self._owner_of({name.partition(".lora_")[0] for name in state_dict})
+            if component is None:
+                described = "the state dict" if isinstance(source, dict) else f"{str(source)!r}"
+                raise ValueError(
+                    f"No LoRA for {type(self).__name__} in {described}: its names are those of layers in "
+                    f"{' or '.join(f'`{name}`' for name in self._lora_loadable_modules)}, with that prefix or without; "
+                    f"got {next(iter(state_dict), None)!r}."
+                )
+            if metadata is None and not isinstance(source, dict):
+                metadata = _peft_config(source, options)
+            state_dict = {f"{component}.{name}": tensor for name, tensor in state_dict.items()}
+            metadata = None if metadata is None else {f"{component}.{name}": value for name, value in metadata.items()}
+            components = [component]
+        # transformers finds the lengths of a DoRA only under the full name, and would sample them anew in silence.
+        state_dict = {f"{name}.weight" if name.endswith(_LENGTHS) else name: w for name, w in state_dict.items()}
+        for component in components:
+            network = getattr(self, component, None)
+            if network is None:
+                raise ValueError(f"The LoRA is for `{component}`, which this {type(self).__name__} does not have.")
+            loader = STAGE_LOADERS["super_res" if component.startswith("super_res_") else "base"]
+            load, argument = (
+                (loader.load_lora_into_unet, "unet")
+                if component == loader.unet_name
+                else (loader.load_lora_into_text_encoder, "text_encoder")
             )
-        if metadata is None and not isinstance(source, dict):
-            metadata = _peft_config(source, options)
-        load, argument = (
-            (self.load_lora_into_unet, "unet")
-            if component == self.unet_name
-            else (self.load_lora_into_text_encoder, "text_encoder")
-        )
-        load(
-            {f"{component}.{name}": tensor for name, tensor in state_dict.items()},
-            network_alphas=None,
-            metadata=None if metadata is None else {f"{component}.{name}": value for name, value in metadata.items()},
-            adapter_name=adapter_name,
-            hotswap=hotswap,
-            low_cpu_mem_usage=low_cpu_mem_usage,
-            _pipeline=self,
-            **{argument: getattr(self, component)},
-        )
+            load(
+                state_dict,
+                network_alphas=network_alphas,
+                metadata=metadata,
+                adapter_name=adapter_name,
+                hotswap=hotswap,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                _pipeline=self,
+                **{argument: network},
+            )
 
     def _owner_of(self, layers: set[str]) -> str | None:
         """The component that has all of these layers."""
@@ -98,6 +119,10 @@ class GLIDELoraLoaderMixin(StableDiffusionLoraLoaderMixin):
                     "`fuse_lora()` to keep their effect; `save_lora_weights` saves the adapters themselves."
                 )
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def _has_prefix(state_dict: dict[str, torch.Tensor], component: str) -> bool:
+    return any(name.startswith(f"{component}.") for name in state_dict)
 
 
 def _peft_config(source: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any] | None:

@@ -65,7 +65,7 @@ class TwoStagePipeline(GLIDESingleFileMixin, GLIDELoraLoaderMixin, GLIDEPipeline
     model_cpu_offload_seq = "text_encoder->super_res_text_encoder->unet->super_res_unet"
     _optional_components = ["tokenizer", "text_encoder", *UPSAMPLER]
     _components_with_defaults = UPSAMPLER
-    _lora_loadable_modules = ["unet", "text_encoder"]
+    _lora_loadable_modules = ["unet", "text_encoder", "super_res_unet", "super_res_text_encoder"]
     _released_guidance_scale = 3.0
 
     @upsampler_without_defaults

@@ -4,12 +4,14 @@ from .contrastive import noised_clip_loss
 from .dataset import TextToImageDataset
 from .inpainting import prepare_for_inpainting, widen_for_inpainting
 from .learning_rate import LearningRate
+from .lora import LORA_TARGETS, add_lora, save_lora
 from .losses import HybridLoss, hybrid_loss
 from .low_resolution import LowResolution
 from .masks import random_mask
 from .new_models import new_noised_clip, new_stage, new_text_encoder, prepare_tokenizer
 from .pipeline_parts import PipelineParts
-from .sources import DatasetSource
+from .shards import ShardWriter, TarShards, expand_shards
+from .sources import DatasetSource, ShardSource
 from .text_to_image import text_to_image_loss, train_stage
 from .timesteps import TimestepWeighting
 from .trainer import TrainingConfig, train
@@ -17,14 +19,20 @@ from .validation import save_validation_images
 
 
 __all__ = [
+    "LORA_TARGETS",
     "DatasetSource",
     "HybridLoss",
     "LearningRate",
     "LowResolution",
     "PipelineParts",
+    "ShardSource",
+    "ShardWriter",
+    "TarShards",
     "TextToImageDataset",
     "TimestepWeighting",
     "TrainingConfig",
+    "add_lora",
+    "expand_shards",
     "hybrid_loss",
     "new_noised_clip",
     "new_stage",
@@ -33,6 +41,7 @@ __all__ = [
     "prepare_for_inpainting",
     "prepare_tokenizer",
     "random_mask",
+    "save_lora",
     "save_validation_images",
     "text_to_image_loss",
     "train",

@@ -32,14 +32,25 @@ class RunState:
     Args:
         accelerator (`Accelerator`): Knows the processes and the gradient scaler.
         model (`nn.Module`): The trained module, not wrapped.
-        optimizer (`torch.optim.Optimizer`): Its optimizer, not wrapped.
-        ema (`EMAModel`): The moving average of its parameters.
+        parameters (`dict[str, nn.Parameter]`): What is trained of it, by name; the other parameters are not saved.
+        optimizer (`torch.optim.Optimizer`): The optimizer of the parameters, not wrapped.
+        ema (`EMAModel`): Their moving average.
     """
 
     def __init__(
-        self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        ema: EMAModel,
     ) -> None:
-        self.accelerator, self.model, self.optimizer, self.ema = accelerator, model, optimizer, ema
+        self.accelerator, self.model, self.parameters = accelerator, model, parameters
+        self.optimizer, self.ema = optimizer, ema
+
+    def _model_tensors(self) -> dict[str, torch.Tensor]:
+        left_out = {name for name, _ in self.model.named_parameters()} - self.parameters.keys()
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name not in left_out}
 
     def save(self, folder: Path, progress: dict[str, Any], random_states: list[Any]) -> None:
         """Write everything into a folder, from the main process.
@@ -52,7 +63,7 @@ class RunState:
         Raises:
             OSError: if it cannot be written.
         """
-        names: dict[torch.Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        names: dict[torch.Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
         tensors: dict[str, torch.Tensor] = {}
         values: dict[str, Any] = {}
         for parameter, entries in self.optimizer.state.items():
@@ -60,7 +71,7 @@ class RunState:
                 kind: dict[str, Any] = tensors if isinstance(value, torch.Tensor) else values
                 kind[f"{names[parameter]}/{key}"] = value
         try:
-            _save_tensors(self.model.state_dict(), folder / _MODEL)
+            _save_tensors(self._model_tensors(), folder / _MODEL)
             _save_tensors(dict(zip(names.values(), self.ema.shadow_params, strict=True)), folder / _AVERAGE)
             _save_tensors(tensors, folder / _OPTIMIZER)
         except SafetensorError as error:  # which is no OSError, even where the disk is full
@@ -88,12 +99,12 @@ class RunState:
             ValueError: naming file and tensor, if something is missing, unexpected or of another shape.
         """
         state = read_state(folder)
-        parameters = dict(self.model.named_parameters())
-        self.model.load_state_dict(_load_tensors(folder / _MODEL, self.model.state_dict()))
-        average = _load_tensors(folder / _AVERAGE, parameters)
-        self.ema.shadow_params = [average[name] for name in parameters]
+        # Not strict, because of the parameters that are left out; the names have been checked.
+        self.model.load_state_dict(_load_tensors(folder / _MODEL, self._model_tensors()), strict=False)
+        average = _load_tensors(folder / _AVERAGE, self.parameters)
+        self.ema.shadow_params = [average[name] for name in self.parameters]
         self.ema.optimization_step = state["average"]["optimization_step"]
-        self._load_optimizer(folder / _OPTIMIZER, state["optimizer"], parameters)
+        self._load_optimizer(folder / _OPTIMIZER, state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         processes = json.loads((folder / _RANDOM).read_text(encoding="utf-8"))["processes"]
@@ -106,7 +117,8 @@ class RunState:
     def _groups(self) -> list[dict[str, Any]]:
         return self.optimizer.param_groups
 
-    def _load_optimizer(self, path: Path, saved: dict[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
+    def _load_optimizer(self, path: Path, saved: dict[str, Any]) -> None:
+        parameters = self.parameters
         tensors = load_file(path)
         _check_names(path, tensors, saved["tensors"])
         numbers = {parameter: number for number, parameter in enumerate(p for g in self._groups for p in g["params"])}

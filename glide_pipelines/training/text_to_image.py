@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -12,9 +12,14 @@ from torch import nn
 from ..sampling import Stage
 from ..schedulers import GLIDEDDPMScheduler, GLIDEScheduler
 from .dataset import TextToImageDataset
+from .lora import add_lora, lora_parameters, lora_settings
 from .losses import hybrid_loss
 from .timesteps import TimestepWeighting
 from .trainer import LossFunction, TrainingConfig, train
+
+
+if TYPE_CHECKING:  # an optional package
+    from peft import LoraConfig
 
 
 def text_to_image_loss(scheduler: GLIDEScheduler, weighting: TimestepWeighting) -> LossFunction:
@@ -45,8 +50,9 @@ def train_stage(
     freeze_text_encoder: bool = False,
     gradient_checkpointing: bool = False,
     on_checkpoint: Callable[[int], None] | None = None,
+    lora: LoraConfig | None = None,
 ) -> int:
-    """Train a stage, or go on training it, and leave the moving average of its weights in it.
+    """Train a stage, or adapters of it, and leave the moving average of the weights in it.
 
     Args:
         accelerator (`Accelerator`): Devices, processes, precision and gradient accumulation.
@@ -56,6 +62,8 @@ def train_stage(
         freeze_text_encoder (`bool`, defaults to `False`): Train the UNet only.
         gradient_checkpointing (`bool`, defaults to `False`): Recompute activations in the backward pass.
         on_checkpoint (`Callable[[int], None]`, *optional*): See [`train`].
+        lora (`peft.LoraConfig`, *optional*): Adapters that are added to the stage and trained in its place; see
+            [`add_lora`], and [`save_lora`] to save them.
 
     Returns:
         `int`: The steps done so far; fewer than `config.max_train_steps` if the run was stopped.
@@ -66,11 +74,19 @@ def train_stage(
     given: Any = stage.scheduler
     if stage.text_encoder is None or given is None:
         raise ValueError("`stage` must have a text encoder and a scheduler to be trained.")
-    stage.text_encoder.requires_grad_(not freeze_text_encoder)
+    adapters: dict[str, Any] = {}
+    if lora is None:
+        stage.text_encoder.requires_grad_(not freeze_text_encoder)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            add_lora(stage, lora, freeze_text_encoder)
+        adapters = {"parameters": lora_parameters(stage), "settings": lora_settings(stage)}
     if gradient_checkpointing:
         stage.unet.enable_gradient_checkpointing()
         stage.text_encoder.activation_checkpointing_enable()
     # The process is the same whatever the stage is sampled with, be it a scheduler of diffusers' own.
     scheduler = GLIDEDDPMScheduler.from_config(given.config)
     loss = text_to_image_loss(scheduler, dataset.weighting)
-    return train(accelerator, config, stage, dataset, loss, scheduler.config.num_train_timesteps, on_checkpoint)
+    num_timesteps = scheduler.config.num_train_timesteps
+    return train(accelerator, config, stage, dataset, loss, num_timesteps, on_checkpoint, **adapters)

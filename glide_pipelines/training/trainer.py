@@ -100,6 +100,7 @@ class _Progress:
 
     seed: int
     dataset: dict[str, Any] | None
+    settings: dict[str, Any] | None
     step: int = 0
     examples: int = 0
     bad_rows: dict[str, str] = field(default_factory=dict)
@@ -107,6 +108,12 @@ class _Progress:
     def load(self, saved: dict[str, Any], max_train_steps: int) -> None:
         if saved["seed"] != self.seed:
             raise ValueError(f"`seed` of the run to resume is {saved['seed']}, got {self.seed}.")
+        then, now = saved.get("settings") or {}, self.settings or {}
+        if then != now:
+            [name, *_] = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+            raise ValueError(
+                f"The run to resume is of another model: `{name}` is {then.get(name)}, got {now.get(name)}."
+            )
         if saved["dataset"] != self.dataset and saved["step"] < max_train_steps:
             then, now = saved["dataset"] or {}, self.dataset or {}
             changes = [
@@ -127,6 +134,8 @@ def train(
     compute_loss: LossFunction,
     num_train_timesteps: int,
     on_checkpoint: Callable[[int], None] | None = None,
+    parameters: dict[str, nn.Parameter] | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> int:
     """Train a model, or go on training it, and leave the moving average of its weights in it.
 
@@ -150,6 +159,9 @@ def train(
         on_checkpoint (`Callable[[int], None]`, *optional*): Called in the main process with the step whenever a
             checkpoint was saved, while the model holds the averaged weights. The random numbers that it uses do not
             change the run.
+        parameters (`dict[str, nn.Parameter]`, *optional*): What is trained, averaged and saved of the model, by name;
+            by default all of it.
+        settings (`dict[str, Any]`, *optional*): What must be the same when a run is resumed, as JSON can hold it.
 
     Returns:
         `int`: The steps done so far; fewer than `config.max_train_steps` if the run was stopped.
@@ -162,21 +174,27 @@ def train(
             new; or if another run is under way there.
     """
     with locked(config.output_dir) if accelerator.is_main_process else contextlib.nullcontext():
-        return _train(accelerator, config, model, dataset, compute_loss, num_train_timesteps, on_checkpoint)
+        named = dict(model.named_parameters()) if parameters is None else parameters
+        return _train(
+            accelerator, config, model, named, settings, dataset, compute_loss, num_train_timesteps, on_checkpoint
+        )
 
 
 def _train(
     accelerator: Accelerator,
     config: TrainingConfig,
     model: nn.Module,
+    named_parameters: dict[str, nn.Parameter],
+    settings: dict[str, Any] | None,
     dataset: Dataset[Any],
     compute_loss: LossFunction,
     num_train_timesteps: int,
     on_checkpoint: Callable[[int], None] | None,
 ) -> int:
     set_seed(config.seed, device_specific=True)
+    parameters = list(named_parameters.values())
     bare_optimizer = torch.optim.AdamW(
-        model.parameters(),  # the frozen ones too: a resumed run may train them
+        parameters,  # the frozen ones too: a resumed run may train them
         lr=config.learning_rate.peak,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.adam_weight_decay,
@@ -185,10 +203,9 @@ def _train(
     )
     model, optimizer = accelerator.prepare(model, bare_optimizer)
     bare_model = accelerator.unwrap_model(model)
-    parameters = list(bare_model.parameters())
     ema = EMAModel(parameters, decay=config.ema_decay, foreach=True)
-    state = RunState(accelerator, bare_model, bare_optimizer, ema)
-    progress = _Progress(config.seed, getattr(dataset, "fingerprint", None))
+    state = RunState(accelerator, bare_model, named_parameters, bare_optimizer, ema)
+    progress = _Progress(config.seed, getattr(dataset, "fingerprint", None), settings)
     if config.resume_from_checkpoint is not None:
         path = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
         if path is not None:
@@ -231,7 +248,7 @@ def _train(
                 accelerator, config.output_dir, state, vars(progress), config.checkpoints_total_limit, random
             )
             if on_checkpoint is not None and accelerator.is_main_process:
-                with _averaged(bare_model, ema), torch.random.fork_rng():
+                with _averaged(bare_model, parameters, ema), torch.random.fork_rng():
                     on_checkpoint(progress.step)
         saved_step, saved_time = progress.step, time.monotonic()
 
@@ -285,9 +302,8 @@ def _train(
 
 
 @contextlib.contextmanager
-def _averaged(model: nn.Module, ema: EMAModel) -> Iterator[None]:
+def _averaged(model: nn.Module, parameters: list[nn.Parameter], ema: EMAModel) -> Iterator[None]:
     """Put the averaged weights into the model, ready to sample from."""
-    parameters = list(model.parameters())
     ema.store(parameters)
     ema.copy_to(parameters)
     model.eval()
