@@ -10,7 +10,8 @@ from .low_resolution import LowResolution
 from .masks import random_mask
 from .new_models import new_noised_clip, new_stage, new_text_encoder, prepare_tokenizer
 from .pipeline_parts import PipelineParts
-from .sources import DatasetSource
+from .shards import ShardWriter, TarShards, expand_shards
+from .sources import DatasetSource, ShardSource
 from .text_to_image import text_to_image_loss, train_stage
 from .timesteps import TimestepWeighting
 from .trainer import TrainingConfig, train
@@ -24,10 +25,14 @@ __all__ = [
     "LearningRate",
     "LowResolution",
     "PipelineParts",
+    "ShardSource",
+    "ShardWriter",
+    "TarShards",
     "TextToImageDataset",
     "TimestepWeighting",
     "TrainingConfig",
     "add_lora",
+    "expand_shards",
     "hybrid_loss",
     "new_noised_clip",
     "new_stage",

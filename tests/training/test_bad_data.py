@@ -235,7 +235,7 @@ def test_what_is_wrong_with_a_folder_is_said(folder, caplog):
     ):
         make_source(folder)
     (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "one"}\n')
-    assert len(make_source(folder).rows) == 1
+    assert len(make_source(folder).examples) == 1
     assert "5 of the 6 images in" in caplog.text and "are in no row of its metadata: 1.png, " in caplog.text
     (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "one"\n')
     with pytest.raises(ValueError, match=r"metadata\.jsonl cannot be read"):

@@ -1,0 +1,266 @@
+"""Captioned images in tar shards of webdataset's layout, by number, wherever fsspec opens them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+from huggingface_hub import constants
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..datasets import first_few
+from ..files import atomic_file
+
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_NONE, _TEXT, _JSON = 0, 1, 2  # what the member of a caption is
+
+
+def expand_shards(patterns: Sequence[str]) -> list[str]:
+    """The shards that patterns name, in their order: `"data/{000..127}.tar"` counts, `"data/*.tar"` is what is there.
+
+    Raises:
+        ValueError: if a pattern names no file.
+    """
+    urls: list[str] = []
+    for pattern in patterns:
+        for url in _numbered(pattern):
+            if "*" in url:
+                fs, path = fsspec.core.url_to_fs(url)
+                found = sorted(map(str, fs.glob(path)))
+                urls += [name if _is_local(url) else fs.unstrip_protocol(name) for name in found]
+                if not found:
+                    raise ValueError(f"`train_shards` {url!r} names no file.")
+            else:
+                urls.append(url)
+    return urls
+
+
+def _numbered(pattern: str) -> Iterator[str]:
+    found = _RANGE.search(pattern)
+    if found is None:
+        yield pattern
+        return
+    first, last = found.groups()
+    for number in range(int(first), int(last) + 1):
+        yield from _numbered(f"{pattern[: found.start()]}{number:0{len(first)}}{pattern[found.end() :]}")
+
+
+def _is_local(url: str) -> bool:
+    return "://" not in url and "::" not in url
+
+
+@dataclass
+class TarShards:
+    """The examples of tar shards, each by its number: neighbouring members `name.png` (or another kind of image) and
+    `name.txt` or `name.json`, as webdataset and img2dataset write them.
+
+    An index of each shard, made once and kept in the cache of Hugging Face (`HF_HOME`), says where its members lie. An
+    example is then one range of bytes, whose order nothing dictates.
+
+    Args:
+        urls (`Sequence[str]`): Files or URLs that fsspec opens; `"filecache::https://..."` keeps what is read on the
+            disk. See [`expand_shards`].
+        caption_column (`str`, defaults to `"text"`): The key of the caption in `name.json`; `name.txt` is taken first.
+
+    Raises:
+        ValueError: naming the shard, if it cannot be read or there is none.
+    """
+
+    urls: Sequence[str]
+    caption_column: str = "text"
+
+    def __post_init__(self) -> None:
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            bar = tqdm(
+                pool.map(self._index, self.urls), "Shards", len(self.urls), disable=len(self.urls) < 2, leave=False
+            )
+            self.indices = list(bar)
+        self.counts = np.array([len(index) for index in self.indices])
+        self._starts = np.cumsum(self.counts) - self.counts
+        self._systems: tuple[int, list[Any]] = (0, [])
+        if not len(self):
+            raise ValueError("The dataset is empty.")
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def __getitem__(self, number: int) -> tuple[bytes, Any]:
+        """The bytes of an image, and its caption or captions (None if there are none).
+
+        Raises:
+            ValueError: if the shard cannot be read, or the caption is no text.
+        """
+        shard, row = self._place(number)
+        image, image_bytes, caption, caption_bytes, kind = self.indices[shard][row].tolist()
+        # One request for both: they are neighbours.
+        begin, end = min(image, caption), max(image + image_bytes, caption + caption_bytes)
+        data = self._read(shard, begin, end)
+        text = data[caption - begin :][:caption_bytes]
+        return data[image - begin :][:image_bytes], self._parse(kind, text)
+
+    def caption(self, number: int) -> Any:
+        """The caption or captions alone."""
+        shard, row = self._place(number)
+        _, _, caption, caption_bytes, kind = self.indices[shard][row].tolist()
+        return self._parse(kind, self._read(shard, caption, caption + caption_bytes))
+
+    def _read(self, shard: int, begin: int, end: int) -> bytes:
+        fs, path = self._system(shard)
+        try:
+            data: bytes = fs.cat_file(path, begin, end)
+        except OSError as error:
+            raise ValueError(f"{self.urls[shard]} cannot be read: {error!r}") from error
+        if len(data) != end - begin:
+            raise ValueError(f"{self.urls[shard]} is shorter than it was.")
+        return data
+
+    def _parse(self, kind: int, text: bytes) -> Any:
+        try:
+            if kind == _JSON:
+                return json.loads(text).get(self.caption_column)
+            return text.decode("utf-8").strip() if kind == _TEXT else None
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"The caption cannot be read: {error}") from error
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """The shard of an example, and its row in the index."""
+        shard = int(np.searchsorted(self._starts, number, "right")) - 1
+        return shard, number - int(self._starts[shard])
+
+    def name(self, number: int) -> str:
+        """The shard and the member of an example's image, for people to read."""
+        shard, row = self._place(number)
+        offset = int(self.indices[shard][row][0])
+        try:
+            for member in _members(self.urls[shard]):
+                if member.offset_data == offset:
+                    return f"{member.name} of {self.urls[shard]}"
+        except (OSError, tarfile.TarError):
+            pass
+        return f"{row} of {self.urls[shard]}"
+
+    def check_captions(self) -> None:
+        """Refuse shards in which images have no caption.
+
+        Raises:
+            ValueError: naming the first of them.
+        """
+        missing = np.flatnonzero(np.concatenate([index[:, 4] == _NONE for index in self.indices]))
+        if len(missing):
+            names = first_few([self.name(int(number)) for number in missing[:6]])
+            raise ValueError(
+                f"`train_shards` must hold a .txt or .json beside every image, got none for {len(missing)} of "
+                f"{len(self)}: {names}."
+            )
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells the shards from others: names, sizes and places of all that they hold."""
+        digest = hashlib.sha256()
+        for url, index in zip(self.urls, self.indices, strict=True):
+            digest.update(url.rsplit("/", 1)[-1].encode())
+            digest.update(index.tobytes())
+        return {"rows": len(self), "shards": len(self.urls), "names and places": digest.hexdigest()[:16]}
+
+    def _system(self, shard: int) -> tuple[Any, str]:
+        if self._systems[0] != os.getpid():  # connections do not outlive a fork
+            systems = [fsspec.core.url_to_fs(url, use_listings_cache=False) for url in self.urls]
+            self._systems = os.getpid(), systems
+        return self._systems[1][shard]
+
+    def _index(self, url: str) -> np.ndarray:
+        try:
+            fs, path = fsspec.core.url_to_fs(url)
+            key = json.dumps([url, os.path.abspath(url), fs.size(path), fs.ukey(path), self.caption_column])
+            folder = Path(constants.HF_HOME) / "glide-pipelines" / "shards"
+            cached = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+            if not cached.exists():
+                index = _make_index(url)
+                folder.mkdir(parents=True, exist_ok=True)
+                with atomic_file(cached) as temporary, temporary.open("wb") as file:
+                    np.save(file, index)
+            return np.load(cached, mmap_mode="r")
+        except (OSError, tarfile.TarError) as error:
+            raise ValueError(f"`train_shards` {url} cannot be read: {error!r}") from error
+
+
+def _members(url: str) -> Iterator[tarfile.TarInfo]:
+    with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r:") as shard:
+        for member in shard:
+            if member.isfile():
+                yield member
+
+
+def _make_index(url: str) -> np.ndarray:
+    """For each example of a shard, the offset and size of its image and of its caption, and the caption's kind."""
+    endings = Image.registered_extensions()
+    rows = []
+    for _, members in itertools.groupby(_members(url), lambda member: _split_name(member.name)[0]):
+        image, caption, kind = None, None, _NONE
+        for member in members:
+            ending = _split_name(member.name)[1]
+            if f".{ending}" in endings:
+                image = image or member
+            elif ending == "txt" or (ending == "json" and kind == _NONE):
+                caption, kind = member, _TEXT if ending == "txt" else _JSON
+        if image is not None:
+            text = caption or image
+            rows.append((image.offset_data, image.size, text.offset_data, text.size if caption else 0, kind))
+    return np.array(rows, np.int64).reshape(-1, 5)
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """`folder/0001.seg.png` to `folder/0001` and `seg.png`, as webdataset does."""
+    folder, slash, file = name.rpartition("/")
+    key, _, ending = file.partition(".")
+    return f"{folder}{slash}{key}", ending.lower()
+
+
+class ShardWriter:
+    """Writes examples into `000000.tar`, `000001.tar` and so on, in webdataset's layout.
+
+    Args:
+        folder (`Path`): An empty folder.
+        shard_size (`int`): Examples in a shard.
+    """
+
+    def __init__(self, folder: Path, shard_size: int) -> None:
+        self.folder, self.shard_size = folder, shard_size
+        self.count = 0
+        self._shard: tarfile.TarFile | None = None
+
+    def add(self, image: bytes, ending: str, captions: str | list[str]) -> None:
+        """Add an image, as the bytes of a file with this ending (such as `".png"`): one caption as `.txt`, several as
+        `.json`."""
+        if self._shard is None:
+            self._shard = tarfile.TarFile(self.folder / f"{self.count // self.shard_size:06}.tar", "w")
+        text = captions if isinstance(captions, str) else json.dumps({"text": captions}, ensure_ascii=False)
+        kind = ".txt" if isinstance(captions, str) else ".json"
+        for name, data in ((ending, image), (kind, text.encode("utf-8"))):
+            member = tarfile.TarInfo(f"{self.count:09}{name}")
+            member.size = len(data)
+            self._shard.addfile(member, io.BytesIO(data))
+        self.count += 1
+        if self.count % self.shard_size == 0:
+            self.close()
+
+    def close(self) -> None:
+        """End the last shard."""
+        if self._shard is not None:
+            self._shard.close()
+        self._shard = None

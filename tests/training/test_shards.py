@@ -1,0 +1,182 @@
+"""Tar shards: the same examples as in a folder, in an order that only the seed and the number decide."""
+
+import io
+import itertools
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_trainer import make_config, read_checkpoint, run
+from tiny import tiny_tokenizer
+
+from glide_pipelines.training import ShardSource, TarShards, TextToImageDataset, TimestepWeighting, expand_shards
+from glide_pipelines.training import shards as shards_module
+from glide_pipelines.training.loader import make_loader
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards_module.constants, "HF_HOME", str(tmp_path / "hf"))
+
+
+def png(number):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (number, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_shard(path, members):
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as shard:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            shard.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture
+def urls(tmp_path):
+    """Three shards of 5, 7 and 8 examples; the red of an image is its number, which its caption tells."""
+    number = 0
+    for shard, count in enumerate((5, 7, 8)):
+        members = []
+        for _ in range(count):
+            members += [(f"a/{number:03}.png", png(number)), (f"a/{number:03}.txt", f"caption {number}\n".encode())]
+            number += 1
+        write_shard(tmp_path / "data" / f"{shard:03}.tar", members)
+    return expand_shards([str(tmp_path / "data/{000..002}.tar")])
+
+
+def seen(source, numbers):
+    captions = []
+    for number in numbers:
+        image, caption = source(number, np.random.default_rng(0))
+        assert caption == f"caption {image.getpixel((4, 4))[0]}"
+        captions.append(int(caption.split()[1]))
+    return captions
+
+
+def make_dataset(urls, **options):
+    source = ShardSource(TarShards(urls), 8, seed=1, shuffle_buffer=6, **options)
+    return TextToImageDataset(source, tiny_tokenizer(), TimestepWeighting(1000), 1)
+
+
+def test_each_epoch_has_every_example_once_in_another_order(urls):
+    assert len(urls) == 3
+    for shuffle_buffer in (1, 6, 20, 1000):
+        source = ShardSource(TarShards(urls), 8, seed=1, shuffle_buffer=shuffle_buffer)
+        epochs = [seen(source, range(20 * epoch, 20 * epoch + 20)) for epoch in range(4)]
+        assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+        assert len(set(map(tuple, epochs))) > 1
+    assert epochs[0] != seen(ShardSource(TarShards(urls), 8, seed=2, shuffle_buffer=1000), range(20))
+    # Windows of one example leave only the order of the shards to chance.
+    plain = seen(ShardSource(TarShards(urls), 8, seed=1, shuffle_buffer=1), range(20))
+    assert sum(after == before + 1 for before, after in itertools.pairwise(plain)) >= 17
+
+
+def test_a_window_reaches_over_neighbouring_shards_only(tmp_path):
+    for shard in range(10):
+        members = [(f"{n}.{e}", d) for n in range(10) for e, d in (("png", png(shard)), ("txt", b"caption"))]
+        write_shard(tmp_path / f"{shard}.tar", members)
+    source = ShardSource(TarShards(expand_shards([str(tmp_path / "*.tar")])), 8, seed=0, shuffle_buffer=20)
+    images = [source(number, np.random.default_rng(0))[0] for number in range(100)]
+    colours = [image.getpixel((0, 0))[0] for image in images]
+    assert all(len(set(colours[start : start + 20])) == 2 for start in range(0, 100, 20))
+
+
+def test_processes_and_workers_do_not_change_the_sequence(urls):
+    """What a run sees from step 3 on, however it goes on."""
+    dataset = make_dataset(urls)
+    expected = torch.stack([dataset[number]["input_ids"] for number in range(12, 36)])
+    for world, workers in ((1, 0), (1, 3), (2, 1)):
+        parts = [
+            [
+                batch["input_ids"]
+                for batch in make_loader(make_dataset(urls), 12, 6, 4 // world, 1, rank, world, workers)
+            ]
+            for rank in range(world)
+        ]
+        ids = [batch for step in zip(*parts, strict=True) for batch in step]
+        assert torch.equal(torch.cat(ids), expected)
+
+
+def test_a_run_is_resumed_to_the_bit_with_other_workers(urls, tmp_path):
+    run(make_config(tmp_path / "whole", max_train_steps=4), dataset=make_dataset(urls))
+    run(make_config(tmp_path / "parts", max_train_steps=2), dataset=make_dataset(urls))
+    again = make_config(
+        tmp_path / "parts", max_train_steps=4, resume_from_checkpoint="latest", dataloader_num_workers=2
+    )
+    run(again, dataset=make_dataset(urls))
+    one, other = (read_checkpoint(tmp_path / name / "checkpoint-4") for name in ("whole", "parts"))
+    assert one["progress"] == other["progress"]
+    assert all((value == other["model"][name]).all() for name, value in one["model"].items())
+    with pytest.raises(ValueError, match="The dataset is not the one of the run to resume: rows 20, now 12"):
+        run(again.__class__(**vars(again) | {"max_train_steps": 6}), dataset=make_dataset(urls[:2]))
+
+
+def test_captions_in_json_and_members_of_other_kinds(tmp_path):
+    caption = json.dumps({"text": ["one", "uno"], "width": 8}).encode()
+    both = [("0.json", caption), ("0.jpg", png(1)), ("0.seg.png", b""), ("0.cls", b"3"), ("readme", b"hello")]
+    text_first = [("1.txt", b"two"), ("1.json", b"{}"), ("1.PNG", png(2))]
+    write_shard(tmp_path / "0.tar", both + text_first)
+    shards = TarShards([str(tmp_path / "0.tar")])
+    assert [shards.caption(number) for number in range(2)] == [["one", "uno"], "two"]
+    assert shards[0] == (png(1), ["one", "uno"]) and shards[1] == (png(2), "two")
+    assert TarShards([str(tmp_path / "0.tar")], caption_column="width").caption(0) == 8
+
+
+@pytest.mark.parametrize("chain", ["", "filecache::"])
+def test_shards_anywhere_that_fsspec_opens(urls, chain):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for url in urls:
+        with open(url, "rb") as file:
+            memory.pipe(f"/far/{url[-7:]}", file.read())
+    source = ShardSource(TarShards(expand_shards([f"{chain}memory://far/{{000..002}}.tar"])), 8, seed=1)
+    assert seen(source, range(20)) == seen(ShardSource(TarShards(urls), 8, seed=1), range(20))
+    assert expand_shards(["memory://far/*.tar"]) == [f"memory:///far/{index:03}.tar" for index in range(3)]
+
+
+def test_an_index_is_made_once(urls, monkeypatch):
+    TarShards(urls)
+    with monkeypatch.context() as context:
+        context.setattr(shards_module, "_make_index", None)
+        assert len(TarShards(urls)) == 20
+    with tarfile.open(urls[0], "a") as shard:
+        for name, data in (("b.png", png(20)), ("b.txt", b"caption 20")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            shard.addfile(member, io.BytesIO(data))
+    assert len(TarShards(urls)) == 21  # it has changed
+
+
+def test_bad_shards_and_examples_are_named(urls, tmp_path):
+    with pytest.raises(ValueError, match=r"`train_shards` .*003\.tar cannot be read: FileNotFoundError"):
+        TarShards([*urls, str(tmp_path / "data/003.tar")])
+    with pytest.raises(ValueError, match=r"`train_shards` '.*\*\.tgz' names no file"):
+        expand_shards([str(tmp_path / "*.tgz")])
+    with tarfile.open(tmp_path / "packed.tar", "w:gz") as shard:
+        shard.add(urls[0], "0.png")
+    with pytest.raises(ValueError, match=r"`train_shards` .*packed\.tar cannot be read: .*not a tar|invalid header"):
+        TarShards([str(tmp_path / "packed.tar")])
+    whole = (tmp_path / "data/000.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[:700])
+    with pytest.raises(ValueError, match=r"`train_shards` .*cut\.tar cannot be read: .*unexpected end"):
+        TarShards([str(tmp_path / "cut.tar")])
+    write_shard(tmp_path / "none.tar", [("0.png", png(1)), ("1.png", png(2)), ("1.txt", b"two")])
+    with pytest.raises(ValueError, match=r"beside every image, got none for 1 of 2: 0\.png of .*none"):
+        ShardSource(TarShards([str(tmp_path / "none.tar")]), 8, seed=0)
+    write_shard(tmp_path / "bad.tar", [("x/0.png", b"no"), ("x/0.txt", b"one"), ("1.png", png(2)), ("1.txt", b"2")])
+    bad = TarShards([str(tmp_path / "bad.tar")])
+    with pytest.raises(ValueError, match=r"The image of x/0\.png of .*bad\.tar cannot be read: .*identify"):
+        [ShardSource(bad, 8, seed=0)(number, np.random.default_rng(0)) for number in range(2)]
+    source = ShardSource(bad, 8, seed=0, skip_bad_images=1)
+    assert [source(number, np.random.default_rng(0))[1] for number in range(4)] == ["2"] * 4
+    shards = TarShards(urls)
+    (tmp_path / "data/000.tar").write_bytes(whole[:600])
+    with pytest.raises(ValueError, match=r"000\.tar is shorter than it was"):
+        shards[0]
