@@ -5,11 +5,14 @@ diffusers and transformers only warn of a tensor that is missing, and sample it 
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
 from itertools import chain
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,7 +36,7 @@ class CheckedLoading:
     Attributes:
         _sizes: For numbers of the config, by their (dotted) names: a tensor and which of its dimensions is as long.
         _counts: For numbers of the config: a pattern whose group is a different number in the tensors of each layer.
-        _positive: Numbers of the config that must be 1 or more, which the weights do not show.
+        _positive: Numbers of the config, or lists of them, that must be 1 or more, which the weights do not show.
     """
 
     _sizes: ClassVar[Mapping[str, tuple[str, int]]] = {}
@@ -113,9 +116,14 @@ class CheckedLoading:
             value = given.get(field, size)
             if value != size and not ignore_mismatched_sizes:
                 raise ValueError(f"{config_path}: `{field}` is {value}, but that of the weights is {size}.")
-        for field, value in given.items():
-            if value < 1 and field in cls._positive:
-                raise ValueError(f"{config_path}: `{field}` must be 1 or more, got {value}.")
+        for field in cls._positive:
+            value = config.get(field, 1)
+            if not all(type(each) is int and each >= 1 for each in (value if isinstance(value, list) else [value])):
+                raise ValueError(f"{config_path}: `{field}` must be 1 or more, got {value!r}.")
+        for field, parameter in inspect.signature(cls.__init__).parameters.items():
+            value = config.get(field, parameter.default)
+            if parameter.annotation in (int, float) and not (isinstance(value, Real) and math.isfinite(value)):
+                raise ValueError(f"{config_path}: `{field}` must be a finite number, got {value!r}.")
 
     @classmethod
     def sizes(cls, shapes: Shapes) -> dict[str, int]:

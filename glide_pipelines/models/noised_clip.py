@@ -1,9 +1,7 @@
 """A CLIP that reads noised images, whose gradient guides the sampling (arXiv 2112.10741, section 2.3)."""
 
-from __future__ import annotations
-
 import math
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +25,7 @@ PIXEL_STD = (68.50053285, 66.63215831, 70.32316309)
 MAX_LOGIT_SCALE = math.log(100)
 
 
+# `strict` checks what is annotated by types, not by their names.
 @strict
 class NoisedCLIPTextConfig(CLIPTextConfig):
     """Shape of the text tower, see [`NoisedCLIPConfig`]. The defaults are those of OpenAI's released checkpoint.
@@ -45,6 +44,7 @@ class NoisedCLIPTextConfig(CLIPTextConfig):
 
     vocab_size: int = 65536
     hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
     # The mask tells where a text ends; the tokenizer knows its own special tokens.
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -72,6 +72,7 @@ class NoisedCLIPVisionConfig(CLIPVisionConfig):
     patch_size: int = 4
     num_train_timesteps: int = 1000
     hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
 
 
 @strict
@@ -369,7 +370,7 @@ class NoisedCLIPModel(Float32Mixin, CLIPPreTrainedModel):
         self.activation_checkpointing_disable()
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> NoisedCLIPModel:
+    def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; gradient checkpointing stays on in both."""
         super().train(mode)
         # transformers recomputes a layer in training mode only, but guidance takes gradients in evaluation mode. The

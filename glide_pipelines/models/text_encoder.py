@@ -1,7 +1,5 @@
 """GLIDE's text transformer: a prompt becomes one vector per token (arXiv 2112.10741, section 3.1)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from ..tensors import check_indices, check_tensor
 from .pretrained import Float32Mixin, init_clip_layers
 
 
+# `strict` checks what is annotated by types, not by their names.
 @strict
 class GLIDETextConfig(CLIPTextConfig):
     """Shape of a [`GLIDETextEncoder`]. The defaults are those of OpenAI's released checkpoints.
@@ -38,6 +37,7 @@ class GLIDETextConfig(CLIPTextConfig):
     num_hidden_layers: int = 16
     max_position_embeddings: int = 128
     hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
     pad_token_id: int | None = 50256
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = 50256

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Self
 
 import torch
@@ -62,7 +62,7 @@ class GLIDEUNet2DConditionModel(CheckedLoading, SingleFileNetworkMixin, UNet2DCo
         "len(block_out_channels)": r"down_blocks\.(\d+)\.",
         "layers_per_block": r"down_blocks\.0\.resnets\.(\d+)\.",
     }
-    _positive = ("sample_size", "sample_size.0", "sample_size.1", "attention_head_dim", "norm_num_groups")
+    _positive = ("sample_size", "attention_head_dim", "norm_num_groups")
 
     @staticmethod
     def glide_config(
@@ -212,6 +212,8 @@ class GLIDEUNet2DConditionModel(CheckedLoading, SingleFileNetworkMixin, UNet2DCo
             check_tensor("timestep", timestep, *(timestep.shape if is_one else (len(sample),)), floating_point=None)
         elif isinstance(timestep, bool) or not isinstance(timestep, Real) or not 0 <= timestep < 2**31:
             raise ValueError(f"`timestep` must be a tensor or a number of 0 or more, got {timestep!r}.")
+        else:
+            timestep = int(timestep) if isinstance(timestep, Integral) else float(timestep)  # numpy's numbers, too
         return super().forward(
             self._stack_channels(sample, low_res, image, mask),
             timestep,

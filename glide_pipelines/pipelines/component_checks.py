@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,9 @@ def check_index(index: Any, components: Iterable[str], path: str | os.PathLike) 
         raise ValueError(f"{where} must hold a JSON object, not a {type(index).__name__}.")
     if not isinstance(index.get("_class_name"), str):
         raise ValueError(f"{where}: `_class_name` must be the name of a pipeline, got {index.get('_class_name')!r}.")
+    scale = index.get("default_guidance_scale")
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale)):
+        raise ValueError(f"{where}: `default_guidance_scale` must be a finite number, got {scale!r}.")
     for name in sorted(set(components) & set(index)):
         entry = index[name]
         is_pair = isinstance(entry, list | tuple) and len(entry) == 2

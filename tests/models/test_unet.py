@@ -5,6 +5,7 @@ import json
 import shutil
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnAddedKVProcessor
@@ -45,6 +46,13 @@ def test_each_variant_predicts_noise_and_variance(in_channels):
     output = unet(**given).sample
     assert output.shape == (2, 6, 8, 8)
     assert torch.equal(unet(**given, return_dict=False)[0], output)
+
+
+@pytest.mark.parametrize("number", [np.float32(10.0), np.int64(10), 10.0])
+def test_a_timestep_is_a_number_of_any_kind(number):
+    unet, given = tiny_unet(), inputs()
+    expected = unet(**given | {"timestep": 10}).sample
+    torch.testing.assert_close(unet(**given | {"timestep": number}).sample, expected)
 
 
 @pytest.mark.parametrize("in_channels", VARIANTS.values(), ids=VARIANTS)

@@ -178,6 +178,8 @@ def test_what_cannot_be_made_leaves_torch_as_it_was(saved, part):
         ("unet", "block_out_channels", [8] * 4000),
         ("unet", "sample_size", 0),
         ("unet", "sample_size", [8, 0]),
+        ("unet", "sample_size", None),
+        ("unet", "norm_num_groups", 0.5),
         ("unet", "attention_head_dim", 0),
         ("unet", "norm_num_groups", 0),
         ("unet", "time_embedding_dim", 10**9),
@@ -193,6 +195,23 @@ def test_a_size_that_the_weights_do_not_have(saved, part, field, value):
     config = saved / part / "config.json"
     set_config(config, **{field: value})
     refuses(part, config, re.escape(field.split(".")[-1]))
+
+
+@pytest.mark.parametrize(
+    ("part", "field"), [("text_encoder", "layer_norm_eps"), ("clip_model", "text_config.layer_norm_eps")]
+)
+def test_a_norm_without_its_number(saved, part, field):
+    set_config(saved / part / "config.json", **{field: None})
+    refuses(part, saved / part, "layer_norm_eps")
+
+
+@pytest.mark.parametrize("field", ["norm_eps", "freq_shift", "resnet_out_scale_factor", "dropout"])
+@pytest.mark.parametrize("value", [None, "1", [1], float("nan")])
+def test_a_number_that_is_none(saved, field, value):
+    """With which diffusers makes the model, and fails once it runs."""
+    config = saved / "unet" / "config.json"
+    set_config(config, **{field: value})
+    refuses("unet", config, f"`{field}` must be a finite number, got")
 
 
 def test_an_index_that_leaves_its_folder(saved, part):

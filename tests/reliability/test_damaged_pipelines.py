@@ -1,11 +1,14 @@
 """A pipeline's folder whose parts are no models, or do not fit each other, is refused in one line that names them."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
-from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
+from diffusers.utils import import_utils
 from test_damaged_models import set_config
 from tiny import tiny_components, tiny_pipeline, tiny_tokenizer
 
@@ -57,6 +60,10 @@ def damage_stock_scheduler(folder):
     damage_timesteps(10**8)(folder)
 
 
+def damage_guidance(folder):
+    set_config(folder / "model_index.json", default_guidance_scale="3")
+
+
 def damage_size(folder):
     set_config(folder / "unet/config.json", sample_size=0)
 
@@ -65,6 +72,7 @@ DAMAGES = {
     "index": (damage_index, "model_index.json must hold a JSON object, not a list"),
     "class": (damage_class, "model_index.json: `unet` names 'GLIDEUNet3D', which glide_pipelines does not have"),
     "entry": (damage_entry, "model_index.json: `unet` must be a library and a class"),
+    "guidance": (damage_guidance, "model_index.json: `default_guidance_scale` must be a finite number, got '3'"),
     "no context": (damage_context(None), "`model_max_length` must be 12, the context of `text_encoder`"),
     "huge context": (damage_context(10**9), "`model_max_length` must be 12, the context of `text_encoder`"),
     "ids": (damage_ids, "token ids up to 300, but `text_encoder` has a vocabulary of 258"),
@@ -85,7 +93,7 @@ def test_one_line_names_what_is_wrong(saved, kind):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", sorted(set(DAMAGES) - {"index", "class", "entry", "stock scheduler"}))
+@pytest.mark.parametrize("kind", sorted(set(DAMAGES) - {"index", "class", "entry", "guidance", "stock scheduler"}))
 def test_diffusers_own_door_checks_too(saved, kind):
     """What [`DiffusionPipeline`] reads itself, the index, is its own."""
     damage, message = DAMAGES[kind]
@@ -112,6 +120,24 @@ def test_glide_on_json_that_is_none(saved, path, content, tmp_path, capsys):
     (saved / path).write_text(content)
     code = glide_cli.main(["a", "-o", str(tmp_path / "image.png"), "--model", str(saved), "--steps", "1"])
     assert code == 2 and capsys.readouterr().err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("LMSDiscreteScheduler", "scipy"), ("DPMSolverSDEScheduler", "torchsde")]
+)
+def test_a_scheduler_names_the_package_that_it_needs(saved, name, package, tmp_path, capsys, monkeypatch):
+    """Optional ones of diffusers, which stands in for a scheduler where they are missing."""
+    stand_ins = importlib.import_module(f"diffusers.utils.dummy_torch_and_{package}_objects")
+    monkeypatch.setattr(diffusers, name, getattr(stand_ins, name))
+    message = import_utils.BACKENDS_MAPPING[package][1]
+    monkeypatch.setitem(import_utils.BACKENDS_MAPPING, package, (lambda: False, message))
+    DDIMScheduler().save_pretrained(saved / "scheduler")
+    set_config(saved / "model_index.json", scheduler=["diffusers", name])
+    with pytest.raises(ImportError, match=f"{name} requires the {package} library"):
+        GLIDEPipeline.from_pretrained(saved)
+    assert glide_cli.main(["a red circle", "-o", str(tmp_path / "image.png"), "--model", str(saved)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert f"{name} requires the {package} library" in error and "\n" not in error
 
 
 def test_the_upsampler_alone_checks_the_index(saved):
