@@ -18,13 +18,14 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from .errors import UserError, exit_code
-from .options import Parser
+from .options import Parser, did_you_mean
 
 
 COMMANDS = {
     "draw": "generate and edit images, as glide does without a command",
     "app": "the same in a browser",
     "convert": "OpenAI's released checkpoints to folders of diffusers, and back",
+    "prepare-data": "images and captions of your own, checked and written as shards",
     "train": "text-to-image, inpaint or noised-clip",
     "evaluate": "FID, Inception score, precision and recall, CLIP score over guidance scales",
     "evaluate-shapes": "how often a model of the shapes world is right",
@@ -73,8 +74,13 @@ def read_arguments(command: str, argv: Sequence[str] | None, program: str = "gli
     Raises:
         UserError: if they are not what the command takes.
     """
-    args = command_parser(command, program).parse_args(argv)
-    getattr(_module(command), "check_arguments", lambda args: None)(args)
+    try:
+        args = command_parser(command, program).parse_args(argv)
+        getattr(_module(command), "check_arguments", lambda args: None)(args)
+    except UserError as error:
+        # A mistyped command is a prompt, and what follows it is then seldom what `draw` takes.
+        hint = did_you_mean(argv[0], COMMANDS, "glide ") if command == "draw" and argv else ""
+        raise UserError(f"{error}{hint}") from error
     return args
 
 

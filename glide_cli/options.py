@@ -74,9 +74,10 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """The end of an error's text, with the word that is most like a mistyped one; empty where none is."""
-    return "".join(f"; did you mean {match}?" for match in difflib.get_close_matches(word, list(words), n=1))
+def did_you_mean(word: str, words: Iterable[str], before: str = "") -> str:
+    """The end of an error's text, with the word that is most like a mistyped one, and what stands `before` it; empty
+    where none is."""
+    return "".join(f"; did you mean {before}{match}?" for match in difflib.get_close_matches(word, list(words), n=1))
 
 
 def add_sampling_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

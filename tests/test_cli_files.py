@@ -431,3 +431,20 @@ def test_a_device_is_taken_only_where_it_computes(monkeypatch):
     assert loading._computes("cpu") and not loading._computes("meta")
     monkeypatch.setattr(loading, "_computes", lambda device: device == "mps")
     assert loading.find_device(None).type == "mps"
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["trian", "text-to-image", "--dataset_name", "shapes"], "train"),
+        (["evalute", "--output", "runs/evaluation"], "evaluate"),
+        (["evaluate-shape"], "evaluate-shapes"),
+    ],
+)
+def test_a_mistyped_command_is_guessed(glide, words, command):
+    code, _, error = glide(*words)
+    assert code == 2 and error.endswith(f"; did you mean glide {command}?\n")
+
+
+def test_a_prompt_is_not_taken_for_a_command(glide):
+    assert "mean" not in glide("a red circle")[2]
