@@ -11,6 +11,7 @@ from .options import Parser
 from .train_noised_clip import add_noised_clip_options, noised_clip
 from .train_options import check_arguments
 from .train_stage import add_inpaint_options, add_text_to_image_options, inpaint, text_to_image
+from .train_text_encoder import add_text_encoder_options, text_encoder
 
 
 ERRORS = (ValueError, ImportError, OSError, FloatingPointError)
@@ -34,6 +35,11 @@ TRAININGS = {
         "Fine-tune a text-to-image model, or continue with an inpainting one, to paint what a mask leaves out",
         add_inpaint_options,
         inpaint,
+    ),
+    "text-encoder": Training(
+        "Pretrain a text encoder to predict the image from its caption, for a small base model that starts from it",
+        add_text_encoder_options,
+        text_encoder,
     ),
     "noised-clip": Training(
         "Train a CLIP on noised images, whose gradient can guide a diffusion model",
