@@ -67,7 +67,7 @@ def text_encoder(args: argparse.Namespace) -> None:
         source = data.source(args.resolution or 32)
         dataset = CaptionedImages(source, tokenizer, args.seed)
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     done = train(accelerator, config, predictor, dataset, image_prediction_loss, num_train_timesteps=1)
 
     def save() -> Path:
