@@ -89,6 +89,7 @@ def noised_clip(args: argparse.Namespace) -> None:
         weighting = timestep_weighting(args, num_timesteps)
         source = data.source(vision.image_size)
         dataset = TextToImageDataset(source, tokenizer, weighting, args.seed, proportion_empty_prompts=0.0)
+        data.report_cut_captions(accelerator, tokenizer)
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     done = train(accelerator, config, model, dataset, noised_clip_loss(accelerator, scheduler), num_timesteps)

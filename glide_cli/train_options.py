@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # importing these takes seconds
     from peft import LoraConfig
     from transformers import PreTrainedTokenizerBase
 
-    from glide_pipelines.training import TimestepWeighting, TrainingConfig
-    from glide_pipelines.training.sources import Source
+    from glide_pipelines.training import TarShards, TimestepWeighting, TrainingConfig
+    from glide_pipelines.training.sources import Examples, Source
 
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -32,9 +32,12 @@ MODEL_CONFIGS = Path(__file__).parent / "model_configs"
 
 def add_data_options(parser: Parser) -> None:
     """Which images and captions, and how the images are cropped."""
-    add = parser.add_argument_group("data: --dataset_name or --train_data_dir").add_argument
+    add = parser.add_argument_group("data: --dataset_name, --train_data_dir or --train_shards").add_argument
     add("--dataset_name", help='a dataset on the Hub, or "shapes", the world of coloured shapes, without a download')
-    add("--train_data_dir", help="folder of images with a metadata.jsonl")
+    add("--train_data_dir", help="folder of images with a metadata.jsonl, or another layout that prepare-data reads")
+    shards = 'tar shards in webdataset\'s layout, such as "data/{000..127}.tar": files, or URLs that fsspec opens'
+    add("--train_shards", nargs="+", metavar="URL", help=shards)
+    add("--shuffle_buffer", type=positive_int, metavar="N", help="of shards: shuffle within so many (default: 65536)")
     add("--image_column", default="image", help="column of the images (default: %(default)s)")
     add("--caption_column", default="text", help="column of the captions (default: %(default)s)")
     add("--resolution", type=int, help="width and height of the images, which become the model's; by default its own")
@@ -164,13 +167,18 @@ def check_arguments(args: argparse.Namespace) -> None:
     Raises:
         UserError: naming them.
     """
-    if args.dataset_name is not None and args.train_data_dir is not None:
-        raise UserError("Pass only one of `dataset_name` and `train_data_dir`.")
-    if args.dataset_name is None and args.train_data_dir is None:
+    given = [name for name in ("dataset_name", "train_data_dir", "train_shards") if getattr(args, name) is not None]
+    if len(given) > 1:
+        raise UserError(f"Pass only one of {' and '.join(f'`{name}`' for name in given)}.")
+    if not given:
         raise UserError(
-            "There is no training data: pass `--train_data_dir`, a folder of images with a metadata.jsonl, or "
-            "`--dataset_name`, a dataset on the Hub or `shapes`."
+            "There is no training data: pass `--train_data_dir`, a folder of images with a metadata.jsonl, "
+            "`--train_shards`, or `--dataset_name`, a dataset on the Hub or `shapes`."
         )
+    if args.shuffle_buffer is not None and args.train_shards is None:
+        raise UserError("`shuffle_buffer` is for `train_shards`: a dataset is shuffled as a whole.")
+    if args.train_shards is not None and args.image_column != "image":
+        raise UserError("`image_column` is for a dataset: in `train_shards`, the member that is an image is taken.")
     if args.push_to_hub != (args.hub_model_id is not None):
         raise UserError("`push_to_hub` and `hub_model_id` go together.")
     for name in ("proportion_full_captions", "num_objects_shares"):
@@ -222,10 +230,11 @@ def read_sizes(path: str | Path, *parts: str) -> dict[str, dict[str, Any]]:
 
 @dataclass
 class TrainingData:
-    """The images and captions that the options name: a dataset's, or without `rows` those of the shapes world."""
+    """The images and captions that the options name: a dataset's, those of `shards`, or else of the shapes world."""
 
     args: argparse.Namespace
     rows: datasets.Dataset | None
+    shards: TarShards | None = None
 
     @classmethod
     def load(cls, args: argparse.Namespace) -> TrainingData:
@@ -237,6 +246,10 @@ class TrainingData:
         """
         if args.dataset_name == SHAPES:
             return cls(args, None)
+        if args.train_shards is not None:
+            from glide_pipelines.training import TarShards, expand_shards
+
+            return cls(args, None, TarShards(expand_shards(args.train_shards), args.caption_column))
         if args.train_data_dir is not None and not Path(args.train_data_dir).is_dir():
             raise ValueError(f"`train_data_dir` must be a folder, got {args.train_data_dir!r}.")
         from glide_pipelines.datasets import check_captions, image_names, load_captioned_rows
@@ -250,14 +263,25 @@ class TrainingData:
     @property
     def name(self) -> str:
         """For people to read."""
+        if self.shards is not None:
+            return f"{len(self.shards.urls)} tar shards"
         return (
             "the shapes world" if self.rows is None else self.args.dataset_name or Path(self.args.train_data_dir).name
         )
 
     @property
+    def examples(self) -> Examples | None:
+        """Images and captions as they are stored; None for the shapes world."""
+        from glide_pipelines.training.sources import DatasetExamples
+
+        if self.rows is None:
+            return self.shards
+        return DatasetExamples(self.rows, self.args.image_column, self.args.caption_column)
+
+    @property
     def prompt_domain(self) -> str | None:
         """The setting of a pipeline that is trained on the data."""
-        if self.rows is not None:
+        if self.examples is not None:
             return None
         from glide_pipelines.shapes import ShapesSource
 
@@ -266,6 +290,13 @@ class TrainingData:
     def source(self, resolution: int) -> Source:
         """The examples, as images of this width and height."""
         args = self.args
+        crops = {"center_crop": args.center_crop, "random_flip": args.random_flip}
+        skip = args.skip_bad_images
+        if self.shards is not None:
+            from glide_pipelines.training import ShardSource
+
+            buffer = {} if args.shuffle_buffer is None else {"shuffle_buffer": args.shuffle_buffer}
+            return ShardSource(self.shards, resolution, args.seed, **buffer, **crops, skip_bad_images=skip)
         if self.rows is None:
             from glide_pipelines.shapes import ShapesSource
 
@@ -274,8 +305,6 @@ class TrainingData:
         from glide_pipelines.training import DatasetSource
 
         columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-        crops = {"center_crop": args.center_crop, "random_flip": args.random_flip}
-        skip = args.skip_bad_images
         return DatasetSource(self.rows, resolution, args.seed, **columns, **crops, skip_bad_images=skip)
 
     def new_tokenizer(self, accelerator: Accelerator, context: int) -> PreTrainedTokenizerBase:
@@ -292,18 +321,36 @@ class TrainingData:
             accelerator.print(f"The tokenizer is {folder}, which was there.")
             return GPT2Tokenizer.from_pretrained(folder)
         from glide_pipelines import models, shapes
-        from glide_pipelines.datasets import captions_of
+        from glide_pipelines.training.sources import iterate_captions
 
-        if self.rows is None:
+        if self.examples is None:
             size = shapes.train_tokenizer(folder, model_max_length=context)
         else:
-            captions = (caption for row in self.rows[self.args.caption_column] for caption in captions_of(row))
-            size = models.train_tokenizer(folder, captions, model_max_length=context)
+            size = models.train_tokenizer(folder, iterate_captions(self.examples), model_max_length=context)
         accelerator.print(
             f"Trained a byte-level BPE tokenizer of {size} entries on the captions of {self.name}: {folder}. "
             "(--tokenizer_name takes another one.)"
         )
         return GPT2Tokenizer.from_pretrained(folder)
+
+    def report_cut_captions(self, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Say how many captions are longer than the text context of a tokenizer, which cuts them."""
+        if self.examples is None or not accelerator.is_main_process:
+            return
+        from glide_pipelines.models.tokenization import prompt_lengths
+        from glide_pipelines.training.sources import iterate_captions
+
+        lengths = list(prompt_lengths(tokenizer, iterate_captions(self.examples)))
+        total, longest = len(lengths), max(lengths)
+        cut = sum(length > tokenizer.model_max_length for length in lengths)
+        context = f"the text context of {tokenizer.model_max_length} tokens (tokenizer of {len(tokenizer)} entries)"
+        if cut:
+            share = f"{100 * cut / total:.2g} %"
+            print(
+                f"{cut} of {total} captions ({share}) are longer than {context} and are cut; the longest has {longest}."
+            )
+        else:
+            print(f"None of {total} captions is longer than {context}; the longest has {longest}.")
 
 
 def training_config(args: argparse.Namespace) -> TrainingConfig:

@@ -189,6 +189,7 @@ def _train(
                 f"The upsampler beside this base will have to enlarge {times} times: train it next, --stage super_res."
             )
         dataset = make_dataset(args, data, parts, make_mask)
+        data.report_cut_captions(accelerator, parts.tokenizer)
 
     def validate(step: int) -> None:
         save_validation_images(parts, prompts, args.seed, Path(args.output_dir) / "validation" / f"step-{step:06}.png")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import ftfy
@@ -42,10 +43,7 @@ def tokenize_prompts(
     """
     for prompt in prompts:
         check_text(warn_as or "prompt", prompt)
-    if isinstance(tokenizer, CLIPTokenizer):
-        prompts = [_mend(prompt) for prompt in prompts]
-    # Python's lower(), not the tokenizer's: they differ on some letters (final sigma).
-    prompts = [prompt.lower() for prompt in prompts]
+    prompts = [_prepare(tokenizer, prompt) for prompt in prompts]
     context = tokenizer.model_max_length
     with _LOCK:
         tokens = tokenizer(
@@ -61,6 +59,21 @@ def tokenize_prompts(
     return tokens
 
 
+def prompt_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[str]) -> Iterator[int]:
+    """How many tokens each prompt has, before the text context cuts it.
+
+    Raises:
+        ValueError: if a prompt is no valid Unicode text.
+    """
+    prompts = iter(prompts)
+    while batch := list(itertools.islice(prompts, 1000)):
+        for prompt in batch:
+            check_text("prompt", prompt)
+        with _LOCK:
+            ids = tokenizer([_prepare(tokenizer, prompt) for prompt in batch], verbose=False).input_ids
+        yield from map(len, ids)
+
+
 def check_text(name: str, text: str) -> None:
     """`text` must be valid Unicode, which half of a surrogate pair is not.
 
@@ -74,6 +87,13 @@ def check_text(name: str, text: str) -> None:
             f"`{name}` must be Unicode text, but has {text[error.start : error.start + 1]!r}, half of a character, "
             f"at position {error.start}."
         ) from error
+
+
+def _prepare(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    if isinstance(tokenizer, CLIPTokenizer):
+        prompt = _mend(prompt)
+    # Python's lower(), not the tokenizer's: they differ on some letters (final sigma).
+    return prompt.lower()
 
 
 def _mend(text: str) -> str:

@@ -10,16 +10,19 @@ from .low_resolution import LowResolution
 from .masks import random_mask
 from .new_models import new_noised_clip, new_stage, new_text_encoder, prepare_tokenizer
 from .pipeline_parts import PipelineParts
+from .prepare import DataReport, prepare_data
 from .shards import ShardWriter, TarShards, expand_shards
-from .sources import DatasetSource, ShardSource
+from .sources import DatasetExamples, DatasetSource, ShardSource
 from .text_to_image import text_to_image_loss, train_stage
 from .timesteps import TimestepWeighting
 from .trainer import TrainingConfig, train
-from .validation import save_validation_images
+from .validation import held_out_loss, save_validation_images
 
 
 __all__ = [
     "LORA_TARGETS",
+    "DataReport",
+    "DatasetExamples",
     "DatasetSource",
     "HybridLoss",
     "LearningRate",
@@ -33,11 +36,13 @@ __all__ = [
     "TrainingConfig",
     "add_lora",
     "expand_shards",
+    "held_out_loss",
     "hybrid_loss",
     "new_noised_clip",
     "new_stage",
     "new_text_encoder",
     "noised_clip_loss",
+    "prepare_data",
     "prepare_for_inpainting",
     "prepare_tokenizer",
     "random_mask",

@@ -111,13 +111,13 @@ class TarShards:
         begin, end = min(image, caption), max(image + image_bytes, caption + caption_bytes)
         data = self._read(shard, begin, end)
         text = data[caption - begin :][:caption_bytes]
-        return data[image - begin :][:image_bytes], self._parse(kind, text)
+        return data[image - begin :][:image_bytes], self._parse(number, kind, text)
 
     def caption(self, number: int) -> Any:
         """The caption or captions alone."""
         shard, row = self._place(number)
         _, _, caption, caption_bytes, kind = self.indices[shard][row].tolist()
-        return self._parse(kind, self._read(shard, caption, caption + caption_bytes))
+        return self._parse(number, kind, self._read(shard, caption, caption + caption_bytes))
 
     def _read(self, shard: int, begin: int, end: int) -> bytes:
         fs, path = self._system(shard)
@@ -129,13 +129,13 @@ class TarShards:
             raise ValueError(f"{self.urls[shard]} is shorter than it was.")
         return data
 
-    def _parse(self, kind: int, text: bytes) -> Any:
+    def _parse(self, number: int, kind: int, text: bytes) -> Any:
         try:
             if kind == _JSON:
                 return json.loads(text).get(self.caption_column)
             return text.decode("utf-8").strip() if kind == _TEXT else None
         except (ValueError, AttributeError) as error:
-            raise ValueError(f"The caption cannot be read: {error}") from error
+            raise ValueError(f"The caption of {self.name(number)} cannot be read: {error}") from error
 
     def _place(self, number: int) -> tuple[int, int]:
         """The shard of an example, and its row in the index."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,6 +53,12 @@ class Examples(Protocol):
         """An example, for people to find it."""
 
 
+def iterate_captions(examples: Examples, limit: int = 100_000) -> Iterator[str]:
+    """The captions of all examples, or of `limit` of them at equal distances."""
+    for number in np.linspace(0, len(examples) - 1, min(limit, len(examples)), dtype=np.int64).tolist():
+        yield from captions_of(examples.caption(number))
+
+
 class DatasetExamples:
     """The rows of a `datasets` dataset.
 
@@ -67,6 +73,7 @@ class DatasetExamples:
     def __init__(self, rows: datasets.Dataset, image_column: str = "image", caption_column: str = "text") -> None:
         check_rows(rows, image_column, caption_column)
         self.rows = undecoded(rows, image_column).select_columns([image_column, caption_column])
+        self.captions = rows.select_columns([caption_column])
         self.columns = sorted(rows.column_names)
         self.image_column, self.caption_column = image_column, caption_column
 
@@ -79,7 +86,7 @@ class DatasetExamples:
 
     def caption(self, number: int) -> Any:
         """The caption or captions of a row."""
-        return self.rows[number][self.caption_column]
+        return self.captions[number][self.caption_column]
 
     def name(self, number: int) -> str:
         """A row by its number and, if there is one, its file."""

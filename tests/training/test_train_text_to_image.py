@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -29,7 +30,7 @@ from glide_pipelines import (
     training,
 )
 from glide_pipelines.shapes import train_tokenizer
-from glide_pipelines.training import LearningRate, PipelineParts, TrainingConfig, save_validation_images
+from glide_pipelines.training import LearningRate, PipelineParts, ShardWriter, TrainingConfig, save_validation_images
 
 
 ROOT = Path(__file__).parents[2]
@@ -172,6 +173,26 @@ def test_a_new_model_reads_the_captions_that_it_is_trained_on(arguments, image_f
     # The upsampler beside it must read the same tokens, whatever it is trained on.
     assert f"The tokenizer is that of the pipeline, {tmp_path / 'pipeline' / 'tokenizer'}" in train("super_res")
     assert GLIDEPipeline.from_pretrained(tmp_path / "pipeline").tokenizer.get_vocab() == tokenizer.get_vocab()
+
+
+def test_tar_shards_and_how_many_captions_are_cut(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hf"))
+    (tmp_path / "data").mkdir()
+    writer = ShardWriter(tmp_path / "data", shard_size=2)
+    for index in range(3):
+        file = io.BytesIO()
+        Image.new("RGB", (24, 16), (60 * index, 0, 0)).save(file, "PNG")
+        writer.add(file.getvalue(), ".png", f"a lighthouse {index}" + index * " of many words")
+    writer.close()
+    options = arguments("base", "--train_shards", str(tmp_path / "data/{000000..000001}.tar"), dataset_name=None)
+    run_training("text-to-image", options)
+    out = capsys.readouterr().out
+    assert "1 of 3 captions (33 %) are longer than the text context of 24 tokens (tokenizer of" in out
+    assert (tmp_path / "pipeline" / "model_index.json").exists()
+    with pytest.raises(UserError, match="Pass only one of `dataset_name` and `train_shards`"):
+        run_training("text-to-image", [*options, "--dataset_name", "shapes"])
+    with pytest.raises(UserError, match="`shuffle_buffer` is for `train_shards`"):
+        run_training("text-to-image", arguments("base", "--shuffle_buffer", "5"))
 
 
 @pytest.mark.parametrize("more", [[], ["--pretrained_model_name_or_path", str(shapes_checkpoint())]])

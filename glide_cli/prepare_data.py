@@ -1,0 +1,95 @@
+"""Check images and captions before anything is trained on them, in all cores.
+
+Everything that is wrong is reported by name and number: images that cannot be read, are too large, too small or come
+twice, and captions that are missing, blank or longer than the text context. With --output_dir what is good is written
+as tar shards for `glide train ... --train_shards`, and the rest listed in OUTPUT_DIR/report.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from .errors import UserError
+from .options import Parser, positive_int
+
+
+ERRORS = (ValueError, ImportError, OSError)
+
+
+def add_arguments(parser: Parser) -> None:
+    """Which data, what is wanted of it, and what is written."""
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset_name", help="a dataset on the Hub")
+    add(
+        "--train_data_dir",
+        help="folder of images with a metadata.jsonl or .csv, or a name.txt beside each name.png; of parquet files; "
+        "what save_to_disk wrote",
+    )
+    shards = 'tar shards in webdataset\'s layout, such as "data/{000..127}.tar": files, or URLs that fsspec opens'
+    add("--train_shards", nargs="+", metavar="URL", help=shards)
+    add("--split", default="train", help="part of a dataset (default: %(default)s)")
+    add("--image_column", default="image", help="column of the images (default: %(default)s)")
+    add("--caption_column", default="text", help="column of the captions (default: %(default)s)")
+    add = parser.add_argument_group("checks").add_argument
+    small = "the least pixels that the shorter side may have (default: the resolution)"
+    add("--min_size", type=positive_int, metavar="PIXELS", help=small)
+    add("--max_pixels", type=positive_int, metavar="N", help="the most pixels in all (default: 178,956,970, Pillow's)")
+    add("--tokenizer_name", help="tokenizer that tells which captions are cut: a folder or a Hub id")
+    add("--num_workers", type=positive_int, metavar="N", help="processes (default: one for each core)")
+    add = parser.add_argument_group("what is written").add_argument
+    add("--output_dir", help="a new folder; without it everything is checked and nothing written")
+    add("--resolution", type=positive_int, metavar="PIXELS", help="scale larger images down to this shorter side")
+    add("--held_out", type=float, default=0.0, metavar="SHARE", help="share of the images that is set aside")
+    add("--shard_size", type=positive_int, default=10_000, metavar="N", help="images in a shard (default: %(default)s)")
+    own = "train a tokenizer of at most N entries on the captions, into OUTPUT_DIR/tokenizer"
+    add("--vocab_size", type=positive_int, metavar="N", help=own)
+    add("--context", type=positive_int, default=128, metavar="N", help="its text context (default: %(default)s tokens)")
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        UserError: naming them.
+    """
+    names = ("dataset_name", "train_data_dir", "train_shards")
+    if sum(getattr(args, name) is not None for name in names) != 1:
+        raise UserError("Pass one of `dataset_name`, `train_data_dir` and `train_shards`.")
+    for name in ("resolution", "vocab_size"):
+        if getattr(args, name) is not None and args.output_dir is None:
+            raise UserError(f"`{name}` needs `output_dir`.")
+    if args.vocab_size is not None and args.tokenizer_name is not None:
+        raise UserError("Pass only one of `vocab_size` and `tokenizer_name`.")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check, write, and print what was found.
+
+    Raises:
+        ValueError, ImportError, OSError: if an option or the data is at fault.
+    """
+    from pathlib import Path
+
+    from transformers import AutoTokenizer
+
+    from glide_pipelines.datasets import load_captioned_rows
+    from glide_pipelines.training import TarShards, expand_shards, prepare_data
+    from glide_pipelines.training.sources import DatasetExamples, Examples
+
+    examples: Examples
+    if args.train_shards is not None:
+        examples = TarShards(expand_shards(args.train_shards), args.caption_column)
+    else:
+        if args.train_data_dir is not None and not Path(args.train_data_dir).is_dir():
+            raise ValueError(f"`train_data_dir` must be a folder, got {args.train_data_dir!r}.")
+        columns = args.image_column, args.caption_column
+        rows = load_captioned_rows(args.dataset_name, args.train_data_dir, *columns, args.split)
+        examples = DatasetExamples(rows, *columns)
+    tokenizer = None if args.tokenizer_name is None else AutoTokenizer.from_pretrained(args.tokenizer_name)
+    names = ("output_dir", "held_out", "resolution", "min_size", "vocab_size", "context", "shard_size", "num_workers")
+    options = {name: getattr(args, name) for name in names}
+    if args.max_pixels is not None:
+        options["max_pixels"] = args.max_pixels
+    print(prepare_data(examples, tokenizer=tokenizer, **options))
+    if args.output_dir is not None:
+        print(f"{args.output_dir} holds what is good, and report.jsonl.")
