@@ -16,6 +16,7 @@ REQUIRES = [
     "accelerate>=1.10",
     "diffusers>=0.40",
     "filelock>=3.12",
+    "fsspec>=2024.2",
     "ftfy>=6.1",
     "huggingface_hub>=1.31",
     "numpy>=2.0",
