@@ -33,6 +33,7 @@ WHOLE: tuple[str, ...] = (
     "whole caption, one object",
     "whole caption, two objects",
     "whole caption, three objects",
+    "whole caption, two objects without a relation",
 )
 # What a caption may leave unstated (the quarter is the one of the image in which an object lies), and how many values.
 UNSTATED: dict[str, int] = {
@@ -64,7 +65,10 @@ class Tally:
             self.answers[name] += answers
             if name in ("place", "relation"):
                 self.answers["place and relation"] += answers
-        for name in (WHOLE[0], WHOLE[len(caption.objects)]):
+        rows = [WHOLE[0], WHOLE[len(caption.objects)]]
+        if len(caption.objects) == 2 and caption.relation is None:
+            rows.append(WHOLE[-1])
+        for name in rows:
             self.answers[name].append(verdict.correct)
 
         if caption.background is None:

@@ -86,7 +86,9 @@ def test_true_images_are_all_right(examples):
     assert set(shares(figures).values()) == {1.0}
     rows = figures["accuracy"]
     assert rows["count"]["cases"] == rows["whole caption"]["cases"] == 60
-    assert sum(rows[name]["cases"] for name in WHOLE[1:]) == 60
+    assert sum(rows[name]["cases"] for name in WHOLE[1:4]) == 60
+    pairs = [caption for _, caption in examples if len(caption.objects) == 2]
+    assert 0 < rows[WHOLE[4]]["cases"] == sum(caption.relation is None for caption in pairs) < len(pairs)
     assert rows["place and relation"]["cases"] == rows["place"]["cases"] + rows["relation"]["cases"]
     colours = [mention.colour for _, caption in examples for mention in caption.objects]
     assert rows["colour"]["cases"] == sum(colour is not None for colour in colours)
@@ -236,7 +238,7 @@ def test_the_table(examples):
     assert lines[0] == "| right, per cent | cases | true images | guidance 1 | guidance 2.5 |"
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     labels = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
-    assert labels[1:9] == list(ATTRIBUTES) and labels[9:13] == list(WHOLE)
+    assert labels[1:9] == list(ATTRIBUTES) and labels[9:14] == list(WHOLE)
     count = next(line for line in lines if line.startswith("| count"))
     assert count == "| count | 60" + " | 100.0 (94.0 to 100.0)" * 3 + " |"
     assert any(line.startswith("| colour (at most 3.00) | ") for line in lines)
@@ -258,7 +260,7 @@ def test_many_settings_have_a_row_each(examples):
     accuracy, spread = judged_table({"ddim-5": figures, "ddim-10": alone}).split("\n\n")
     header, _, many, one = (line.strip("| ").split(" | ") for line in accuracy.splitlines())
     assert header == ["right, per cent", *ATTRIBUTES, *WHOLE]
-    assert many == ["ddim-5", *["100.0"] * 12]
+    assert many == ["ddim-5", *["100.0"] * 13]
     shares = dict(zip(header, accuracy.splitlines()[3].strip("|").split("|"), strict=True))
     assert shares["colour"].strip() == "" and shares["shape"].strip() == "100.0", "a colour is not said"
     header, _, many, _ = (line.strip("| ").split(" | ") for line in spread.splitlines())
