@@ -57,6 +57,7 @@ def _facts(args: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]
         "started from": args.pretrained_model_name_or_path,
         "steps": args.max_train_steps,
         "images per step": batch,
+        "optimizer": args.optimizer,
         "learning rate": f"{args.learning_rate}, {args.lr_scheduler}",
         "precision": accelerator.mixed_precision,
         "moving average of the weights": args.ema_decay,

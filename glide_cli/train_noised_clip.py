@@ -18,6 +18,7 @@ from .train_options import (
     model_or_shapes,
     read_sizes,
     save_dtype,
+    set_steps,
     timestep_weighting,
     training_config,
 )
@@ -61,11 +62,13 @@ def noised_clip(args: argparse.Namespace) -> None:
         train,
     )
 
-    config, accelerator = training_config(args), make_accelerator(args)
+    accelerator = make_accelerator(args)
     guided_model = model_or_shapes(args, "guided_model", "the pipeline that is to be guided")
     set_seed(args.seed)
     with accelerator.main_process_first():
         data = TrainingData.load(args)
+        set_steps(args, accelerator, data.num_images)
+        config = training_config(args)
         if args.pretrained_model_name_or_path is not None:
             model = NoisedCLIPModel.from_pretrained(args.pretrained_model_name_or_path)
             tokenizer = AutoTokenizer.from_pretrained(args.pretrained_model_name_or_path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +43,7 @@ def add_data_options(parser: Parser) -> None:
     add("--image_column", default="image", help="column of the images (default: %(default)s)")
     add("--caption_column", default="text", help="column of the captions (default: %(default)s)")
     add("--resolution", type=int, help="width and height of the images, which become the model's; by default its own")
+    add("--max_train_samples", type=positive_int, metavar="N", help="train on so many of the images, chosen at random")
     add("--center_crop", action="store_true", help="crop the centre; otherwise at random")
     add("--random_flip", action="store_true", help="mirror half of the images (wrong where captions say left)")
     add(
@@ -90,8 +93,16 @@ def add_stage_options(parser: Parser) -> None:
         default=0.0,
         help="standard deviation of a constant on each channel's noise (default: %(default)s)",
     )
+    add("--snr_gamma", type=float, help="weight by min(SNR, GAMMA) / SNR, as Min-SNR does; 5 is its choice")
     add("--snr_weight_range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="weight by clamp(1/SNR, LOW, HIGH)")
     add_timestep_options(add)
+
+
+def add_validation_options(add: Callable[..., Any]) -> None:
+    """The loss on images that are held out."""
+    add("--validation_data_dir", help="folder of images that are held out: their loss goes into the log, by checkpoint")
+    most = "use so many of them (default: %(default)s)"
+    add("--max_validation_samples", type=positive_int, default=256, metavar="N", help=most)
 
 
 def add_lora_options(parser: Parser) -> None:
@@ -136,7 +147,8 @@ def add_run_options(parser: Parser) -> None:
     add("--push_to_hub", action="store_true", help="upload the trained model")
     add("--hub_model_id", help="repository to upload to, such as name/model")
     add("--seed", type=int, default=0, help="default: %(default)s")
-    add("--max_train_steps", type=int, required=True, help="steps in all, those before a resumption included")
+    add("--max_train_steps", type=int, help="steps in all, those before a resumption included")
+    add("--num_train_epochs", type=positive_int, metavar="N", help="in place of it: how often each image is used")
     add("--train_batch_size", type=int, default=16, help="per process (default: %(default)s)")
     add("--gradient_accumulation_steps", type=int, default=1, help="batches per step (default: %(default)s)")
     add("--gradient_checkpointing", action="store_true", help="recompute in the backward pass, to save memory")
@@ -144,6 +156,13 @@ def add_run_options(parser: Parser) -> None:
     add("--lr_scheduler", default="constant", help="constant, linear or cosine decay (default: %(default)s)")
     add("--lr_warmup_steps", type=int, default=0, help="default: %(default)s")
     add("--lr_decay_steps", type=int, help="length of the decay at the end; by default all after the warm-up")
+    add(
+        "--optimizer",
+        default="adamw",
+        help="one of torch.optim's, adamw8bit or adamwschedulefree (default: %(default)s)",
+    )
+    own = "further settings of the optimizer, such as momentum=0.9"
+    add("--optimizer_args", type=_setting, nargs="+", default=[], metavar="NAME=VALUE", help=own)
     add("--adam_beta1", type=float, default=0.9, help="default: %(default)s")
     add("--adam_beta2", type=float, default=0.999, help="default: %(default)s")
     add("--adam_weight_decay", type=float, default=0.01, help="default: %(default)s")
@@ -181,6 +200,13 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("`image_column` is for a dataset: in `train_shards`, the member that is an image is taken.")
     if args.push_to_hub != (args.hub_model_id is not None):
         raise UserError("`push_to_hub` and `hub_model_id` go together.")
+    if (args.max_train_steps is None) == (args.num_train_epochs is None):
+        raise UserError("Pass one of `max_train_steps` and `num_train_epochs`.")
+    if args.max_train_samples is not None and args.train_shards is not None:
+        raise UserError("`max_train_samples` is for a dataset: name fewer shards.")
+    for name in ("max_train_samples", "num_train_epochs"):
+        if getattr(args, name) is not None and args.dataset_name == SHAPES:
+            raise UserError(f"`{name}` is for a dataset that ends: the shapes world does not.")
     for name in ("proportion_full_captions", "num_objects_shares"):
         if getattr(args, name, None) and args.dataset_name != SHAPES:
             raise UserError(f"`{name}` is for the shapes world.")
@@ -257,6 +283,8 @@ class TrainingData:
         rows = load_captioned_rows(
             args.dataset_name, args.train_data_dir, args.image_column, args.caption_column, "train"
         )
+        if args.max_train_samples is not None:
+            rows = rows.shuffle(seed=args.seed).select(range(min(args.max_train_samples, len(rows))))
         check_captions(rows[args.caption_column][:], args.caption_column, image_names(rows, args.image_column))
         return cls(args, rows)
 
@@ -277,6 +305,11 @@ class TrainingData:
         if self.rows is None:
             return self.shards
         return DatasetExamples(self.rows, self.args.image_column, self.args.caption_column)
+
+    @property
+    def num_images(self) -> int | None:
+        """How many there are; None for a world without end."""
+        return None if self.examples is None else len(self.examples)
 
     @property
     def prompt_domain(self) -> str | None:
@@ -353,8 +386,15 @@ class TrainingData:
             print(f"None of {total} captions is longer than {context}; the longest has {longest}.")
 
 
+def set_steps(args: argparse.Namespace, accelerator: Accelerator, num_images: int | None) -> None:
+    """Set `max_train_steps`, if `num_train_epochs` is given in its place: each image is used so many times."""
+    if args.num_train_epochs is not None and num_images is not None:
+        batch = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+        args.max_train_steps = math.ceil(args.num_train_epochs * num_images / batch)
+
+
 def training_config(args: argparse.Namespace) -> TrainingConfig:
-    """The [`TrainingConfig`] of the options of [`add_run_options`]."""
+    """The [`TrainingConfig`] of the options of [`add_run_options`], once [`set_steps`] has set `max_train_steps`."""
     from dataclasses import fields
 
     from glide_pipelines.training import LearningRate, TrainingConfig
@@ -362,8 +402,20 @@ def training_config(args: argparse.Namespace) -> TrainingConfig:
     learning_rate = LearningRate(
         args.learning_rate, args.max_train_steps, args.lr_warmup_steps, args.lr_scheduler, args.lr_decay_steps
     )
-    names = {field.name for field in fields(TrainingConfig)} - {"learning_rate"}
-    return TrainingConfig(learning_rate=learning_rate, **{name: getattr(args, name) for name in names})
+    names = {field.name for field in fields(TrainingConfig)} - {"learning_rate", "optimizer_args"}
+    values = {name: getattr(args, name) for name in names}
+    return TrainingConfig(learning_rate=learning_rate, optimizer_args=dict(args.optimizer_args), **values)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """`NAME=VALUE`, whose value is what Python writes so, or else a text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def timestep_weighting(args: argparse.Namespace, num_train_timesteps: int) -> TimestepWeighting:
@@ -388,7 +440,12 @@ def timestep_weighting(args: argparse.Namespace, num_train_timesteps: int) -> Ti
             multiplier = (1 + abs(args.noisy_share)) / (1 - abs(args.noisy_share))
     snr_weight_range = getattr(args, "snr_weight_range", None)
     return TimestepWeighting(
-        num_train_timesteps, strategy, multiplier, portion, tuple(snr_weight_range) if snr_weight_range else None
+        num_train_timesteps,
+        strategy,
+        multiplier,
+        portion,
+        tuple(snr_weight_range) if snr_weight_range else None,
+        getattr(args, "snr_gamma", None),
     )
 
 

@@ -17,11 +17,13 @@ from .train_options import (
     add_lora_options,
     add_run_options,
     add_stage_options,
+    add_validation_options,
     lora_config,
     make_accelerator,
     model_or_shapes,
     read_sizes,
     save_dtype,
+    set_steps,
     timestep_weighting,
     training_config,
 )
@@ -50,6 +52,7 @@ def add_text_to_image_options(parser: Parser) -> None:
     add_lora_options(parser)
     add_run_options(parser)
     add = parser.add_argument_group("validation").add_argument
+    add_validation_options(add)
     add("--validation_prompts", nargs="+", help="generate these at every checkpoint, into OUTPUT_DIR/validation")
 
 
@@ -124,6 +127,7 @@ def add_inpaint_options(parser: Parser) -> None:
     add_stage_options(parser)
     add_lora_options(parser)
     add_run_options(parser)
+    add_validation_options(parser.add_argument_group("validation").add_argument)
 
 
 def inpaint(args: argparse.Namespace) -> None:
@@ -166,13 +170,15 @@ def _train(
     from accelerate.utils import set_seed
 
     from glide_pipelines.sampling import scale_factor
-    from glide_pipelines.training import save_lora, save_validation_images, train_stage
+    from glide_pipelines.training import held_out_loss, save_lora, save_validation_images, train_stage
 
-    config, lora, accelerator = training_config(args), lora_config(args), make_accelerator(args)
+    lora, accelerator = lora_config(args), make_accelerator(args)
     folder, prompts = _pipeline_folder(args), getattr(args, "validation_prompts", None) or []
     set_seed(args.seed)
     with accelerator.main_process_first():
         data = TrainingData.load(args)
+        set_steps(args, accelerator, data.num_images)
+        config = training_config(args)
         parts = make_parts(args, data, accelerator)
         parts.settings = {"prompt_domain": data.prompt_domain}
         if args.low_res_consistency:
@@ -189,10 +195,14 @@ def _train(
                 f"The upsampler beside this base will have to enlarge {times} times: train it next, --stage super_res."
             )
         dataset = make_dataset(args, data, parts, make_mask)
+        held_out = make_held_out(args, dataset, parts)
         data.report_cut_captions(accelerator, parts.tokenizer)
 
-    def validate(step: int) -> None:
-        save_validation_images(parts, prompts, args.seed, Path(args.output_dir) / "validation" / f"step-{step:06}.png")
+    def validate(step: int) -> dict[str, Any]:
+        if prompts:
+            path = Path(args.output_dir) / "validation" / f"step-{step:06}.png"
+            save_validation_images(parts, prompts, args.seed, path)
+        return {} if held_out is None else held_out_loss(parts.stage, *held_out, args.train_batch_size)
 
     done = train_stage(
         accelerator,
@@ -201,7 +211,7 @@ def _train(
         dataset,
         freeze_text_encoder=args.freeze_text_encoder,
         gradient_checkpointing=args.gradient_checkpointing,
-        on_checkpoint=validate if prompts else None,
+        on_checkpoint=validate if prompts or held_out is not None else None,
         lora=lora,
     )
 
@@ -251,3 +261,33 @@ def make_dataset(
         args.noise_offset,
         make_mask,
     )
+
+
+def make_held_out(
+    args: argparse.Namespace, dataset: TextToImageDataset, parts: PipelineParts
+) -> tuple[TextToImageDataset, int] | None:
+    """The examples of `--validation_data_dir`, which are always the same, and how many of them are used.
+
+    Raises:
+        ValueError: if there is no such folder.
+    """
+    if args.validation_data_dir is None:
+        return None
+    from glide_pipelines.datasets import load_captioned_rows
+    from glide_pipelines.training import DatasetSource, TextToImageDataset, TimestepWeighting
+
+    if not Path(args.validation_data_dir).is_dir():
+        raise ValueError(f"`validation_data_dir` must be a folder, got {args.validation_data_dir!r}.")
+    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
+    rows = load_captioned_rows(None, args.validation_data_dir, split="train", **columns)
+    source = DatasetSource(rows, parts.resolution, seed=0, **columns, center_crop=True)
+    examples = TextToImageDataset(
+        source,
+        parts.tokenizer,
+        TimestepWeighting(dataset.weighting.num_train_timesteps),
+        seed=0,
+        proportion_empty_prompts=0.0,
+        low_resolution=dataset.low_resolution,
+        make_mask=dataset.make_mask,
+    )
+    return examples, min(args.max_validation_samples, len(rows))

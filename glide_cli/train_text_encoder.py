@@ -15,6 +15,7 @@ from .train_options import (
     make_accelerator,
     read_sizes,
     save_dtype,
+    set_steps,
     training_config,
 )
 
@@ -46,10 +47,12 @@ def text_encoder(args: argparse.Namespace) -> None:
     from glide_pipelines.training import new_text_encoder, prepare_tokenizer, train
     from glide_pipelines.training.text_pretraining import CaptionedImages, ImagePredictor, image_prediction_loss
 
-    config, accelerator = training_config(args), make_accelerator(args)
+    accelerator = make_accelerator(args)
     set_seed(args.seed)
     with accelerator.main_process_first():
         data = TrainingData.load(args)
+        set_steps(args, accelerator, data.num_images)
+        config = training_config(args)
         if args.pretrained_model_name_or_path is not None:
             model = GLIDETextEncoder.from_pretrained(args.pretrained_model_name_or_path, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name or args.pretrained_model_name_or_path)

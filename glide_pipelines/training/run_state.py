@@ -23,6 +23,7 @@ from ..files import write_json
 
 _FORMAT = 1
 _MODEL, _AVERAGE, _OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.safetensors"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # of the shape of their parameter
 _RANDOM, _STATE = "random_states.json", "state.json"
 
 
@@ -83,7 +84,12 @@ class RunState:
             "format": _FORMAT,
             "progress": progress,
             "average": {"optimization_step": self.ema.optimization_step},
-            "optimizer": {"param_groups": groups, "values": values, "tensors": sorted(tensors)},
+            "optimizer": {
+                "name": type(self.optimizer).__name__,
+                "param_groups": groups,
+                "values": values,
+                "tensors": sorted(tensors),
+            },
             "scaler": None if scaler is None else scaler.state_dict(),
             "files": {name: _fingerprint(folder / name) for name in (_MODEL, _AVERAGE, _OPTIMIZER, _RANDOM)},
         }
@@ -119,6 +125,9 @@ class RunState:
 
     def _load_optimizer(self, path: Path, saved: dict[str, Any]) -> None:
         parameters = self.parameters
+        name, own = saved.get("name", "AdamW"), type(self.optimizer).__name__
+        if name != own:
+            raise ValueError(f"`optimizer` of the run to resume is {name}, got {own}.")
         tensors = load_file(path)
         _check_names(path, tensors, saved["tensors"])
         numbers = {parameter: number for number, parameter in enumerate(p for g in self._groups for p in g["params"])}
@@ -127,7 +136,7 @@ class RunState:
             name, _, key = full_name.rpartition("/")
             if name not in parameters:
                 raise ValueError(f"{_short(path)} holds {full_name!r}, which this model does not have.")
-            if isinstance(value, torch.Tensor) and value.ndim == parameters[name].ndim != 0:
+            if key in _MOMENTS:
                 _check_shape(path, full_name, value, parameters[name])
             state.setdefault(numbers[parameters[name]], {})[key] = value
         if len(saved["param_groups"]) != len(self._groups):

@@ -42,6 +42,18 @@ def text_to_image_loss(scheduler: GLIDEScheduler, weighting: TimestepWeighting) 
     return compute_loss
 
 
+def training_scheduler(stage: Stage) -> GLIDEDDPMScheduler:
+    """The process that a stage is trained on, whatever it is sampled with, be it a scheduler of diffusers' own.
+
+    Raises:
+        ValueError: if the stage has no scheduler.
+    """
+    given: Any = stage.scheduler
+    if given is None:
+        raise ValueError("`stage` must have a scheduler to be trained.")
+    return GLIDEDDPMScheduler.from_config(given.config)
+
+
 def train_stage(
     accelerator: Accelerator,
     config: TrainingConfig,
@@ -49,7 +61,7 @@ def train_stage(
     dataset: TextToImageDataset,
     freeze_text_encoder: bool = False,
     gradient_checkpointing: bool = False,
-    on_checkpoint: Callable[[int], None] | None = None,
+    on_checkpoint: Callable[[int], dict[str, Any] | None] | None = None,
     lora: LoraConfig | None = None,
 ) -> int:
     """Train a stage, or adapters of it, and leave the moving average of the weights in it.
@@ -61,7 +73,7 @@ def train_stage(
         dataset ([`TextToImageDataset`]): Examples that fit the stage.
         freeze_text_encoder (`bool`, defaults to `False`): Train the UNet only.
         gradient_checkpointing (`bool`, defaults to `False`): Recompute activations in the backward pass.
-        on_checkpoint (`Callable[[int], None]`, *optional*): See [`train`].
+        on_checkpoint (`Callable`, *optional*): See [`train`].
         lora (`peft.LoraConfig`, *optional*): Adapters that are added to the stage and trained in its place; see
             [`add_lora`], and [`save_lora`] to save them.
 
@@ -71,9 +83,9 @@ def train_stage(
     Raises:
         ValueError: if the stage lacks its text encoder or its scheduler; and as [`train`] does.
     """
-    given: Any = stage.scheduler
-    if stage.text_encoder is None or given is None:
-        raise ValueError("`stage` must have a text encoder and a scheduler to be trained.")
+    if stage.text_encoder is None:
+        raise ValueError("`stage` must have a text encoder to be trained.")
+    scheduler = training_scheduler(stage)
     adapters: dict[str, Any] = {}
     if lora is None:
         stage.text_encoder.requires_grad_(not freeze_text_encoder)
@@ -85,8 +97,6 @@ def train_stage(
     if gradient_checkpointing:
         stage.unet.enable_gradient_checkpointing()
         stage.text_encoder.activation_checkpointing_enable()
-    # The process is the same whatever the stage is sampled with, be it a scheduler of diffusers' own.
-    scheduler = GLIDEDDPMScheduler.from_config(given.config)
     loss = text_to_image_loss(scheduler, dataset.weighting)
     num_timesteps = scheduler.config.num_train_timesteps
     return train(accelerator, config, stage, dataset, loss, num_timesteps, on_checkpoint, **adapters)

@@ -34,7 +34,9 @@ class TimestepWeighting:
         timestep_bias_multiplier (`float`, defaults to 1.0): How many times more often than the others.
         timestep_bias_portion (`float`, defaults to 0.25): Their share of all timesteps.
         snr_weight_range (`tuple[float, float]`, *optional*): The noise prediction counts
-            `clamp(1 / SNR, low, high)`. (0, 1 / g) is, up to a factor, Min-SNR-g (arXiv 2303.09556).
+            `clamp(1 / SNR, low, high)`.
+        snr_gamma (`float`, *optional*): The noise prediction counts `min(SNR, snr_gamma) / SNR` (Min-SNR,
+            arXiv 2303.09556, section 3.4; 5 is its choice).
 
     Raises:
         ValueError: if a value is out of its range, or a strategy and its multiplier do not go together.
@@ -45,6 +47,7 @@ class TimestepWeighting:
     timestep_bias_multiplier: float = 1.0
     timestep_bias_portion: float = 0.25
     snr_weight_range: tuple[float, float] | None = None
+    snr_gamma: float | None = None
 
     def __post_init__(self) -> None:
         if self.timestep_bias_strategy not in STRATEGIES:
@@ -65,6 +68,11 @@ class TimestepWeighting:
             low, high = self.snr_weight_range
             if not 0 <= low <= high or high == 0:
                 raise ValueError(f"`snr_weight_range` must be 0 <= low <= high, high > 0, got {self.snr_weight_range}.")
+        if self.snr_gamma is not None:
+            if self.snr_weight_range is not None:
+                raise ValueError("Pass only one of `snr_gamma` and `snr_weight_range`.")
+            if not self.snr_gamma > 0:
+                raise ValueError(f"`snr_gamma` must be above 0, got {self.snr_gamma}.")
 
     @property
     def _parts(self) -> tuple[int, float, float]:
@@ -91,10 +99,14 @@ class TimestepWeighting:
     def apply(self, loss: HybridLoss, process: GaussianDiffusion, timesteps: torch.Tensor) -> torch.Tensor:
         """The weighted loss, of shape `[B]`, of examples whose timesteps `[B]` were sampled by this object."""
         mse_weight: torch.Tensor | float = 1.0
-        if self.snr_weight_range is not None:
+        if self.snr_weight_range is not None or self.snr_gamma is not None:
             # Of all timesteps and on the CPU, because the tables are float64, which MPS does not have.
             snr = compute_snr(process, process.timesteps)
-            mse_weight = (1 / snr).clamp(*self.snr_weight_range).to(timesteps.device)[timesteps]
+            if self.snr_weight_range is not None:
+                weights = (1 / snr).clamp(*self.snr_weight_range)
+            else:
+                weights = (self.snr_gamma / snr).clamp(max=1)
+            mse_weight = weights.to(timesteps.device)[timesteps]
         end, clean_density, noisy_density = self._parts
         density = torch.where(timesteps >= end, noisy_density, clean_density)
         return loss.weighted(mse_weight, 1 / density)

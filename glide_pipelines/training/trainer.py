@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from .checkpoints import any_process, check_none_later, find_checkpoint, locked,
 from .learning_rate import LearningRate
 from .loader import make_loader
 from .log import TrainingLog
+from .optimizers import averaging_point, make_optimizer
 from .run_state import RunState, random_state
 
 
@@ -38,7 +39,9 @@ class TrainingConfig:
         seed (`int`, defaults to 0): Of everything random in the run.
         train_batch_size (`int`, defaults to 16): Examples per process and micro batch.
         gradient_accumulation_steps (`int`, defaults to 1): Micro batches per step.
-        adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon (`float`): AdamW's; by default
+        optimizer (`str`, defaults to `"adamw"`): See [`~glide_pipelines.training.optimizers.optimizer_class`].
+        optimizer_args (`Mapping[str, Any]`): Further settings of the optimizer.
+        adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon (`float`): Of Adam and its relatives; by default
             0.9, 0.999, 0.01 and 1e-8.
         max_grad_norm (`float`, defaults to 1.0): Gradients with a larger norm are scaled down to it.
         ema_decay (`float`, defaults to 0.9999): Decay of the moving average of the weights, which is the trained model.
@@ -61,6 +64,8 @@ class TrainingConfig:
     seed: int = 0
     train_batch_size: int = 16
     gradient_accumulation_steps: int = 1
+    optimizer: str = "adamw"
+    optimizer_args: Mapping[str, Any] = field(default_factory=dict)
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_weight_decay: float = 0.01
@@ -133,7 +138,7 @@ def train(
     dataset: Dataset[Any],
     compute_loss: LossFunction,
     num_train_timesteps: int,
-    on_checkpoint: Callable[[int], None] | None = None,
+    on_checkpoint: Callable[[int], dict[str, Any] | None] | None = None,
     parameters: dict[str, nn.Parameter] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> int:
@@ -156,9 +161,9 @@ def train(
         compute_loss (`Callable`): Takes the model and a batch; returns the loss `[B]` and a `dict` of further values
             `[B]` for the log.
         num_train_timesteps (`int`): Steps T of the process; the log has means by quarter of the timesteps.
-        on_checkpoint (`Callable[[int], None]`, *optional*): Called in the main process with the step whenever a
-            checkpoint was saved, while the model holds the averaged weights. The random numbers that it uses do not
-            change the run.
+        on_checkpoint (`Callable[[int], dict[str, Any] | None]`, *optional*): Called in the main process with the step
+            whenever a checkpoint was saved, while the model holds the averaged weights. What it returns goes into the
+            log. The random numbers that it uses do not change the run.
         parameters (`dict[str, nn.Parameter]`, *optional*): What is trained, averaged and saved of the model, by name;
             by default all of it.
         settings (`dict[str, Any]`, *optional*): What must be the same when a run is resumed, as JSON can hold it.
@@ -189,17 +194,20 @@ def _train(
     dataset: Dataset[Any],
     compute_loss: LossFunction,
     num_train_timesteps: int,
-    on_checkpoint: Callable[[int], None] | None,
+    on_checkpoint: Callable[[int], dict[str, Any] | None] | None,
 ) -> int:
     set_seed(config.seed, device_specific=True)
     parameters = list(named_parameters.values())
-    bare_optimizer = torch.optim.AdamW(
+    bare_optimizer = make_optimizer(
+        config.optimizer,
         parameters,  # the frozen ones too: a resumed run may train them
         lr=config.learning_rate.peak,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        eps=config.adam_epsilon,
-        fused=True,
+        adam={
+            "betas": (config.adam_beta1, config.adam_beta2),
+            "weight_decay": config.adam_weight_decay,
+            "eps": config.adam_epsilon,
+        },
+        options=config.optimizer_args,
     )
     model, optimizer = accelerator.prepare(model, bare_optimizer)
     bare_model = accelerator.unwrap_model(model)
@@ -215,7 +223,11 @@ def _train(
     ema.to(accelerator.device)
 
     model.train()
-    log = TrainingLog(accelerator, Path(config.output_dir) / "log.jsonl", num_train_timesteps, progress.step)
+    global_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+    path = Path(config.output_dir) / "log.jsonl"
+    log = TrainingLog(
+        accelerator, path, num_train_timesteps, progress.step, config.max_train_steps, images_per_step=global_batch
+    )
     saved_step, saved_time = progress.step, time.monotonic()
     loader = make_loader(
         dataset,
@@ -227,7 +239,6 @@ def _train(
         world=accelerator.num_processes,
         num_workers=config.dataloader_num_workers,
     )
-    global_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     bar = tqdm(
         total=config.max_train_steps,
         initial=progress.step,
@@ -238,7 +249,9 @@ def _train(
     def flush() -> None:
         for found in gather_object([progress.bad_rows]):
             progress.bad_rows |= found
-        log.flush(progress.step, len(progress.bad_rows))
+        line = log.flush(progress.step, len(progress.bad_rows))
+        if line is not None:
+            bar.set_postfix(loss=line["loss"], images_per_second=line["images_per_second"], refresh=False)
 
     def save(random: dict[str, Any] | None = None) -> None:
         nonlocal saved_step, saved_time
@@ -249,7 +262,9 @@ def _train(
             )
             if on_checkpoint is not None and accelerator.is_main_process:
                 with _averaged(bare_model, parameters, ema), torch.random.fork_rng():
-                    on_checkpoint(progress.step)
+                    found = on_checkpoint(progress.step)
+                if found:
+                    log.write({"step": progress.step, **found})
         saved_step, saved_time = progress.step, time.monotonic()
 
     with bar, _stop_signal() as stop, _fast_attention(accelerator.device):
@@ -290,7 +305,8 @@ def _train(
                 if unchanged and accelerator.num_processes == 1:
                     save(before)
                 raise
-            ema.step(parameters)
+            with averaging_point(bare_optimizer):
+                ema.step(parameters)
             progress.step += 1
             progress.examples += global_batch
             bar.update()

@@ -1,4 +1,4 @@
-"""Images generated while training goes on."""
+"""How good a model is while training goes on: images of prompts, and the loss on images that are held out."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from typing import Any
 
 import torch
 from diffusers.utils import make_image_grid
+from torch.utils.data import default_collate
 
 from ..files import atomic_file
+from ..sampling import Stage
+from .dataset import TextToImageDataset
+from .log import MeansByQuarter
 from .pipeline_parts import PipelineParts
+from .text_to_image import text_to_image_loss, training_scheduler
 
 
 def save_validation_images(parts: PipelineParts, prompts: list[str], seed: int, path: Path) -> None:
@@ -30,3 +35,29 @@ def save_validation_images(parts: PipelineParts, prompts: list[str], seed: int, 
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
         make_image_grid(images, rows=1, cols=len(images)).save(temporary)
+
+
+@torch.no_grad()
+def held_out_loss(stage: Stage, dataset: TextToImageDataset, num_images: int, batch_size: int) -> dict[str, Any]:
+    """The loss on the first examples of a dataset: the same images, crops, noise and timesteps each time.
+
+    Args:
+        stage ([`Stage`]): On its device.
+        dataset ([`TextToImageDataset`]): Images that the stage is not trained on. With a uniform weighting the figures
+            of different runs can be compared.
+        num_images (`int`): How many examples.
+        batch_size (`int`): How many at once.
+
+    Returns:
+        `dict[str, Any]`: For the log: `validation_loss`, `validation_mse` and `validation_vb`, the last two also by
+        quarter of the timesteps.
+    """
+    scheduler, device = training_scheduler(stage), stage.unet.device
+    compute_loss = text_to_image_loss(scheduler, dataset.weighting)
+    means = MeansByQuarter(scheduler.config.num_train_timesteps, device)
+    for first in range(0, num_images, batch_size):
+        examples = [dataset[number] for number in range(first, min(first + batch_size, num_images))]
+        batch = {name: value.to(device) for name, value in default_collate(examples).items()}
+        loss, metrics = compute_loss(stage, batch)
+        means.add(batch["timesteps"], {"loss": loss, **metrics})
+    return {f"validation_{name}": value for name, value in means.line().items()}

@@ -35,7 +35,7 @@ def make_state(seed=0, mixed_precision="no"):
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    return RunState(accelerator, model, optimizer, EMAModel(list(model.parameters())))
+    return RunState(accelerator, model, dict(model.named_parameters()), optimizer, EMAModel(list(model.parameters())))
 
 
 def save(folder, step, state=None, total_limit=None):

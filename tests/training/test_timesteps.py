@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from devices import OnlyTheCPUHasFloat64
+from diffusers.training_utils import compute_snr
 
 from glide_pipelines import GLIDEDDPMScheduler
 from glide_pipelines.training import HybridLoss, TimestepWeighting
@@ -56,6 +57,18 @@ def test_snr_weight_touches_the_noise_prediction_only():
     torch.testing.assert_close(weighted, expected + 7)
 
 
+def test_min_snr_weights_the_noise_prediction_as_diffusers_scripts_do():
+    scheduler = GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    timesteps = torch.tensor([10, 400, 990])
+    snr = compute_snr(scheduler, timesteps)
+    loss = HybridLoss(mse=torch.ones(3), vb=torch.full((3,), 7.0), vb_scale=1.0)
+    weighted = TimestepWeighting(1000, snr_gamma=5.0).apply(loss, scheduler.train_process, timesteps)
+    torch.testing.assert_close(weighted, torch.stack([snr, 5.0 * torch.ones(3)]).amin(0) / snr + 7, rtol=1e-4, atol=0)
+    assert weighted[0] < 7.01 and weighted[1:].tolist() == [8, 8]
+    with pytest.raises(ValueError, match="Pass only one of `snr_gamma` and `snr_weight_range`"):
+        TimestepWeighting(1000, snr_gamma=5.0, snr_weight_range=(1, 5))
+
+
 def test_weights_go_to_a_device_in_float32():
     loss = HybridLoss(mse=torch.ones(3, device="meta"), vb=torch.ones(3, device="meta"), vb_scale=1.0)
     timesteps, weighting = torch.tensor([10, 600, 990], device="meta"), TimestepWeighting(1000, snr_weight_range=(1, 5))
@@ -71,6 +84,7 @@ def test_weights_go_to_a_device_in_float32():
         {"timestep_bias_multiplier": 2.0},
         {"timestep_bias_portion": 1.0},
         {"snr_weight_range": (5, 1)},
+        {"snr_gamma": 0.0},
     ],
 )
 def test_values_out_of_range_are_named(change):

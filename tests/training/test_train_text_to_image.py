@@ -29,8 +29,17 @@ from glide_pipelines import (
     shapes_checkpoint,
     training,
 )
-from glide_pipelines.shapes import train_tokenizer
-from glide_pipelines.training import LearningRate, PipelineParts, ShardWriter, TrainingConfig, save_validation_images
+from glide_pipelines.sampling import Stage
+from glide_pipelines.shapes import ShapesSource, train_tokenizer
+from glide_pipelines.training import (
+    LearningRate,
+    PipelineParts,
+    ShardWriter,
+    TextToImageDataset,
+    TimestepWeighting,
+    TrainingConfig,
+    save_validation_images,
+)
 
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +165,40 @@ def test_a_folder_of_images(arguments, image_folder, tmp_path):
     run_training("text-to-image", arguments("base", *image_folder, dataset_name=None))
     pipe = GLIDEPipeline.from_pretrained(tmp_path / "pipeline")
     assert pipe.config.prompt_domain is None and pipe.super_res_unet is None
+
+
+def test_epochs_of_some_of_the_images(arguments, image_folder, tmp_path, capsys):
+    """Two of three images, five times, two at once."""
+    options = arguments("base", *image_folder, "--num_train_epochs", "5", "--max_train_samples", "2", dataset_name=None)
+    place = options.index("--max_train_steps")
+    run_training("text-to-image", options[:place] + options[place + 2 :])
+    state = json.loads((tmp_path / "base" / "checkpoint-5" / "state.json").read_text())
+    assert state["progress"]["examples"] == 10 and "2" in str(state["progress"]["dataset"])
+
+
+def test_held_out_images_are_measured_at_each_checkpoint(arguments, image_folder, tmp_path):
+    folder = image_folder[image_folder.index("--train_data_dir") + 1]
+    more = ["--validation_data_dir", folder, "--max_validation_samples", "2", "--checkpointing_steps", "1"]
+    run_training("text-to-image", arguments("base", *image_folder, *more, dataset_name=None))
+    lines = [json.loads(line) for line in (tmp_path / "base" / "log.jsonl").read_text().splitlines()]
+    measured = [line for line in lines if "validation_loss" in line]
+    assert [line["step"] for line in measured] == [1, 2]
+    assert len(measured[0]["validation_mse_by_quarter"]) == 4
+    assert measured[0]["validation_loss"] != measured[1]["validation_loss"]
+    with pytest.raises(ValueError, match="`validation_data_dir` must be a folder, got 'nothing'"):
+        run_training("text-to-image", arguments("base", "--validation_data_dir", "nothing"))
+
+
+def test_the_held_out_loss_is_the_same_whatever_the_batch():
+    """Of the same images, noise and timesteps: only the weights change it."""
+    parts = tiny_pipeline()
+    stage = Stage.of(parts, "base")
+    dataset = TextToImageDataset(ShapesSource(8, 0), parts.tokenizer, TimestepWeighting(1000), 0)
+    first, again = (training.held_out_loss(stage, dataset, 8, batch_size) for batch_size in (8, 3))
+    for name, value in first.items():
+        assert again[name] == pytest.approx(value, rel=1e-4)
+    stage.unet.conv_out.bias.data += 1
+    assert training.held_out_loss(stage, dataset, 8, 8)["validation_mse"] > first["validation_mse"] + 0.1
 
 
 def test_a_new_model_reads_the_captions_that_it_is_trained_on(arguments, image_folder, tmp_path, capsys):
@@ -371,6 +414,10 @@ def test_a_tracker_gets_what_the_log_holds(arguments, monkeypatch):
         ),
         (["--timestep_bias_multiplier", "2"], "`timestep_bias_strategy` and `timestep_bias_multiplier` go together"),
         (["--crop_size", "16"], "`crop_size` is for the stage super_res"),
+        (["--optimizer", "lion"], "`optimizer` must be one of"),
+        (["--optimizer_args", "momentum=0.9"], "`optimizer_args`: adamw takes"),
+        (["--num_train_epochs", "1"], "Pass one of `max_train_steps` and `num_train_epochs`"),
+        (["--max_train_samples", "5"], "`max_train_samples` is for a dataset that ends"),
         (["--proportion_empty_prompts", "2"], "`proportion_empty_prompts` must lie between 0 and 1"),
     ],
 )
