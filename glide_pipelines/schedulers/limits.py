@@ -24,6 +24,6 @@ def x_start_limit(scheduler: SchedulerMixin) -> Callable[[torch.Tensor], torch.T
     if config.get("thresholding", False) and hasattr(scheduler, "_threshold_sample"):
         return scheduler._threshold_sample
     if config.get("clip_sample", True):
-        limit = config.get("clip_sample_range", 1.0)
+        limit = float(config.get("clip_sample_range", 1.0))
         return lambda x_start: x_start.clamp(-limit, limit)
     return None
