@@ -169,6 +169,10 @@ def add_run_options(parser: Parser) -> None:
     add("--adam_epsilon", type=float, default=1e-8, help="default: %(default)s")
     add("--max_grad_norm", type=float, default=1.0, help="clip the gradient to it (default: %(default)s)")
     add("--ema_decay", type=float, default=0.9999, help="0 keeps no moving average (default: %(default)s)")
+    snapshots = "steps between snapshots of averages, so that the width of the average can be chosen afterwards"
+    add("--post_hoc_ema_steps", type=int, metavar="N", help=snapshots)
+    width = "save the average of this width (such as 0.1 of the run) in place of the moving one"
+    add("--ema_sigma_rel", type=float, metavar="S", help=width)
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="by default what accelerate is configured for")
     add("--checkpointing_steps", type=int, help="steps between two checkpoints")
     add("--checkpointing_minutes", type=float, help="minutes between two checkpoints")

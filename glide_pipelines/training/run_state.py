@@ -19,11 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..files import write_json
+from .power_averages import PowerAverages
 
 
 _FORMAT = 1
 _MODEL, _AVERAGE, _OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # of the shape of their parameter
+_POWERS = "power_averages.safetensors"
 _RANDOM, _STATE = "random_states.json", "state.json"
 
 
@@ -36,6 +38,7 @@ class RunState:
         parameters (`dict[str, nn.Parameter]`): What is trained of it, by name; the other parameters are not saved.
         optimizer (`torch.optim.Optimizer`): The optimizer of the parameters, not wrapped.
         ema (`EMAModel`): Their moving average.
+        powers ([`PowerAverages`], *optional*): Their averages of widths that are chosen afterwards.
     """
 
     def __init__(
@@ -45,9 +48,10 @@ class RunState:
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         ema: EMAModel,
+        powers: PowerAverages | None = None,
     ) -> None:
         self.accelerator, self.model, self.parameters = accelerator, model, parameters
-        self.optimizer, self.ema = optimizer, ema
+        self.optimizer, self.ema, self.powers = optimizer, ema, powers
 
     def _model_tensors(self) -> dict[str, torch.Tensor]:
         left_out = {name for name, _ in self.model.named_parameters()} - self.parameters.keys()
@@ -75,9 +79,12 @@ class RunState:
             _save_tensors(self._model_tensors(), folder / _MODEL)
             _save_tensors(dict(zip(names.values(), self.ema.shadow_params, strict=True)), folder / _AVERAGE)
             _save_tensors(tensors, folder / _OPTIMIZER)
+            if self.powers is not None:
+                _save_tensors(self.powers.tensors(), folder / _POWERS)
         except SafetensorError as error:  # which is no OSError, even where the disk is full
             raise OSError(str(error)) from error
         write_json({"processes": random_states}, folder / _RANDOM)
+        files = [_MODEL, _AVERAGE, _OPTIMIZER, _RANDOM] + [_POWERS] * (self.powers is not None)
         groups = [{key: value for key, value in group.items() if key != "params"} for group in self._groups]
         scaler = self.accelerator.scaler
         state = {
@@ -91,7 +98,7 @@ class RunState:
                 "tensors": sorted(tensors),
             },
             "scaler": None if scaler is None else scaler.state_dict(),
-            "files": {name: _fingerprint(folder / name) for name in (_MODEL, _AVERAGE, _OPTIMIZER, _RANDOM)},
+            "files": {name: _fingerprint(folder / name) for name in files},
         }
         write_json(state, folder / _STATE)
 
@@ -110,6 +117,12 @@ class RunState:
         average = _load_tensors(folder / _AVERAGE, self.parameters)
         self.ema.shadow_params = [average[name] for name in self.parameters]
         self.ema.optimization_step = state["average"]["optimization_step"]
+        if (self.powers is not None) != (_POWERS in state["files"]):
+            has = "has kept no averages for it" if self.powers is not None else "keeps averages for it: pass it again"
+            raise ValueError(f"`post_hoc_ema_steps`: the run to resume {has}.")
+        if self.powers is not None:
+            tensors = _load_tensors(folder / _POWERS, self.powers.tensors())
+            self.powers.load(tensors, state["progress"]["step"])
         self._load_optimizer(folder / _OPTIMIZER, state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])

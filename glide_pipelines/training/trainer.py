@@ -25,6 +25,7 @@ from .learning_rate import LearningRate
 from .loader import make_loader
 from .log import TrainingLog
 from .optimizers import averaging_point, make_optimizer
+from .power_averages import PowerAverages, exponent, reconstruct
 from .run_state import RunState, random_state
 
 
@@ -46,6 +47,10 @@ class TrainingConfig:
         max_grad_norm (`float`, defaults to 1.0): Gradients with a larger norm are scaled down to it.
         ema_decay (`float`, defaults to 0.9999): Decay of the moving average of the weights, which is the trained model.
             It ramps up over the first steps; 0 keeps the weights themselves.
+        post_hoc_ema_steps (`int`, *optional*): Steps between two snapshots of averages in `output_dir/averages`, of
+            which an average of any width is made afterwards.
+        ema_sigma_rel (`float`, *optional*): The width of the average that is the trained model, in place of the moving
+            one: see [`~glide_pipelines.training.power_averages.reconstruct`].
         checkpointing_steps (`int`, *optional*): Steps between two checkpoints.
         checkpointing_minutes (`float`, *optional*): Minutes between two checkpoints.
         checkpoints_total_limit (`int`, *optional*): How many checkpoints are kept.
@@ -72,6 +77,8 @@ class TrainingConfig:
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999
+    post_hoc_ema_steps: int | None = None
+    ema_sigma_rel: float | None = None
     checkpointing_steps: int | None = None
     checkpointing_minutes: float | None = None
     checkpoints_total_limit: int | None = None
@@ -84,7 +91,11 @@ class TrainingConfig:
         for name in ("train_batch_size", "gradient_accumulation_steps", "logging_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("checkpointing_steps", "checkpointing_minutes", "checkpoints_total_limit"):
+        if self.ema_sigma_rel is not None:
+            exponent(self.ema_sigma_rel)  # checks it
+            if self.post_hoc_ema_steps is None:
+                raise ValueError("`ema_sigma_rel` needs `post_hoc_ema_steps`.")
+        for name in ("checkpointing_steps", "checkpointing_minutes", "checkpoints_total_limit", "post_hoc_ema_steps"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
         if self.skip_bad_images < 0:
@@ -212,7 +223,9 @@ def _train(
     model, optimizer = accelerator.prepare(model, bare_optimizer)
     bare_model = accelerator.unwrap_model(model)
     ema = EMAModel(parameters, decay=config.ema_decay, foreach=True)
-    state = RunState(accelerator, bare_model, named_parameters, bare_optimizer, ema)
+    snapshot_steps = config.post_hoc_ema_steps or 0
+    powers = PowerAverages(named_parameters) if snapshot_steps else None
+    state = RunState(accelerator, bare_model, named_parameters, bare_optimizer, ema, powers)
     progress = _Progress(config.seed, getattr(dataset, "fingerprint", None), settings)
     if config.resume_from_checkpoint is not None:
         path = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
@@ -224,7 +237,7 @@ def _train(
 
     model.train()
     global_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-    path = Path(config.output_dir) / "log.jsonl"
+    path, snapshots = Path(config.output_dir) / "log.jsonl", Path(config.output_dir) / "averages"
     log = TrainingLog(
         accelerator, path, num_train_timesteps, progress.step, config.max_train_steps, images_per_step=global_batch
     )
@@ -307,13 +320,25 @@ def _train(
                 raise
             with averaging_point(bare_optimizer):
                 ema.step(parameters)
+                if powers is not None:
+                    powers.step()
             progress.step += 1
             progress.examples += global_batch
             bar.update()
+            last = progress.step == config.max_train_steps
+            if powers is not None and (last or progress.step % snapshot_steps == 0):
+                flush()  # an error, if the step was not finite
+                if accelerator.is_main_process:
+                    powers.save_snapshot(snapshots)
             if progress.step % config.logging_steps == 0:
                 flush()
         save()  # in here, where a signal does not end the process
     ema.copy_to(parameters)
+    if config.ema_sigma_rel is not None and progress.step >= config.max_train_steps:
+        accelerator.wait_for_everyone()
+        average = reconstruct(snapshots, config.ema_sigma_rel, progress.step)
+        for name, parameter in named_parameters.items():
+            parameter.data.copy_(average[name])
     return progress.step
 
 

@@ -1,0 +1,118 @@
+"""Averages of the weights whose width is chosen after training (Karras et al. 2024, arXiv 2312.02696, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import safe_open, save_file
+from torch import nn
+
+from ..files import atomic_file
+
+
+# The widths that are tracked, of which all others are made (section 3.2).
+SIGMA_RELS = (0.05, 0.10)
+
+
+class PowerAverages:
+    """Averages of weights theta over the steps tau = 1..t, with weights in proportion to tau^gamma.
+
+    Args:
+        parameters (`Mapping[str, nn.Parameter]`): What is averaged, by name.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.optimization_step = 0
+        self.averages = {
+            (sigma_rel, name): parameter.detach().clone()
+            for sigma_rel in SIGMA_RELS
+            for name, parameter in parameters.items()
+        }
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Take the weights of one more step into the averages (equation 4)."""
+        self.optimization_step += 1
+        for sigma_rel in SIGMA_RELS:
+            beta = (1 - 1 / self.optimization_step) ** (exponent(sigma_rel) + 1)
+            averages = [self.averages[sigma_rel, name] for name in self.parameters]
+            torch._foreach_lerp_(averages, list(self.parameters.values()), 1 - beta)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The averages, as a file holds them."""
+        return {f"{sigma_rel}/{name}": average for (sigma_rel, name), average in self.averages.items()}
+
+    def load(self, tensors: Mapping[str, torch.Tensor], optimization_step: int) -> None:
+        """Take over what [`tensors`] gave."""
+        self.optimization_step = optimization_step
+        for name, average in self.tensors().items():
+            average.copy_(tensors[name])
+
+    def save_snapshot(self, folder: Path) -> None:
+        """Write `<folder>/step-<step>.safetensors`, of which [`reconstruct`] makes other averages."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: average.cpu().contiguous() for name, average in self.tensors().items()}
+        with atomic_file(folder / f"step-{self.optimization_step:08}.safetensors") as temporary:
+            save_file(tensors, temporary)
+
+
+def exponent(sigma_rel: float) -> float:
+    """gamma of the average whose standard deviation is `sigma_rel` times the length of the run: the positive root of
+    sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (equation 3).
+
+    Raises:
+        ValueError: unless `sigma_rel` lies between 0 and 0.288, that of the plain mean.
+    """
+    if not 0 < sigma_rel < 12**-0.5:
+        raise ValueError(f"`ema_sigma_rel` must lie between 0 and {12**-0.5:.3f}, got {sigma_rel}.")
+    inverse = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+
+
+def reconstruct(folder: str | Path, sigma_rel: float, step: int | None = None) -> dict[str, torch.Tensor]:
+    """The average of another width, as the combination of snapshots that is nearest to it in least squares.
+
+    Args:
+        folder (`str` or `Path`): Holds the snapshots of a run, see [`PowerAverages.save_snapshot`].
+        sigma_rel (`float`): The width: the standard deviation of the steps that are averaged, relative to their number.
+        step (`int`, *optional*): The step at which the average ends; by default that of the last snapshot.
+
+    Returns:
+        `dict[str, torch.Tensor]`: The weights by name, in float32.
+
+    Raises:
+        ValueError: if the width is out of its range, or there is no snapshot, of `step` at least.
+    """
+    gamma = exponent(sigma_rel)
+    steps = {int(path.stem.removeprefix("step-")): path for path in Path(folder).glob("step-*.safetensors")}
+    steps = {number: path for number, path in sorted(steps.items()) if step is None or number <= step}
+    if not steps:
+        raise ValueError(f"`ema_sigma_rel` needs snapshots of the averages, and there is none in {folder}.")
+    if step is not None and step not in steps:
+        raise ValueError(f"`ema_sigma_rel`: {folder} has no snapshot of step {step}; the last one is of {max(steps)}.")
+    ends = np.repeat(np.array(list(steps), dtype=np.float64), len(SIGMA_RELS))
+    exponents = np.tile([exponent(own) for own in SIGMA_RELS], len(steps))
+    end = float(step or max(steps))
+    products = _inner_product(ends[:, None], exponents[:, None], ends, exponents)
+    weights = np.linalg.lstsq(products, _inner_product(ends, exponents, end, gamma), rcond=None)[0]
+    result: dict[str, torch.Tensor] = {}
+    for path, own in zip(steps.values(), weights.reshape(-1, len(SIGMA_RELS)), strict=True):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118  # no mapping
+                width, _, name = key.partition("/")
+                part = own[SIGMA_RELS.index(float(width))] * file.get_tensor(key).double()
+                result[name] = result[name] + part if name in result else part
+    return {name: weight.float() for name, weight in result.items()}
+
+
+def _inner_product(
+    end: np.ndarray | float, gamma: np.ndarray | float, other_end: np.ndarray | float, other_gamma: np.ndarray | float
+) -> np.ndarray:
+    """The integral of the product of two densities (gamma + 1) tau^gamma / end^(gamma + 1) on [0, end]."""
+    shorter = np.minimum(end, other_end)
+    powers = (shorter / end) ** gamma * (shorter / other_end) ** other_gamma
+    return (gamma + 1) * (other_gamma + 1) / (gamma + other_gamma + 1) * powers * shorter / (end * other_end)
