@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -185,10 +186,11 @@ def train(
     Raises:
         FloatingPointError: if the loss or the gradient is not finite. Nothing of that step is ever saved.
         OSError: if a checkpoint cannot be written, as on a full disk. Nothing of it is left behind.
-        ValueError: if the checkpoint to resume from does not exist, is damaged, or belongs to a run with another seed,
-            model or dataset; if the folder holds later checkpoints than the one to go on from, or any when the run is
-            new; or if another run is under way there.
+        ValueError: if accelerate is to shard the weights; if the checkpoint to resume from does not exist, is damaged,
+            or belongs to a run with another seed, model or dataset; if the folder holds later checkpoints than the one
+            to go on from, or any when the run is new; or if another run is under way there.
     """
+    _check_parallelism(accelerator)
     with locked(config.output_dir) if accelerator.is_main_process else contextlib.nullcontext():
         named = dict(model.named_parameters()) if parameters is None else parameters
         return _train(
@@ -340,6 +342,18 @@ def _train(
         for name, parameter in named_parameters.items():
             parameter.data.copy_(average[name])
     return progress.step
+
+
+def _check_parallelism(accelerator: Accelerator) -> None:
+    """Refuse what accelerate would do in another way, or do on a CPU only in appearance."""
+    for kind, name in (("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")):
+        # On a CPU accelerate leaves the type as it is, and would keep the weights whole in silence.
+        if accelerator.distributed_type.value == kind or os.environ.get(f"ACCELERATE_USE_{kind}") == "true":
+            raise ValueError(
+                f"accelerate is configured for {name}, which shards the weights, and training here keeps them whole "
+                "in each process: take `--multi_gpu` in its place, and `--gradient_checkpointing` or `--lora_rank` to "
+                "save memory."
+            )
 
 
 @contextlib.contextmanager

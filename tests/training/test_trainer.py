@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 from tiny import tiny_text_encoder, tiny_tokenizer, tiny_unet
 
@@ -258,6 +258,17 @@ def test_another_seed_is_another_run(tmp_path):
     run(make_config(tmp_path, max_train_steps=1))
     with pytest.raises(ValueError, match="`seed` of the run to resume is 0, got 1"):
         run(make_config(tmp_path, seed=1, resume_from_checkpoint="latest"))
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_sharding_is_refused_where_it_would_be_left_out_in_silence(tmp_path, monkeypatch, kind):
+    """What `accelerate launch` sets; on a CPU accelerate does nothing about FSDP."""
+    monkeypatch.setattr("accelerate.Accelerator.__init__", lambda self, **_: None)
+    monkeypatch.setattr("accelerate.Accelerator.distributed_type", DistributedType.MULTI_CPU)
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(ValueError, match=r"accelerate is configured for .*, which shards the weights"):
+        train(Accelerator(), make_config(tmp_path), torch.nn.Linear(1, 1), [], None, 1000)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
