@@ -135,14 +135,18 @@ def _split_by_folder(rows: datasets.Dataset, folder: Path) -> dict[str, datasets
 
 
 def _webdataset_columns(rows: datasets.Dataset, image_column: str, caption_column: str) -> datasets.Dataset:
-    """The members of tar shards, `png`, `jpg`, `txt` and so on, under the names of the columns."""
+    """The members of tar shards, `png`, `jpg`, `txt`, `json` and so on, under the names of the columns."""
     import datasets
 
     images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     if len(images) == 1 and image_column not in rows.column_names:
         rows = rows.rename_column(images[0], image_column)
-    if "txt" in rows.column_names and caption_column not in rows.column_names:
-        rows = rows.rename_column("txt", caption_column)
+    if caption_column not in rows.column_names:
+        if "txt" in rows.column_names:
+            rows = rows.rename_column("txt", caption_column)
+        elif "json" in rows.column_names:
+            captions = [(value or {}).get(caption_column) for value in rows["json"]]
+            rows = rows.remove_columns("json").add_column(caption_column, captions)
     return rows
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
@@ -121,6 +121,8 @@ def prepare_data(
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     if vocab_size is not None and (output_dir is None or tokenizer is not None):
         raise ValueError("`vocab_size` needs `output_dir` for the tokenizer, and no other `tokenizer`.")
+    if vocab_size is not None and vocab_size < 257:
+        raise ValueError(f"`vocab_size` must be at least 257, got {vocab_size}.")
     check = _Check(examples, held_out, resolution, min_size or resolution or 2, max_pixels)
     if output_dir is None:
         return _prepare(check, None, tokenizer, None, context, shard_size, num_workers)
@@ -192,6 +194,8 @@ class _Check(Dataset[tuple[int, "_Checked | Problem"]]):
                     size, kind = image.size, image.format
         except Image.DecompressionBombError as error:
             raise _Fault("too large", error) from error
+        except UnidentifiedImageError as error:
+            raise _Fault("unreadable", "it is no image") from error
         except Exception as error:  # decoders raise what they like
             raise _Fault("unreadable", error) from error
         if size[0] * size[1] > self.max_pixels:
