@@ -481,3 +481,30 @@ def test_many_cases(target, capsys):
     fuzz(target, -(-LONG // len(TARGETS)), capsys, same_each_time=False)
     with capsys.disabled():
         print(f"\n{target}: {sum(counts.values())} cases, {dict(counts)}")
+
+
+# -- every field of every file ----------------------------------------------------------------------------------------
+
+
+VALUES = (None, True, False, -1, 0, 1, 2, 3, 300, 10**9, 10**30, 0.5, -0.5, float("nan"), float("inf"), "", "x")
+VALUES += ([], [1], ["a"], {}, {"a": 1})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*CONFIGS, "super_res_unet/config.json"])
+def test_every_field_of_a_file(name, tmp_path, capsys):
+    """Through `glide`: an image, or one line."""
+    counts.clear()
+    model = shutil.copytree(folder() / "model", tmp_path / "model")
+    config = json.loads((model / name).read_text())
+    for field in config:
+        for value in VALUES:
+            (model / name).write_text(json.dumps(config | {field: value}))
+            argv = ["a red circle", "-o", str(tmp_path / "out.png"), "--model", str(model), "--steps", "1"]
+            code = glide_cli.main([*argv, "--super-res-steps", "1"])
+            error = capsys.readouterr().err.strip().splitlines()
+            assert code in (0, 2), (field, value)
+            assert code == 0 or (error and error[-1].startswith("glide: error: ")), (field, value, error)
+            counts["results" if code == 0 else "named errors"] += 1
+    with capsys.disabled():
+        print(f"\n{name}: {sum(counts.values())} cases, {dict(counts)}")
