@@ -11,6 +11,10 @@ ROOT = Path(__file__).parent
 # Read, not imported: importing the package would need torch at build time.
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "glide_pipelines/version.py").read_text()).group(1)
 
+# Where the repository is on the web: set it when it has a place there. README's links lead to it from an index page
+# then, as do those of the documentation that leave docs/ (tools/site_hooks.py).
+REPOSITORY = ""
+
 # The lowest versions of diffusers, transformers and huggingface_hub are those that the tests run with in `.ci/run`.
 REQUIRES = [
     "accelerate>=1.10",
@@ -32,6 +36,13 @@ EXTRAS = {
     "train": ["datasets>=4.0", "peft>=0.18", "pyarrow>=15.0"],
     "eval": ["datasets>=4.0", "matplotlib>=3.9", "pyarrow>=15.0", "torch-fidelity>=0.3", "torchmetrics>=1.6"],
     "app": ["gradio>=6.31"],
+    "docs": [
+        "ipykernel>=7.0",
+        "mkdocs-jupyter>=0.26",
+        "mkdocs-material>=9.7",
+        "mkdocstrings[python]>=1.0",
+        "nbclient>=0.10",
+    ],
     "test": [
         "datasets>=4.0",
         "hypothesis>=6.100",
@@ -47,12 +58,23 @@ EXTRAS = {
     ],
 }
 
+
+def readme() -> str:
+    """README with links that lead to the repository from anywhere."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    if not REPOSITORY:
+        return text
+    text = re.sub(r"(!\[[^\]]*\])\((?!https?:)([^)]+)\)", rf"\1({REPOSITORY}/raw/main/\2)", text)
+    return re.sub(r"\]\((?!https?:|#)([^)]+)\)", rf"]({REPOSITORY}/blob/main/\1)", text)
+
+
 setup(
     name="glide-pipelines",
     version=VERSION,
     description="GLIDE (arXiv 2112.10741) as diffusers pipelines: sample, convert the released weights, train.",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=readme(),
     long_description_content_type="text/markdown",
+    project_urls={"Source": REPOSITORY, "Changes": f"{REPOSITORY}/blob/main/CHANGELOG.md"} if REPOSITORY else {},
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     keywords="diffusion text-to-image GLIDE diffusers pytorch",

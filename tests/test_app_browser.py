@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 
 import numpy as np
@@ -151,8 +152,22 @@ def wait_until_free(studio) -> float:
     return time.monotonic() - begin
 
 
+@pytest.fixture
+def go(served, monkeypatch):
+    """An event that a request waits for after each step: what is seen meanwhile does not depend on who is faster."""
+    go, pass_on = threading.Event(), served[1].turns.pass_on
+
+    def wait(job) -> None:
+        go.wait(TIMEOUT)
+        pass_on(job)
+
+    monkeypatch.setattr(served[1].turns, "pass_on", wait)
+    yield go
+    go.set()
+
+
 @pytest.mark.parametrize("size", [COMPUTER, PHONE], ids=["computer", "phone"])
-def test_the_preview_appears_and_the_whole_image_and_its_seed_are_seen(visit, size):
+def test_the_preview_appears_and_the_whole_image_and_its_seed_are_seen(visit, size, go):
     visitor = visit(size)
     begin = time.monotonic()
     visitor.ask("a red circle above a blue square")
@@ -160,6 +175,7 @@ def test_the_preview_appears_and_the_whole_image_and_its_seed_are_seen(visit, si
     print(f"first preview after {time.monotonic() - begin:.1f} s")
     assert visitor.is_whole(visitor.wait("button", "Stop"))
     visitor.screenshot(f"preview-{size[0]}")
+    go.set()
     image = visitor.wait(".results img")
     time.sleep(2)
     visitor.screenshot(f"result-{size[0]}")

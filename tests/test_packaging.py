@@ -25,6 +25,7 @@ from glide_cli.draw import EXAMPLES
 
 
 ROOT = Path(__file__).parent.parent
+EXTRAS = ("train", "eval", "app", "docs", "test")
 IMPORT_NAMES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub", "torch-fidelity": "torch_fidelity"}
 INSTALL = ["pip install -c constraints.txt .", 'glide "a red circle above a blue square" -o image.png']
 TEST = 'pip install -c constraints.txt -e ".[test]" && pytest'
@@ -59,12 +60,13 @@ def fenced(page: Path, language: str) -> list[str]:
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+REPOSITORY = "https://example.org/glide"
 FOLDERS = ("conversion", "docs", "examples", "glide_cli", "glide_pipelines", "tests", "tools")
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
-    """A copy of this repository with one more checkpoint to ship."""
+    """A copy of this repository with one more checkpoint to ship, and a place on the web."""
     tree = tmp_path_factory.mktemp("tree")
     ignore = shutil.ignore_patterns("__pycache__", ".*")
     for name in FOLDERS:
@@ -72,6 +74,8 @@ def tree(tmp_path_factory) -> Path:
     for file in ROOT.iterdir():
         if file.is_file() and not file.name.startswith("."):
             shutil.copy(file, tree)
+    setup = (tree / "setup.py").read_text(encoding="utf-8")
+    (tree / "setup.py").write_text(re.sub('REPOSITORY = ".*"', f'REPOSITORY = "{REPOSITORY}"', setup))
     for name in ("model_index.json", "unet/config.json", "unet/deep/weights.fp16.safetensors", "tokenizer/merges.txt"):
         path = tree / "glide_pipelines/checkpoints/stand-in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +136,15 @@ def test_the_source_distribution_holds_the_repository(sdist, tree):
         for source in (tree / folder).rglob("*"):
             if source.is_file() and source.suffix != ".pyc":
                 assert source.relative_to(tree).as_posix() in sdist
-    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "constraints.txt", "pyproject.toml"):
+    for name in (
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "constraints.txt",
+        "mkdocs.yml",
+        "pyproject.toml",
+    ):
         assert name in sdist
 
 
@@ -146,6 +158,15 @@ def test_the_wheel_s_facts(wheel):
     facts = wheel.read(f"{folder}/METADATA").decode()
     assert "License-Expression: Apache-2.0" in facts
     assert "Requires-Python: >=3.11" in facts
+    assert f"Project-URL: Source, {REPOSITORY}\n" in facts
+
+
+def test_the_readme_s_links_lead_somewhere_from_an_index_page(wheel):
+    facts = wheel.read(f"glide_pipelines-{glide_pipelines.__version__}.dist-info/METADATA").decode()
+    links = re.findall(r"\]\(([^)]*)\)", facts)
+    assert f"{REPOSITORY}/raw/main/docs/images/first.png" in links
+    assert f"{REPOSITORY}/blob/main/docs/quickstart.md#6-in-a-browser" in links
+    assert all("://" in link for link in links)
 
 
 def test_the_version_stands_in_one_place():
@@ -169,9 +190,10 @@ def test_what_is_imported_is_required():
 
 
 def test_what_scripts_and_tests_import_is_required():
-    known = {*requirements(), *(name for extra in ("train", "eval", "app", "test") for name in requirements(extra))}
+    known = {*requirements(), *(name for extra in EXTRAS for name in requirements(extra))}
     known |= {"glide_text2im", "guided_diffusion"}  # clones of the original: docs/parity.md
     known |= {"gradio_client", "httpx"}  # gradio brings them
+    known |= {"griffe", "mkdocs", "nbformat"}  # the extra `docs` brings them
     known |= {"selenium"}  # the test in a browser asks for it
     scripts = [source for folder in ("conversion", "examples", "tools") for source in (ROOT / folder).rglob("*.py")]
     for source in [*scripts, *(ROOT / "tests").rglob("*.py")]:
@@ -190,7 +212,7 @@ def test_the_checkpoints_say_nothing_of_where_they_were_trained():
 def test_constraints_pin_what_is_required():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
-    wanted = [requirements(extra) for extra in ("", "train", "test", "app")]
+    wanted = [requirements(extra) for extra in ("", "train", "test", "app", "docs")]
     for requirement in [each for extra in wanted for each in extra.values()]:
         names = {requirement.name, requirement.name.replace("-", "_")} & set(pins)
         assert len(names) == 1, requirement

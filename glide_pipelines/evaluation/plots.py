@@ -121,7 +121,7 @@ def _axes(path: Path, x: str, y: str) -> Iterator[Axes]:
     axes = figure.add_subplot(xlabel=x, ylabel=y)
     yield axes
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2)  # where no point can be below it
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=150)
 

@@ -95,7 +95,7 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
             negative_prompt, num_images_per_prompt, eta, upsample_temperature, generator, prompt_embeds,
             negative_prompt_embeds, super_res_prompt_embeds, guider, cond_fn, cross_attention_kwargs, output_type,
             return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs, max_batch_size: As in
-            [`GLIDEPipeline`].
+                [`GLIDEPipeline`].
 
         Examples:
 
