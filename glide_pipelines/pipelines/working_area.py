@@ -22,6 +22,8 @@ MIN_HOLE_SHARE = 1 / 4
 MAX_HOLE_SHARE = 3 / 4
 # The share around the hole that shows how the image goes on: four of 128 pixels.
 _MARGIN = 1 / 32
+# A mask that falls into more parts is taken as it is, a dotted one for one hole.
+_MAX_HOLES = 100
 # Colours in [-1, 1] that differ by more are another content, and no cast of the same one.
 _MAX_CAST = 0.1
 
@@ -158,7 +160,8 @@ def holes_of(mask: Image.Image) -> list[Box]:
                 parted.append(
                     (left + start, top, left + stop, lower) if axis == 0 else (left, top + start, right, top + stop)
                 )
-        boxes = parted
+        if len(parted) <= _MAX_HOLES:
+            boxes = parted
     return boxes
 
 

@@ -118,6 +118,9 @@ def test_small_holes_far_apart_are_told(caplog):
 def test_holes_are_parted_by_rows_and_columns_without_any():
     boxes = [(10, 20, 30, 40), (10, 60, 30, 80), (100, 5, 150, 90)]
     assert holes_of(mask_of(100, 200, *boxes)) == boxes
+    dotted = np.zeros((600, 800), np.uint8)
+    dotted[::2, ::2] = 255
+    assert holes_of(Image.fromarray(dotted)) == [(0, 0, 799, 599)]
 
 
 def test_each_image_of_a_batch_has_a_part_of_its_own():
