@@ -9,14 +9,27 @@ depend on the values. See docs/performance.md.
     glide benchmark --against glide-text2im
 
 times the original too, as its notebook runs it, and shows how many times as long it takes.
+
+    glide benchmark --train --device cuda --mixed_precision bf16 --batch-size 128 --compile
+
+times a step of training, of the base or with --stage super_res the upsampler.
 """
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .options import finite, output_file, positive_int
+
+
+if TYPE_CHECKING:  # importing it takes seconds
+    import torch
+
+
+# Of --train alone, as `glide train` has them.
+TRAINING = ("stage", "mixed_precision", "gradient_checkpointing", "lora_rank", "optimizer")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="CPU only: processor time; with OMP_NUM_THREADS=1 fair on a busy machine",
     )
     add("--output", type=output_file, metavar="FILE.json", help="write the figures here too")
+    add("--train", action="store_true", help="time a step of training; the next options are for it")
+    add("--stage", choices=("base", "super_res"), help="which of the two models (default: base)")
+    add("--mixed_precision", choices=("no", "fp16", "bf16"), help="as of glide train (default: no)")
+    add("--gradient_checkpointing", action="store_true", help="recompute in the backward pass, to save memory")
+    add("--lora_rank", type=positive_int, metavar="R", help="train adapters of this rank")
+    add("--optimizer", metavar="NAME", help="as of glide train (default: adamw)")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -56,6 +75,12 @@ def check_arguments(args: argparse.Namespace) -> None:
     Raises:
         UserError: if another one is asked for.
     """
+    if not args.train:
+        for option in TRAINING:
+            if getattr(args, option):
+                raise UserError(f"--{option} needs --train")
+    elif args.against is not None or args.whole_image or args.cpu_time or args.dtype != "float32":
+        raise UserError("--train goes with none of --against, --whole-image, --cpu-time and --dtype")
     if args.cpu_time and args.device is not None and args.device.split(":")[0] != "cpu":
         raise UserError("--cpu-time needs --device cpu")
     if args.against is not None:
@@ -87,6 +112,9 @@ def run(args: argparse.Namespace) -> None:
     from .loading import find_device, load_pipeline
 
     device = find_device("cpu" if args.cpu_time else args.device)
+    if args.train:
+        _benchmark_training(args, device)
+        return
     if args.model is None:
         pipe = random_pipeline(device, getattr(torch, args.dtype))
     else:
@@ -117,5 +145,46 @@ def run(args: argparse.Namespace) -> None:
         theirs = "float16" if device.type == "cuda" else "float32"
         print(comparison_table(result, f"{how} (the original: {theirs})"))
     result["settings"] = {name: value for name, value in vars(args).items() if name != "output"}
+    if args.output is not None:
+        write_json(result, args.output)
+
+
+def _benchmark_training(args: argparse.Namespace, device: torch.device) -> None:
+    import torch
+    from accelerate import Accelerator
+
+    from glide_pipelines import GLIDEPipeline
+    from glide_pipelines.files import write_json
+    from glide_pipelines.training import PipelineParts
+    from glide_pipelines.training.speed import benchmark_training, released_stage, training_table
+
+    from .loading import find_model
+
+    name = args.stage or "base"
+    if args.model is None:
+        stage = released_stage(name)
+    else:
+        stage = PipelineParts.from_pretrained(GLIDEPipeline, find_model(args.model), name).stage
+        stage.unet.use_fastest_layout()
+    if args.memory_format is not None:
+        formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+        stage.unet.to(memory_format=formats[args.memory_format])
+    accelerator = Accelerator(mixed_precision=args.mixed_precision or "no", cpu=device.type == "cpu")
+    result = benchmark_training(
+        accelerator,
+        stage,
+        args.batch_size,
+        args.repeats,
+        args.optimizer or "adamw",
+        args.gradient_checkpointing,
+        args.lora_rank,
+        args.compile,
+    )
+    how = [args.model or "released sizes, random weights", name, f"batch {args.batch_size}"]
+    how += [args.mixed_precision or "float32", args.optimizer or "adamw"]
+    how += [f"LoRA of rank {args.lora_rank}"] if args.lora_rank else []
+    how += ["gradient checkpointing"] * args.gradient_checkpointing + ["compiled"] * args.compile
+    print(training_table(result, ", ".join(how)))
+    result["settings"] = {option: value for option, value in vars(args).items() if option != "output"}
     if args.output is not None:
         write_json(result, args.output)

@@ -11,6 +11,7 @@ from tiny import CONTEXT, WIDTH, tiny_pipeline
 
 from glide_cli import main
 from glide_pipelines.evaluation.benchmark import flop_counter, random_pipeline
+from glide_pipelines.sampling import Stage
 
 
 @pytest.fixture
@@ -72,6 +73,27 @@ def test_a_measured_image_without_guidance_from_a_base_alone(flops, tmp_path, ca
     assert "bfloat16, eager, channels_last, batch 2, processor time" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("stage", ["base", "super_res"])
+def test_a_training_step(model, tmp_path, capsys, stage):
+    """20 bytes a parameter that is trained, 4 one that is not; what is recomputed is no progress."""
+    rows = {}
+    for name, more in {"whole": [], "adapters": ["--lora_rank", "2", "--gradient_checkpointing"]}.items():
+        output = tmp_path / f"{name}.json"
+        given = ["--model", model, "--device", "cpu", "--stage", stage, "--batch-size", "2", "--repeats", "1", *more]
+        assert main(["benchmark", "--train", *given, "--output", str(output)]) == 0
+        rows[name] = json.loads(output.read_text())
+        assert "images a second" in capsys.readouterr().out
+    pipe = tiny_pipeline()
+    networks = Stage.of(pipe, stage)
+    total = sum(parameter.numel() for parameter in networks.parameters())
+    whole, adapters = rows["whole"], rows["adapters"]
+    assert whole["trained_parameters"] == total > 10 * adapters["trained_parameters"] > 0
+    assert whole["state_bytes"] == pytest.approx(20 * total, rel=0.01)
+    assert adapters["state_bytes"] == pytest.approx(4 * total + 20 * adapters["trained_parameters"], rel=0.02)
+    assert whole["flops"] > adapters["flops"] > whole["flops"] / 2
+    assert whole["images_per_second"] == pytest.approx(2 / whole["seconds_per_step"])
+
+
 def test_compiling_is_asked_for(model, monkeypatch, tmp_path):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
@@ -103,6 +125,8 @@ def test_the_random_pipeline_has_the_released_sizes():
         (["--steps", "-1"], "argument --steps: "),
         (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["--device", "cuda", "--cpu-time"], "--cpu-time needs --device cpu"),
+        (["--lora_rank", "2"], "--lora_rank needs --train"),
+        (["--train", "--dtype", "bfloat16"], "--train goes with none of"),
     ],
 )
 def test_bad_options(options, words, tmp_path, monkeypatch, capsys):

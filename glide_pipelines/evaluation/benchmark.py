@@ -261,10 +261,10 @@ def benchmark(
     how = "measured" if whole_image else "added up"
     rows[f"an image, {counts} steps, {how}"] = {"count": 1, **whole}
     return {
-        **_machine(pipe.device),
+        **machine(pipe.device),
         "matmul_flops_per_second": matmul_rate(pipe.device, pipe.dtype, clock),
         "compile_seconds": compile_seconds,
-        "peak_memory_bytes": _peak_memory(pipe.device),
+        "peak_memory_bytes": peak_memory(pipe.device),
         "rows": rows,
     }
 
@@ -333,12 +333,13 @@ def compare(
     if memory:
         rows["peak memory, GB"] = {name: value / 1e9 for name, value in memory.items()}
     return {
-        **_machine(pipe.device),
+        **machine(pipe.device),
         "rows": {row: {**values, "ratio": values["original"] / values["ours"]} for row, values in rows.items()},
     }
 
 
-def _machine(device: torch.device) -> dict[str, str]:
+def machine(device: torch.device) -> dict[str, str]:
+    """The names of the device and of the version of torch."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"device": name, "torch": torch.__version__}
 
@@ -347,7 +348,8 @@ def _processor() -> str:
     return f"CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}), threads: {torch.get_num_threads()}"
 
 
-def _peak_memory(device: torch.device) -> int | None:
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes in use: on the device, or on a CPU by the process. None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
