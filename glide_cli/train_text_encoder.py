@@ -69,6 +69,7 @@ def text_encoder(args: argparse.Namespace) -> None:
         predictor = ImagePredictor(model, args.grid_size)
         source = data.source(args.resolution or 32)
         dataset = CaptionedImages(source, tokenizer, args.seed)
+        data.report_cut_captions(accelerator, tokenizer)
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
     done = train(accelerator, config, predictor, dataset, image_prediction_loss, num_train_timesteps=1)

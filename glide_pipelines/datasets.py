@@ -297,7 +297,8 @@ def open_image(value: object) -> Image.Image:
             value = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
         [image] = load_images("image", value)
     except Exception as error:  # decoders raise what they like: struct.error, zlib.error, IndexError, ...
-        raise ValueError(str(error).removeprefix("`image` cannot be read: ")) from error
+        reason = str(error).removeprefix("`image` cannot be read: ").partition(" <_io.")[0]
+        raise ValueError(reason) from error
     return image
 
 
