@@ -433,7 +433,7 @@ class Studio:
                 ).images
             if not job.stopped:  # what is not finished cannot be generated again
                 for image, seed in zip(images, seeds, strict=True):
-                    image.info |= text_chunks(record | about_images([call["prompt"]], [seed], image.size))
+                    image.info.update(text_chunks(record | about_images([call["prompt"]], [seed], image.size)))
             text = latest.text if job.stopped else ""
             if images:
                 which = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
