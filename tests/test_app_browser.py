@@ -21,7 +21,7 @@ FLAGS = (
     "--disable-component-update --disable-sync --disable-dev-shm-usage"
 )
 COMPUTER, PHONE = (1280, 900), (390, 844)
-TIMEOUT = 120  # seconds, on a busy machine
+TIMEOUT = 300  # seconds, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,9 @@ class Visitor:
             except Exception as error:  # the page replaced it meanwhile
                 last = error
             time.sleep(0.05)
-        raise AssertionError(f"{selector} with {text!r} does not appear: {locals().get('last')}")
+        self.screenshot("missing")
+        shown = [each.text for each in self.all(".live")]
+        raise AssertionError(f"{selector} with {text!r} does not appear beside {shown}: {locals().get('last')}")
 
     def click(self, text: str, selector: str = "button") -> None:
         self.wait(selector, text).click()
