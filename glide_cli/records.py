@@ -36,7 +36,8 @@ def make_record(
     components = {**pipe.components, "clip": clip_model}
     record: dict[str, Any] = {
         "version": __version__,
-        **{name: str(value) if isinstance(value, Path) else value for name, value in options.items()},
+        # The seeds are those of each file: see `about_images`.
+        **{name: str(value) if isinstance(value, Path) else value for name, value in options.items() if name != "seed"},
         "model": options["model"] or "shapes",
         "guidance_scale": guidance_scale(options, pipe),
         "fingerprints": {

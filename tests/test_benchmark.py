@@ -10,7 +10,8 @@ import torch
 from tiny import CONTEXT, WIDTH, tiny_pipeline
 
 from glide_cli import main
-from glide_pipelines.evaluation.benchmark import flop_counter, random_pipeline
+from glide_pipelines.evaluation.benchmark import random_pipeline
+from glide_pipelines.measuring import flop_counter
 from glide_pipelines.sampling import Stage
 
 

@@ -17,6 +17,7 @@ LAYERS = (
         "files",
         "markdown",
         "images",
+        "measuring",
         "datasets",
         "domains",
         "checkpoints",

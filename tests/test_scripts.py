@@ -7,8 +7,8 @@ from scripts import ROOT, load_script
 
 
 TRAININGS = ("text-to-image", "inpaint", "noised-clip")
-# What is tested apart, and the recording of the original's numbers, which has an error page of argparse.
-OTHERS = {"record_parity", *(f"train_{name.replace('-', '_')}" for name in TRAININGS)}
+# What is tested apart, what mkdocs calls, and the recording of the original's numbers, whose error page is argparse's.
+OTHERS = {"record_parity", "site_hooks", *(f"train_{name.replace('-', '_')}" for name in TRAININGS)}
 PROGRAMS = [
     (folder, path.stem)
     for folder in ("examples", "tools")

@@ -7,35 +7,19 @@ the original beside them.
 
 from __future__ import annotations
 
-import platform
 import statistics
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..markdown import markdown_table
+from ..measuring import flop_counter, machine, make_clock, matmul_rate, peak_memory, seconds_of
 from ..models import GLIDETextConfig, GLIDETextEncoder, GLIDEUNet2DConditionModel
+from ..models.released import RELEASED_BASE, RELEASED_SUPER_RES
 from ..pipelines import GLIDEPipeline
 from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from .original import Original
-
-
-RELEASED_BASE: dict[str, Any] = {
-    "block_out_channels": (192, 384, 576, 768),
-    "attention_levels": (1, 2, 3),
-    "layers_per_block": 3,
-}
-RELEASED_SUPER_RES: dict[str, Any] = {
-    "block_out_channels": (192, 192, 384, 384, 768, 768),
-    "attention_levels": (3, 4, 5),
-    "layers_per_block": 2,
-    "in_channels": 6,
-    "sample_size": 256,
-}
 
 
 class Stopwatch:
@@ -108,24 +92,6 @@ def networks_of(pipe: GLIDEPipeline) -> list[torch.nn.Module]:
     return [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
 
 
-def make_clock(device: torch.device, cpu_time: bool = False) -> Callable[[], float]:
-    """A clock of elapsed time, which waits for the device, or of the processor's time."""
-
-    def clock() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.process_time() if cpu_time else time.perf_counter()
-
-    return clock
-
-
-def seconds_of(clock: Callable[[], float], work: Callable[..., Any], *args: Any) -> float:
-    """What a piece of work takes by a clock."""
-    start = clock()
-    work(*args)
-    return clock() - start
-
-
 def random_pipeline(device: torch.device, dtype: torch.dtype) -> GLIDEPipeline:
     """A pipeline of the sizes of OpenAI's released checkpoints with random weights, without a tokenizer."""
     default_dtype = torch.get_default_dtype()
@@ -154,28 +120,6 @@ def random_pipeline(device: torch.device, dtype: torch.dtype) -> GLIDEPipeline:
     )
     pipe.check_finite = False  # its images mean nothing
     return pipe
-
-
-def flop_counter() -> FlopCounterMode:
-    """torch's counter of operations, extended to the attention kernel of CPUs, which it passes over."""
-
-    def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: Any, **kwargs: Any) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={on_cpu: attention})
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype, clock: Callable[[], float]) -> float:
-    """The machine's rate at a large matrix product, in operations per second; the best of half a second."""
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    times: list[float] = []
-    while len(times) < 2 or sum(times) < 0.5:
-        start = clock()
-        a @ b
-        times.append(clock() - start)
-    return 2 * size**3 / min(times)
 
 
 @torch.no_grad()
@@ -336,28 +280,6 @@ def compare(
         **machine(pipe.device),
         "rows": {row: {**values, "ratio": values["original"] / values["ours"]} for row, values in rows.items()},
     }
-
-
-def machine(device: torch.device) -> dict[str, str]:
-    """The names of the device and of the version of torch."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {"device": name, "torch": torch.__version__}
-
-
-def _processor() -> str:
-    return f"CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}), threads: {torch.get_num_threads()}"
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """The most bytes in use: on the device, or on a CPU by the process. None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # on Windows
-        return None
-    # Kilobytes on Linux, bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def benchmark_table(result: dict[str, Any], description: str) -> str:

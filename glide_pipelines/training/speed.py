@@ -9,18 +9,10 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
-from ..evaluation.benchmark import (
-    RELEASED_BASE,
-    RELEASED_SUPER_RES,
-    flop_counter,
-    machine,
-    make_clock,
-    matmul_rate,
-    peak_memory,
-    seconds_of,
-)
 from ..markdown import markdown_table
+from ..measuring import flop_counter, machine, make_clock, matmul_rate, peak_memory, seconds_of
 from ..models import GLIDETextConfig, GLIDETextEncoder, GLIDEUNet2DConditionModel
+from ..models.released import RELEASED_BASE, RELEASED_SUPER_RES
 from ..sampling import Stage
 from ..schedulers import GLIDEDDPMScheduler
 from .lora import add_lora, lora_parameters
