@@ -92,7 +92,7 @@ class Visitor:
     def set_steps(self, steps: int) -> None:
         """Of the open tab."""
         self.click("Options")
-        (field,) = [each for each in self.all("input[type=number]") if "Steps" in each.get_attribute("aria-label")]
+        field = self.wait("input[type=number][aria-label*=Steps]")
         field.clear()
         field.send_keys(str(steps), "\ue004")
         self.click("Options")
