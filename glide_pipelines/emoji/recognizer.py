@@ -18,6 +18,7 @@ from .sources import Package, picture_names, read_emoji, read_picture
 
 SIZE = 64  # width and height of what the classifier sees
 _SMALLEST, _LARGEST = 0.75, 1.05  # how far a rendering is scaled
+_SMOOTH = Image.Resampling.BICUBIC
 _COARSE = 32  # width and height of a base model's images
 
 
@@ -43,9 +44,6 @@ def read_renderings(pictures: Package, names: Package) -> tuple[list[str], torch
         for emoji in chosen
     ]
     return [captions(emoji)[0] for emoji in chosen], torch.from_numpy(np.stack(renderings)).permute(0, 3, 1, 2)
-
-
-_SMOOTH = Image.Resampling.BICUBIC
 
 
 def augment(renderings: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

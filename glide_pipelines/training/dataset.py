@@ -18,7 +18,30 @@ from .sources import Source
 from .timesteps import TimestepWeighting
 
 
-class TextToImageDataset(Dataset[dict[str, torch.Tensor]]):
+class SourceDataset(Dataset[dict[str, torch.Tensor]]):
+    """Examples made of a source's images and captions, by the example's number in the run, without end.
+
+    Args:
+        source (`Callable[[int, np.random.Generator], tuple[Image.Image, str]]`): Images and captions by number.
+        tokenizer (`PreTrainedTokenizerBase`): The text encoder's; its `model_max_length` is the text context `L`.
+        seed (`int`): The seed of every random choice made here.
+    """
+
+    def __init__(self, source: Source, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+        self.source, self.tokenizer, self.seed = source, tokenizer, seed
+
+    @property
+    def fingerprint(self) -> dict[str, Any] | None:
+        """What tells the source's images and captions from others, if it says so."""
+        return getattr(self.source, "fingerprint", None)
+
+    @property
+    def bad_rows(self) -> dict[str, str]:
+        """What the source skipped so far in this process, and why."""
+        return getattr(self.source, "bad_rows", {})
+
+
+class TextToImageDataset(SourceDataset):
     """The inputs of a training step for each example, by the example's number in the run, without end.
 
     Args:
@@ -53,24 +76,12 @@ class TextToImageDataset(Dataset[dict[str, torch.Tensor]]):
             raise ValueError(f"`proportion_empty_prompts` must lie between 0 and 1, got {proportion_empty_prompts}.")
         if noise_offset < 0:
             raise ValueError(f"`noise_offset` must be at least 0, got {noise_offset}.")
-        self.source = source
-        self.tokenizer = tokenizer
+        super().__init__(source, tokenizer, seed)
         self.weighting = weighting
-        self.seed = seed
         self.proportion_empty_prompts = proportion_empty_prompts
         self.low_resolution = low_resolution
         self.noise_offset = noise_offset
         self.make_mask = make_mask
-
-    @property
-    def fingerprint(self) -> dict[str, Any] | None:
-        """What tells the source's images and captions from others, if it says so."""
-        return getattr(self.source, "fingerprint", None)
-
-    @property
-    def bad_rows(self) -> dict[str, str]:
-        """What the source skipped so far in this process, and why."""
-        return getattr(self.source, "bad_rows", {})
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """`pixel_values` and `noise` `[3, H, W]`, `timesteps` `[]`, `input_ids` and `attention_mask` `[L]`; for

@@ -91,6 +91,8 @@ def averaging_point(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     schedule_free: Any = optimizer if hasattr(optimizer, "eval") else None
     if schedule_free is not None:
         schedule_free.eval()
-    yield
-    if schedule_free is not None:
-        schedule_free.train()
+    try:
+        yield
+    finally:
+        if schedule_free is not None:
+            schedule_free.train()

@@ -28,7 +28,7 @@ from .sources import Examples
 
 
 TRAIN, HELD_OUT = "train", "held_out"
-MAX_PIXELS = 178_956_970  # where Pillow takes an image for a bomb
+MAX_PIXELS = 178_956_970  # twice Pillow's `Image.MAX_IMAGE_PIXELS`, where it takes an image for a bomb
 
 
 class Problem(NamedTuple):

@@ -12,13 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from ..images import images_to_tensor
 from ..models import GLIDETextEncoder, tokenize_prompts
+from .dataset import SourceDataset
 from .randomness import random_stream
-from .sources import Source
 
 
 PATCH_SIZE = 4  # pixels of the small image, in each direction
@@ -28,27 +26,8 @@ THUMBNAIL_SIZE = 8
 OUTPUT_NOISE = 0.3
 
 
-class CaptionedImages(Dataset[dict[str, torch.Tensor]]):
-    """Small images and their captions, by the example's number in the run, without end.
-
-    Args:
-        source (`Callable[[int, np.random.Generator], tuple[Image.Image, str]]`): Images and captions by number.
-        tokenizer (`PreTrainedTokenizerBase`): The text encoder's.
-        seed (`int`): The seed of crops and of the choice of captions.
-    """
-
-    def __init__(self, source: Source, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
-        self.source, self.tokenizer, self.seed = source, tokenizer, seed
-
-    @property
-    def fingerprint(self) -> dict[str, Any] | None:
-        """What tells the source's images and captions from others, if it says so."""
-        return getattr(self.source, "fingerprint", None)
-
-    @property
-    def bad_rows(self) -> dict[str, str]:
-        """What the source skipped so far in this process, and why."""
-        return getattr(self.source, "bad_rows", {})
+class CaptionedImages(SourceDataset):
+    """Images and their captions, without noise."""
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """`pixel_values` `[3, H, W]`, `input_ids` and `attention_mask` `[L]`, and `timesteps`, which is 0: no noise."""
