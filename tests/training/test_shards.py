@@ -3,16 +3,30 @@
 import io
 import itertools
 import json
+import os
+import signal
+import sys
 import tarfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+from test_train_text_to_image import SMALL, launch
 from test_trainer import make_config, read_checkpoint, run
 from tiny import tiny_tokenizer
+from trainings import run_training
 
-from glide_pipelines.training import ShardSource, TarShards, TextToImageDataset, TimestepWeighting, expand_shards
+from glide_pipelines.training import (
+    ShardSource,
+    TarShards,
+    TextToImageDataset,
+    TimestepWeighting,
+    expand_shards,
+    text_to_image,
+    text_to_image_loss,
+)
 from glide_pipelines.training import shards as shards_module
 from glide_pipelines.training.loader import make_loader
 
@@ -115,6 +129,71 @@ def test_a_run_is_resumed_to_the_bit_with_other_workers(urls, tmp_path):
     assert all((value == other["model"][name]).all() for name, value in one["model"].items())
     with pytest.raises(ValueError, match="The dataset is not the one of the run to resume: rows 20, now 12"):
         run(again.__class__(**vars(again) | {"max_train_steps": 6}), dataset=make_dataset(urls[:2]))
+
+
+def logging_loss(path, stop_after=None):
+    """`text_to_image_loss`, which writes down the examples of each step, and receives a signal in one of them."""
+
+    def make_loss(*arguments):
+        plain = text_to_image_loss(*arguments)
+
+        def compute_loss(model, batch):
+            reds = (batch["pixel_values"][:, 0, 4, 4] + 1) * 127.5
+            with path.open("a") as file:
+                file.write(f"{reds.round().int().tolist()}\n")
+            if len(read_lines(path)) == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return plain(model, batch)
+
+        return compute_loss
+
+    return make_loss
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_and_then_one_see_the_sequence_of_an_unbroken_run(urls, tmp_path, monkeypatch):
+    """One of two is told to stop in step 3; a single one goes on, with workers, past the end of the epoch."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    (tmp_path / "sizes.json").write_text(json.dumps(SMALL))
+    tiny_tokenizer(24).save_pretrained(tmp_path / "tokenizer")
+
+    def arguments(folder, *more):
+        data = ["--train_shards", *urls, "--shuffle_buffer", "6", "--train_batch_size", "4"]
+        sizes = ["--model_config", str(tmp_path / "sizes.json"), "--tokenizer_name", str(tmp_path / "tokenizer")]
+        # Where the gradient is zero in exact arithmetic, AdamW would blow rounding up to full steps.
+        settings = ["--max_train_steps", "7", "--adam_epsilon", "1e-3", "--ema_decay", "0.5"]
+        return [*data, *sizes, *settings, "--output_dir", str(tmp_path / folder), *more]
+
+    script = tmp_path / "stopped.py"
+    script.write_text(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        f"sys.path[:0] = {sys.path!r}\n"
+        "from glide_cli.train import main\n"
+        "from glide_pipelines.training import text_to_image\n"
+        "from test_shards import logging_loss\n"
+        "rank = os.environ['RANK']\n"
+        f"path = Path({str(tmp_path)!r}, f'{{rank}}.seen')\n"
+        "text_to_image.text_to_image_loss = logging_loss(path, 3 if rank == '1' else None)\n"
+        "sys.exit(main('text-to-image'))\n"
+    )
+    result = launch(2, arguments("parts", "--train_batch_size", "2", "--dataloader_num_workers", "1"), script)
+    assert result.returncode == 0, result.stderr
+    assert "Stopped at step 3 of 7" in result.stdout
+    resume = ["--resume_from_checkpoint", "latest", "--dataloader_num_workers", "2"]
+    for folder, name, more in (("parts", "rest", resume), ("whole", "whole", [])):
+        monkeypatch.setattr(text_to_image, "text_to_image_loss", logging_loss(tmp_path / f"{name}.seen"))
+        run_training("text-to-image", arguments(folder, *more))
+    first, second, rest, whole = (read_lines(tmp_path / f"{name}.seen") for name in ("0", "1", "rest", "whole"))
+    assert len(whole) == 7
+    assert [one + other for one, other in zip(first, second, strict=True)] + rest == whole
+    unbroken, resumed = (load_file(tmp_path / name / "checkpoint-7/model.safetensors") for name in ("whole", "parts"))
+    for name, value in unbroken.items():
+        torch.testing.assert_close(resumed[name], value, atol=1e-6, rtol=1e-4)
 
 
 def test_captions_in_json_and_members_of_other_kinds(tmp_path):
