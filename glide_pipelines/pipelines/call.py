@@ -44,11 +44,11 @@ class Call:
         stages: The stages that run, in order, by name.
         batch_size: Prompts.
         num_images_per_prompt: Images for each of them.
-        runs: The run of each stage's scheduler, by the stage's name.
+        runs: The run of each stage's scheduler, by the stage's name; what is stepped is a copy.
         prompts: The arguments of `encode_prompt` that name prompts and embeddings.
         generator: Source of all noise.
         upsample_temperature: Factor on the upsampler's starting noise.
-        guider: In place of classifier-free guidance; a copy, since guiders keep state.
+        guider: In place of classifier-free guidance.
         cross_attention_kwargs: Passed to the UNet of the first stage.
         max_batch_size: The UNets take at most so many inputs at a time.
         output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
@@ -56,6 +56,7 @@ class Call:
         callback, callback_inputs: Called after each step, with these tensors.
         prompt_embeds, negative_prompt_embeds, super_res_prompt_embeds: Set once the prompts are encoded.
         steps_taken: Over both stages.
+        part: What the progress bar says of the part of the images that is worked on.
     """
 
     state: CallState
@@ -77,6 +78,7 @@ class Call:
     negative_prompt_embeds: torch.Tensor | None = field(default=None, init=False)
     super_res_prompt_embeds: torch.Tensor | None = field(default=None, init=False)
     steps_taken: int = field(default=0, init=False)
+    part: str = field(default="", init=False)
 
     @property
     def num_images(self) -> int:

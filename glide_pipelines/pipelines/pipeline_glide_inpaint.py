@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
-from diffusers.utils import logging, replace_example_docstring
+from diffusers.utils import replace_example_docstring
 from PIL import Image
 
 from ..images import (
     check_mask_aspects,
     common_size,
+    images_to_tensor,
     load_images,
     load_masks,
     one_per_sample,
@@ -24,13 +26,12 @@ from ..images import (
 )
 from ..sampling import CondFn, KnownPixels, keep_known
 from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
+from .call import Call
 from .input_checks import check_latents, check_positive_int
 from .pipeline_output import GLIDEPipelineOutput
 from .two_stage import TwoStagePipeline
-from .working_area import Box, Size, WorkingArea, box_around, hole_box, holes_of, scene_box
+from .working_area import Box, Size, WorkingArea, box_around, hole_box, hole_groups, holes_of, scene_box, without_holes
 
-
-logger = logging.get_logger(__name__)
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -43,6 +44,14 @@ EXAMPLE_DOC_STRING = """
         >>> pipe("a vase of flowers", image=image, mask_image=mask).images[0].save("edited.png")
         ```
 """
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Where an image is worked on, and the holes that are repainted there."""
+
+    area: WorkingArea
+    holes: list[Box]
 
 
 class GLIDEInpaintPipeline(TwoStagePipeline):
@@ -118,6 +127,10 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
         that has its aspect ratio, around the hole; less around a hole that would be tiny there, and more, padded,
         around one that would fill it. What it paints is resized and put into the image.
 
+        Holes that do not fit into one such part are repainted part after part, the largest first, and each part shows
+        what was repainted before it. Each takes all the steps and its own noise from `generator`; callbacks see one
+        running step index over all of them, and guidance that they change stays changed.
+
         Args:
             prompt (`str` or `list[str]`, *optional*): What the whole image shows afterwards; or `prompt_embeds`.
             image (PIL, `np.ndarray`, `torch.Tensor` or a list of them): The image, see `load_images`; one for all
@@ -125,7 +138,7 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
             mask_image (PIL, `np.ndarray`, `torch.Tensor` or a list of them): White (0.5 and above) is repainted; of any
                 size, larger ones too, but of the image's aspect ratio; see `load_masks`.
             height, width (`int`, *optional*): Size of the returned image in pixels; the image's own by default.
-            padding_mask_crop (`int`, *optional*): Choose the part that the model sees: all that the masks make white,
+            padding_mask_crop (`int`, *optional*): Choose the part that the model sees: all that the mask makes white,
                 with so many pixels of surroundings at least, and no less than the size that the model was trained on,
                 where the image allows it. `height` and `width` are then the size that the part is worked on at, and
                 the returned image has the size of the given one.
@@ -142,9 +155,9 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
             guidance_scale (`float`, *optional*): Classifier-free guidance of the base stage; by default what the
                 checkpoint recommends, else 5.0.
             latents (`torch.Tensor` of shape `[B, 3, h, w]`, *optional*): Unit noise for the base stage, a quarter of
-                the size that is worked on.
+                the size that is worked on; the same for each part.
             super_res_latents (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): Unit noise for the upsampler, of
-                the size that is worked on, before `upsample_temperature`.
+                the size that is worked on, before `upsample_temperature`; the same for each part.
 
         Examples:
 
@@ -194,55 +207,77 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
             check_mask_aspects("mask_image", masks, images)
             images = [each.resize(size[::-1], Image.Resampling.BICUBIC) for each in images]
             masks = resize_masks("mask_image", masks, size)
-            areas = self._working_areas(masks, working, padding_mask_crop, height, width)
-            padded_size = areas[0].padded_size
+            parts = self._parts(masks, working, padding_mask_crop, height, width)
+            padded_size = parts[0][0].area.padded_size
             base_size = self._base_size(padded_size)
             if latents is not None:
                 check_latents("latents", latents, (call.num_images, 3, *base_size))
             if super_res_latents is not None:
                 check_latents("super_res_latents", super_res_latents, (call.num_images, 3, *padded_size))
             self._bind_cond_fns(call, base_size)
+            num_parts = max(map(len, parts))
+            call.state.num_timesteps *= num_parts
 
-            # 2. Encode the prompts, and make the images ready for each stage.
+            # 2. Encode the prompts.
             self._encode_call(call)
-            device = self._execution_device
-            parts = [area.extract(each) for area, each in zip(areas, images, strict=True)]
-            holes = [area.extract_mask(each) for area, each in zip(areas, masks, strict=True)]
 
-            def known(size: Size) -> tuple[torch.Tensor, torch.Tensor]:
-                tensors = to_tensor(parts, size), to_mask_tensor(holes, size)
-                image, mask = (each.to(device).repeat_interleave(num_images_per_prompt, dim=0) for each in tensors)
-                return image, mask
-
-            def task(unet: Any, image: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
-                """What tells a stage of the known pixels, in its own mode."""
-                if not unet.is_inpainter:
-                    return {"known_pixels": KnownPixels(image, mask, generator, num_resample)}
-                return {"conditions": {"image": image, "mask": mask}, "constraint": keep_known(image, mask)}
-
-            # 3. Repaint the small image.
-            known_image, mask = known(base_size)
-            shape = (call.num_images, 3, *base_size)
-            latents = self.prepare_latents(shape, generator, latents, call.runs["base"].init_noise_sigma)
-            repainted = self._sample_base(call, latents, **task(self.unet, known_image, mask))
-
-            # 4. Enlarge it; the upsampler sees the whole small image, and what is kept of the large one.
-            if "super_res" in call.runs:
-                low_res = keep_known(known_image, mask)(repainted)
-                known_image, mask = known(padded_size)
-                repainted = self._enlarge(
-                    call, low_res, padded_size, super_res_latents, **task(self.super_res_unet, known_image, mask)
-                )
-
-            # 5. Put it into the images, where the masks are white.
-            repainted = keep_known(known_image, mask)(repainted)
-            pasted = (
-                areas[index].paste(sample, images[index], masks[index])
-                for sample, index in zip(
-                    repainted, (n // num_images_per_prompt for n in range(call.num_images)), strict=True
-                )
-            )
+            # 3. Repaint one part of the images after the other: each shows what was repainted before it.
+            of = [index for index in range(call.batch_size) for _ in range(num_images_per_prompt)]
+            images, masks, parts = [images[n] for n in of], [masks[n] for n in of], [parts[n] for n in of]
+            for number in range(num_parts):
+                call.part = f", part {number + 1} of {num_parts}" if num_parts > 1 else ""
+                # An image with fewer parts than others is only shown once more: nothing in it is white any longer.
+                areas = [each[min(number, len(each) - 1)].area for each in parts]
+                shown = [area.extract(image) for area, image in zip(areas, images, strict=True)]
+                holes = [area.extract_mask(mask) for area, mask in zip(areas, masks, strict=True)]
+                repainted = self._repaint(call, shown, holes, padded_size, latents, super_res_latents, num_resample)
+                pasted = (_put_in(*each, number) for each in zip(repainted, images, masks, parts, strict=True))
+                if number == num_parts - 1 or call.state.interrupt:
+                    break
+                images = [self.image_processor.postprocess(image[None])[0] for image in pasted]
+                masks = [
+                    without_holes(mask, each[number].holes) if number < len(each) else mask
+                    for mask, each in zip(masks, parts, strict=True)
+                ]
+                self.maybe_free_model_hooks()
             return self._finish(call, pasted)
+
+    def _repaint(
+        self,
+        call: Call,
+        images: list[Image.Image],
+        masks: list[Image.Image],
+        size: Size,
+        latents: torch.Tensor | None,
+        super_res_latents: torch.Tensor | None,
+        num_resample: int,
+    ) -> torch.Tensor:
+        """Images `[B, 3, *size]` in [-1, 1], repainted where the masks are white."""
+        base_size = self._base_size(size)
+
+        def known(size: Size) -> tuple[torch.Tensor, torch.Tensor]:
+            return to_tensor(images, size).to(device), to_mask_tensor(masks, size).to(device)
+
+        def task(unet: Any, image: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+            """What tells a stage of the known pixels, in its own mode."""
+            if not unet.is_inpainter:
+                return {"known_pixels": KnownPixels(image, mask, call.generator, num_resample)}
+            return {"conditions": {"image": image, "mask": mask}, "constraint": keep_known(image, mask)}
+
+        device = self._execution_device
+        image, mask = known(base_size)
+        shape = (call.num_images, 3, *base_size)
+        latents = self.prepare_latents(shape, call.generator, latents, call.runs["base"].init_noise_sigma)
+        repainted = keep_known(image, mask)(self._sample_base(call, latents, **task(self.unet, image, mask)))
+
+        # The upsampler sees the whole small image, and what is kept of the large one.
+        if "super_res" in call.runs:
+            image, mask = known(size)
+            repainted = self._enlarge(
+                call, repainted, size, super_res_latents, **task(self.super_res_unet, image, mask)
+            )
+            repainted = keep_known(image, mask)(repainted)
+        return repainted
 
     def _check_resampling(self, num_resample: int) -> None:
         check_positive_int("num_resample", num_resample)
@@ -257,27 +292,32 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
                     f"got {type(scheduler).__name__}."
                 )
 
-    def _working_areas(
+    def _parts(
         self,
         masks: list[Image.Image],
         working_size: Size | None,
         padding_mask_crop: int | None,
         height: int | None,
         width: int | None,
-    ) -> list[WorkingArea]:
-        """Where each image is worked on; the masks have the images' size."""
+    ) -> list[list[_Part]]:
+        """The parts in which each image is worked on, one after the other; the masks have the images' size."""
+        size = masks[0].height, masks[0].width
+        if padding_mask_crop is None and working_size is not None:
+            groups = [hole_groups(holes_of(mask), size, working_size) for mask in masks]
+            return [
+                [_Part(self._working_area(scene_box(holes, size, working_size), working_size), holes) for holes in each]
+                for each in groups
+            ]
         if padding_mask_crop is None:
-            if working_size is None:
-                return [self._working_area((0, 0, *masks[0].size), None)] * len(masks)
-            size = masks[0].height, masks[0].width
-            boxes = [_scene_box(holes_of(mask), size, working_size) for mask in masks]
-            return [self._working_area(box, working_size) for box in boxes]
-        boxes = self._boxes(masks, padding_mask_crop)
-        if height is None and width is None:
-            return [self._working_area(box, working_size) for box in boxes]
-        left, top, right, lower = boxes[0]
-        size = lower - top if height is None else height, right - left if width is None else width
-        return [self._working_area(box, None, size) for box in boxes]
+            areas = [self._working_area((0, 0, *masks[0].size), None)] * len(masks)
+        else:
+            boxes, part_size = self._boxes(masks, padding_mask_crop), None
+            if height is not None or width is not None:
+                left, top, right, lower = boxes[0]
+                part_size = lower - top if height is None else height, right - left if width is None else width
+                working_size = None
+            areas = [self._working_area(box, working_size, part_size) for box in boxes]
+        return [[_Part(area, [hole_box(mask)])] for area, mask in zip(areas, masks, strict=True)]
 
     def _boxes(self, masks: list[Image.Image], padding: int) -> list[Box]:
         """Boxes of one size around each hole, with so many pixels of surroundings at least."""
@@ -290,15 +330,11 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
         return [box_around(hole, size, (masks[0].height, masks[0].width)) for hole in holes]
 
 
-def _scene_box(holes: list[Box], image_size: Size, working_size: Size) -> Box:
-    """What the model sees of an image, with a warning where holes far apart make it more than the largest one needs."""
-    box = scene_box(holes, image_size, working_size)
-    left, top, right, lower = largest = max(holes, key=lambda hole: max(hole[2] - hole[0], hole[3] - hole[1]))
-    alone = scene_box([largest], image_size, working_size)
-    if box[2] - box[0] > 2 * (alone[2] - alone[0]):
-        logger.warning(
-            "The holes in `mask_image` are far apart, and small in what the model sees of the image: "
-            f"{box[2] - box[0]} x {box[3] - box[1]} pixels. In calls of their own, the largest of them "
-            f"(from {left}, {top} to {right}, {lower}) would need {alone[2] - alone[0]} x {alone[3] - alone[1]}."
-        )
-    return box
+def _put_in(
+    sample: torch.Tensor, image: Image.Image, mask: Image.Image, parts: list[_Part], number: int
+) -> torch.Tensor:
+    """An image `[3, H, W]` with the holes of one of its parts repainted; as it is, if it has fewer parts."""
+    if number >= len(parts):
+        return images_to_tensor([image])[0].to(sample)
+    others = [hole for part in parts[number + 1 :] for hole in part.holes]
+    return parts[number].area.paste(sample, image, without_holes(mask, others))

@@ -118,7 +118,8 @@ class GLIDEPipelineBase(PromptedPipeline):
         """Evaluations of the model in the running or the last call, over both stages.
 
         They are the steps for most schedulers; 2n - 1 for n steps of Heun's, n + 1 for n of PNDM's. In implicit
-        inpainting every step but the last of a stage counts `num_resample` times.
+        inpainting every step but the last of a stage counts `num_resample` times. An image that is repainted part by
+        part counts all of them.
         """
         return getattr(call_states.last(self), "num_timesteps", 0)
 
@@ -281,7 +282,7 @@ class GLIDEPipelineBase(PromptedPipeline):
             prompts=prompts,
             generator=generator,
             upsample_temperature=upsample_temperature,
-            guider=copy.deepcopy(guider),
+            guider=guider,
             cross_attention_kwargs=cross_attention_kwargs,
             max_batch_size=max_batch_size,
             output_type=output_type,
@@ -373,7 +374,7 @@ class GLIDEPipelineBase(PromptedPipeline):
 
     def _sample_base(self, call: Call, latents: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """The base stage: noise `[B, 3, h, w]` to images in [-1, 1]."""
-        guider = call.guider
+        guider = copy.deepcopy(call.guider)  # guiders keep state
         if guider is None and call.negative_prompt_embeds is not None:
             guider = classifier_free_guidance(call.state.guidance_scale)
         return self._sample_stage(
@@ -429,7 +430,7 @@ class GLIDEPipelineBase(PromptedPipeline):
         **kwargs: Any,
     ) -> torch.Tensor:
         """Step noise through a stage to images in [-1, 1], with a progress bar and the callback."""
-        run, state = call.runs[stage.name], call.state
+        run, state = call.runs[stage.name].copy(), call.state
         is_first = stage.name == next(iter(call.runs))
         denoiser = Denoiser(
             self._graphed(stage.unet) if unet is None else unet,
@@ -447,7 +448,8 @@ class GLIDEPipelineBase(PromptedPipeline):
                 if "desc" not in self._progress_bar_config:
                     is_inpainting = known_pixels is not None or "image" in denoiser.conditions
                     mode = "" if not is_inpainting else ", implicit" if known_pixels is not None else ", fine-tuned"
-                    progress_bar.set_description(f"{stage.name} {latents.shape[-1]}x{latents.shape[-2]}{mode}")
+                    size = f"{latents.shape[-1]}x{latents.shape[-2]}"
+                    progress_bar.set_description(f"{stage.name} {size}{mode}{call.part}")
                 for step in denoise(denoiser, run, latents, known_pixels):
                     self._end_step(call, denoiser, step)
                     latents = step.sample

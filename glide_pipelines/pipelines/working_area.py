@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -165,6 +165,37 @@ def holes_of(mask: Image.Image) -> list[Box]:
     return boxes
 
 
+def without_holes(mask: Image.Image, holes: Iterable[Box]) -> Image.Image:
+    """A grey mask with some of its holes made black."""
+    mask = mask.copy()
+    for hole in holes:
+        mask.paste(0, hole)
+    return mask
+
+
+def hole_groups(holes: Sequence[Box], image_size: Size, working_size: Size) -> list[list[Box]]:
+    """Holes that a model repaints together, the largest first.
+
+    They share a part of the image, see [`scene_box`], that is no larger than the largest of them needs alone.
+
+    Args:
+        holes (`Sequence[tuple[int, int, int, int]]`): Boxes around what is repainted.
+        image_size, working_size (`tuple[int, int]`): Heights and widths of the image, and of what the model sees.
+    """
+    left = sorted(holes, key=lambda hole: _reduction(hole, working_size), reverse=True)
+    groups = []
+    while left:
+        group, others = left[:1], left[1:]
+        alone = _reduction(scene_box(group, image_size, working_size), working_size)
+        for hole in others:
+            box = scene_box([*group, hole], image_size, working_size)
+            if _reduction(box, working_size) <= alone:
+                group.append(hole)
+        left = [hole for hole in others if hole not in group]
+        groups.append(group)
+    return groups
+
+
 def scene_box(holes: Sequence[Box], image_size: Size, working_size: Size) -> Box:
     """The part of an image in which a model repaints holes best.
 
@@ -178,18 +209,20 @@ def scene_box(holes: Sequence[Box], image_size: Size, working_size: Size) -> Box
     """
     lefts, tops, rights, lowers = zip(*holes, strict=True)
     all_holes = min(lefts), min(tops), max(rights), max(lowers)
-
-    def ratio(box: Box) -> float:
-        return max((box[3] - box[1]) / working_size[0], (box[2] - box[0]) / working_size[1])
-
+    largest = max(_reduction(hole, working_size) for hole in holes)
     ratios = image_size[0] / working_size[0], image_size[1] / working_size[1]
-    reduction = max(min(*ratios, max(map(ratio, holes)) / MIN_HOLE_SHARE), ratio(all_holes) / MAX_HOLE_SHARE)
+    reduction = max(min(*ratios, largest / MIN_HOLE_SHARE), _reduction(all_holes, working_size) / MAX_HOLE_SHARE)
     is_close = reduction < min(ratios)
     # All of a small image: enlarged, a part of it would show nothing more.
     reduction = max(reduction, min(max(ratios), 1))
     height, width = (round(reduction * length) for length in working_size)
     # A caption tells of what is in the middle of an image: a large part of it leaves that only as far as it must.
     return box_around(all_holes, (height, width), image_size, 1 / 2 if is_close else _MARGIN)
+
+
+def _reduction(box: Box, working_size: Size) -> float:
+    """How many times larger than a working size a box is."""
+    return max((box[3] - box[1]) / working_size[0], (box[2] - box[0]) / working_size[1])
 
 
 def box_around(hole: Box, size: Size, image_size: Size, margin: float = 1 / 2) -> Box:

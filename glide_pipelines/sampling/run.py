@@ -101,6 +101,12 @@ class SchedulerRun:
             own = {name for name in ("clip_sample", "thresholding") if self.scheduler.config.get(name, False)}
             self.scheduler.register_to_config(**dict.fromkeys(own, False))
 
+    def copy(self) -> SchedulerRun:
+        """The same run from its beginning, as long as this one was not stepped."""
+        run = copy.copy(self)
+        run.scheduler = copy.deepcopy(self.scheduler)
+        return run
+
     def __len__(self) -> int:
         """Evaluations of the model in the run."""
         return len(self.timesteps)

@@ -1,16 +1,18 @@
 """Images of any size: what the model sees of them, and how what it paints is put back."""
 
 import contextlib
+import copy
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from editing import MASK, PICTURE, inputs_of, picture, quiet, refused
 from PIL import Image
 from tiny import tiny_call, tiny_clip_pipeline, tiny_inpaint_pipeline, tiny_pipeline
 
 from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline, GLIDESuperResolutionPipeline
-from glide_pipelines.pipelines.working_area import holes_of, scene_box
+from glide_pipelines.pipelines.working_area import hole_groups, holes_of, scene_box
 
 
 @pytest.fixture(scope="module", params=["fine-tuned", "implicit", "CLIP-guided"])
@@ -106,13 +108,78 @@ def test_several_holes_are_one_call(inpaint):
     assert changed[20:70, 10:60].mean() > 0.9 and changed[100:180, 200:280].mean() > 0.9
 
 
-def test_small_holes_far_apart_are_told(caplog):
-    pipe, far = tiny_inpaint_pipeline(), ((10, 20, 60, 70), (1100, 600, 1180, 690))
-    for boxes, is_told in (((far[0], (80, 10, 130, 60)), False), (far[:1], False), (far, True)):
-        paint(pipe, picture(800, 1200), mask_of(800, 1200, *boxes))
-        assert ("The holes in `mask_image` are far apart" in caplog.text) == is_told
-    assert "the model sees of the image: 1200 x 800 pixels" in caplog.text
-    assert "the largest of them (from 1100, 600 to 1180, 690) would need 360 x 360" in caplog.text
+FAR = [(10, 20, 60, 70), (1100, 600, 1180, 690)]
+
+
+@pytest.mark.parametrize("scheduler", [None, DPMSolverMultistepScheduler])
+def test_holes_far_apart_are_repainted_one_after_the_other(inpaint, scheduler):
+    """As by a call for each, the largest first, with the noise of one generator."""
+    if scheduler is not None:
+        inpaint = copy.copy(inpaint)
+        inpaint.register_modules(scheduler=scheduler.from_config(inpaint.scheduler.config))
+    image, generator = picture(800, 1200), torch.Generator().manual_seed(3)
+    (together,) = paint(inpaint, image, mask_of(800, 1200, *FAR), generator=torch.Generator().manual_seed(3))
+    one_by_one = image
+    for hole in reversed(FAR):
+        (one_by_one,) = paint(inpaint, one_by_one, mask_of(800, 1200, hole), generator=generator)
+    np.testing.assert_array_equal(np.asarray(together), np.asarray(one_by_one))
+
+
+def test_callbacks_and_bars_count_the_steps_of_all_parts(capsys):
+    seen, pipe = [], tiny_inpaint_pipeline()
+    pipe.set_progress_bar_config(disable=False)
+
+    def note(pipe, step, timestep, tensors):
+        seen.append((step, pipe.num_timesteps, pipe.stage))
+        return {}
+
+    paint(pipe, picture(800, 1200), mask_of(800, 1200, *FAR), callback_on_step_end=note)
+    stages = ["base"] * 2 + ["super_res"] * 2
+    assert seen == [(step, 8, stage) for step, stage in enumerate(2 * stages)]
+    bars = capsys.readouterr().err
+    assert "base 8x8, fine-tuned, part 1 of 2" in bars and "super_res 32x32, fine-tuned, part 2 of 2" in bars
+
+
+def test_what_an_interrupted_call_did_not_come_to_is_left():
+    def stop(pipe, step, timestep, tensors):
+        pipe._interrupt = True
+        return {}
+
+    image = picture(800, 1200)
+    (result,) = paint(tiny_inpaint_pipeline(), image, mask_of(800, 1200, *FAR), callback_on_step_end=stop)
+    assert list(changed_box(result, image)) == list(FAR[1])
+
+
+def changed_box(result, image):
+    return Image.fromarray((np.asarray(result) != np.asarray(image)).any(axis=-1)).getbbox()
+
+
+def test_images_of_a_batch_may_have_different_numbers_of_parts():
+    pipe, image = tiny_inpaint_pipeline(), picture(800, 1200)
+    masks = [mask_of(800, 1200, FAR[0]), mask_of(800, 1200, *FAR)]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    options = {"prompt": ["red", "blue"], "num_images_per_prompt": 2}
+    batch = paint(pipe, [image] * 2, masks, generator=generators, **options)
+    for number, result in enumerate(batch):
+        generator, mask = torch.Generator().manual_seed(number), masks[number // 2]
+        (alone,) = paint(pipe, image, mask, generator=generator, prompt=options["prompt"][number // 2])
+        np.testing.assert_allclose(np.asarray(result).astype(int), np.asarray(alone).astype(int), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("size", "groups"),
+    [
+        ((3024, 4032), [[(2000, 1000, 2100, 1200), (2200, 1000, 2300, 1200)]]),  # close to each other
+        ((3024, 4032), [[(3000, 1000, 3100, 1200)], [(10, 1000, 11, 1001)]]),  # the largest first
+        ((3024, 4032), [[(0, 0, 100, 100), (110, 0, 150, 50)], [(3000, 0, 3100, 100), (3110, 0, 3150, 50)]]),
+        ((512, 512), [[(10, 10, 150, 150), (350, 350, 490, 490)]]),  # the largest needs all of the image
+        ((400, 4000), [[(0, 100, 200, 300)], [(3800, 100, 4000, 300)]]),  # and not here
+        ((4000, 400), [[(100, 0, 300, 200)], [(100, 3800, 300, 4000)]]),
+        ((120, 128), [[(0, 0, 5, 5), (120, 110, 125, 115)]]),  # a small image
+    ],
+)
+def test_holes_that_are_repainted_together(size, groups):
+    assert hole_groups(sorted(hole for group in groups for hole in group), size, (128, 128)) == groups
 
 
 def test_holes_are_parted_by_rows_and_columns_without_any():
