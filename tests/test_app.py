@@ -14,6 +14,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from disks import disk
 from editing import MASK, PICTURE, picture
 from PIL import Image, PngImagePlugin
 from tiny import tiny_inpaint_pipeline, tiny_pipeline
@@ -503,6 +504,29 @@ def test_a_file_that_is_too_large_is_not_taken(serve, tiny):
     )
     small = httpx.post(f"{url}gradio_api/upload", files={"files": ("a.png", bytes(9))}, timeout=60)
     assert large.status_code == 413 and small.status_code == 200
+
+
+def test_on_a_full_disk_a_visitor_is_told_and_the_server_goes_on(serve, tiny, tmp_path):
+    import gradio_client
+    import httpx
+
+    def draw():
+        return client.predict("tiny", "a star", *OPTIONS, api_name="/draw")
+
+    def upload():
+        return httpx.post(f"{url}gradio_api/upload", files={"files": ("a.png", bytes(100_000))}, timeout=60).is_success
+
+    with disk(tmp_path / "served", 2**20):
+        url, client = serve(tiny)
+        filler = tmp_path / "served" / "filler"
+        with pytest.raises(OSError, match="No space left"):
+            filler.write_bytes(bytes(2**21))
+        with pytest.raises(gradio_client.exceptions.AppError, match="No space left on device"):
+            draw()
+        assert not upload()
+        assert len(tiny.turns) == 0
+        filler.unlink()
+        assert draw() and upload()
 
 
 # -- the command line --------------------------------------------------------------------------------------------------

@@ -4,11 +4,11 @@
 one that holds all.
 """
 
-import contextlib
 import multiprocessing
 import subprocess
 
 import pytest
+from disks import disk
 from test_trainer import assert_equal, make_config, read_checkpoint, run
 
 from glide_pipelines import GLIDEDDPMScheduler
@@ -39,19 +39,6 @@ def run_alone(folder):
     process.start()
     process.join(300)
     return outcome.get(timeout=1)
-
-
-@contextlib.contextmanager
-def disk(folder, size):
-    folder.mkdir(exist_ok=True)
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("needs root, and disks in memory")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.slow
