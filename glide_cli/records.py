@@ -13,7 +13,7 @@ from PIL import Image
 
 from glide_pipelines import __version__
 from glide_pipelines.metadata import fingerprint
-from glide_pipelines.pipelines.pipeline_utils import DEFAULT_SUPER_RES_TIMESTEPS, DEFAULT_TIMESTEPS
+from glide_pipelines.pipelines.pipeline_utils import default_steps
 
 from .draw import RECORDED
 
@@ -45,10 +45,9 @@ def make_record(
             **{name: image_fingerprint(image) for name, image in images.items() if image is not None},
         },
     }
-    for prefix, spacing in (("", DEFAULT_TIMESTEPS), ("super_res_", DEFAULT_SUPER_RES_TIMESTEPS)):
-        if components.get(f"{prefix}unet") is not None:
-            record[f"{prefix}steps"] = options[f"{prefix}steps"] or spacing
-            record[f"{prefix}scheduler_class"] = type(components[f"{prefix}scheduler"]).__name__
+    for stage in pipe.stages.values():
+        record[f"{stage.prefix}steps"] = options[f"{stage.prefix}steps"] or default_steps(stage)
+        record[f"{stage.prefix}scheduler_class"] = type(stage.scheduler).__name__
     return {name: value for name, value in record.items() if value is not None}
 
 

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from ..files import write_json
-from ..pipelines.pipeline_utils import DEFAULT_SUPER_RES_TIMESTEPS, DEFAULT_TIMESTEPS
+from ..pipelines.pipeline_utils import default_steps
 from ..version import __version__
 
 
@@ -38,18 +38,20 @@ def sampling_settings(
         seed (`int`): Of the first image.
         batch_size (`int`): Images at a time.
         dtype (`str`): Name of the dtype of the networks.
-        steps, super_res_steps (`int` or `str`, *optional*): Steps of both stages, or spacings; by default GLIDE's.
+        steps, super_res_steps (`int` or `str`, *optional*): Steps of both stages, or spacings; by default the
+            pipeline's own.
     """
     is_glide = hasattr(pipe, "default_size")
     upsampled = is_glide and pipe.super_res_unet is not None
+    own = {name: default_steps(stage) for name, stage in pipe.stages.items()} if is_glide else {}
     return {
         "model": model,
         "seed": seed,
         "batch_size": batch_size,
         "size": pipe.default_size[0] if is_glide else None,
-        "steps": steps or (DEFAULT_TIMESTEPS if is_glide else None),
+        "steps": steps or own.get("base"),
         "scheduler": _scheduler_name(getattr(pipe, "scheduler", None)),
-        "super_res_steps": (super_res_steps or DEFAULT_SUPER_RES_TIMESTEPS) if upsampled else None,
+        "super_res_steps": (super_res_steps or own["super_res"]) if upsampled else None,
         "super_res_scheduler": _scheduler_name(pipe.super_res_scheduler) if upsampled else None,
         "device": pipe.device.type,
         "dtype": dtype,

@@ -66,6 +66,13 @@ DEFAULT_SUPER_RES_TIMESTEPS = "fast27"
 _DEFAULT_TIMESTEPS = {"base": DEFAULT_TIMESTEPS, "super_res": DEFAULT_SUPER_RES_TIMESTEPS}
 
 
+def default_steps(stage: Stage) -> int | str:
+    """What a stage is sampled with where nobody says: the number of steps of a few-step student, else a respacing."""
+    config: Any = {} if stage.scheduler is None else stage.scheduler.config
+    trained = config.get("trained_timesteps")
+    return _DEFAULT_TIMESTEPS[stage.name] if trained is None else len(trained)
+
+
 _LESS_MEMORY = (
     "What needs less memory: a smaller `max_batch_size`; `tile_size`, where GLIDESuperResolutionPipeline enlarges; "
     "bfloat16; `disable_cuda_graphs()`; `enable_model_cpu_offload()`, which keeps one network at a time on the device."
@@ -262,7 +269,7 @@ class GLIDEPipelineBase(PromptedPipeline):
             runs[name] = SchedulerRun(
                 stage.scheduler,
                 *steps[name],
-                default=_DEFAULT_TIMESTEPS[name],
+                default=default_steps(stage),
                 generator=generator,
                 eta=eta if is_first else 0.0,
                 strength=strength if is_first else 1.0,

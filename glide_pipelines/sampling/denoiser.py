@@ -1,6 +1,6 @@
 """The denoiser: everything between x_t and what a scheduler steps, in one place.
 
-The UNet predicts noise and variance, a guider combines its passes, x_0 is estimated and constrained, and score
+The UNet predicts noise (or v) and variance, a guider combines its passes, x_0 is estimated and constrained, and score
 gradients are added. The loop and the schedulers know none of it.
 """
 
@@ -130,12 +130,13 @@ class Denoiser:
             for part, (sample, prompt) in enumerate(zip(samples, prompts, strict=True))
         ]
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        noise_pred, *variance = output.split(x_t.shape[1], dim=1)
+        prediction, *variance = output.split(x_t.shape[1], dim=1)
         model_variance = variance[0][: len(x_t)] if variance else None
+        noise_preds = [self.run.noise_of_prediction(each, x_t, state["step"]) for each in prediction.chunk(copies)]
         if branches is None or self.guider is None:
-            return noise_pred, model_variance
-        for branch, prediction in zip(branches, noise_pred.chunk(copies), strict=True):
-            branch.noise_pred = prediction
+            return noise_preds[0], model_variance
+        for branch, noise_pred in zip(branches, noise_preds, strict=True):
+            branch.noise_pred = noise_pred
         return self.guider(branches).pred, model_variance
 
     def _parts(self, name: str, tensors: list[torch.Tensor], size: int) -> tuple[torch.Tensor, ...]:

@@ -15,7 +15,14 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncest
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..schedulers import GaussianDiffusion, GLIDEScheduler, space_timesteps, x_start_limit
+from ..schedulers import (
+    PREDICTION_TYPES,
+    GaussianDiffusion,
+    GLIDEScheduler,
+    noise_of_prediction,
+    space_timesteps,
+    x_start_limit,
+)
 from ..schedulers.respacing import check_num_inference_steps, check_timesteps
 from .denoiser import Prediction
 
@@ -28,10 +35,11 @@ class SchedulerRun:
     `timesteps` beats `num_inference_steps`, which beats `default`.
 
     Args:
-        scheduler (`SchedulerMixin`): Any scheduler of a noise-predicting model.
+        scheduler (`SchedulerMixin`): Any scheduler of a model that predicts noise, or v.
         num_inference_steps (`int`, *optional*): So many steps, spaced in the scheduler's own way.
         timesteps (`str` or `Sequence[int]`, *optional*): A GLIDE respacing string or a descending list.
-        default (`str`): A respacing; a stock scheduler gets as many steps in its own spacing.
+        default (`str` or `int`): A respacing, of which a stock scheduler gets as many steps in its own spacing, or a
+            number of steps.
         generator (`torch.Generator` or a list of them, *optional*): Source of the noise of stochastic schedulers.
         eta (`float`, defaults to 0.0): DDIM's eta, for the schedulers that have one.
         strength (`float`, defaults to 1.0): The share of the steps, from the clean end, that is run (SDEdit).
@@ -46,8 +54,8 @@ class SchedulerRun:
         init_noise_sigma: Standard deviation of the noise that sampling starts from.
 
     Raises:
-        ValueError: if the scheduler is not one for noise predictions over discrete training steps, or the choice of
-            steps does not fit it.
+        ValueError: if the scheduler is not one for predictions of noise or v over discrete training steps, or the
+            choice of steps does not fit it.
     """
 
     def __init__(
@@ -55,7 +63,7 @@ class SchedulerRun:
         scheduler: SchedulerMixin,
         num_inference_steps: int | None = None,
         timesteps: str | Sequence[int] | None = None,
-        default: str = "100",
+        default: str | int = "100",
         generator: torch.Generator | list[torch.Generator] | None = None,
         eta: float = 0.0,
         strength: float = 1.0,
@@ -66,6 +74,7 @@ class SchedulerRun:
             _check_stock_scheduler(scheduler)
         self.scheduler = copy.deepcopy(scheduler)
         self.limit = x_start_limit(self.scheduler)
+        self.prediction_type = self.scheduler.config.get("prediction_type", "epsilon")
         parameters = inspect.signature(scheduler.step).parameters
         # DDIM would keep the noise prediction that its own clip of x_0 has made inconsistent.
         offered = {"generator": generator, "eta": eta, "use_clipped_model_output": True}
@@ -99,7 +108,7 @@ class SchedulerRun:
                 self.scheduler.sigmas = self.scheduler.sigmas.double()
             # The denoiser has clipped x_0 by then; a gradient may have moved it since, and is not to be undone.
             own = {name for name in ("clip_sample", "thresholding") if self.scheduler.config.get(name, False)}
-            self.scheduler.register_to_config(**dict.fromkeys(own, False))
+            self.scheduler.register_to_config(**dict.fromkeys(own, False), prediction_type="epsilon")
 
     def copy(self) -> SchedulerRun:
         """The same run from its beginning, as long as this one was not stepped."""
@@ -129,6 +138,10 @@ class SchedulerRun:
     def scale_model_input(self, sample: torch.Tensor, index: int) -> torch.Tensor:
         """x_t, the variance-preserving sample that the model sees, from the scheduler's own sample."""
         return self.scheduler.scale_model_input(sample, self._own_timestep(index))
+
+    def noise_of_prediction(self, prediction: torch.Tensor, x_t: torch.Tensor, index: int) -> torch.Tensor:
+        """The noise that the model's prediction stands for, which is all that the run steps."""
+        return noise_of_prediction(self.prediction_type, self.process, prediction, x_t, self.process_step(index))
 
     def add_noise(self, x_start: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
         """A clean image with the noise of a step, in the scheduler's own scale."""
@@ -189,14 +202,18 @@ class SchedulerRun:
         self,
         count: int | None,
         timesteps: str | Sequence[int] | None,
-        default: str,
+        default: str | int,
     ) -> int:
         """Returns how many steps were asked for: not every scheduler keeps the number of a list of timesteps."""
         total = self.scheduler.config.num_train_timesteps
-        if timesteps is None and count is None and isinstance(self.scheduler, GLIDEScheduler):
-            timesteps = default
+        if timesteps is None and count is None:
+            if isinstance(default, int):
+                count = default
+            elif isinstance(self.scheduler, GLIDEScheduler):
+                timesteps = default
+            else:
+                count = len(space_timesteps(default, total))
         if timesteps is None:
-            count = len(space_timesteps(default, total)) if count is None else count
             count = check_num_inference_steps(count, total)
             self.scheduler.set_timesteps(count)
             return count
@@ -256,9 +273,9 @@ class SchedulerRun:
 def _check_stock_scheduler(scheduler: SchedulerMixin) -> None:
     name = type(scheduler).__name__
     prediction_type = scheduler.config.get("prediction_type", "epsilon")
-    if not hasattr(scheduler, "alphas_cumprod") or prediction_type != "epsilon":
+    if not hasattr(scheduler, "alphas_cumprod") or prediction_type not in PREDICTION_TYPES:
         raise ValueError(
-            f"`scheduler` must step noise predictions over discrete training timesteps; {name} with "
+            f"`scheduler` must step predictions of noise or v over discrete training timesteps; {name} with "
             f"prediction_type={prediction_type!r} does not."
         )
     if not scheduler.alphas_cumprod.isfinite().all():

@@ -150,6 +150,23 @@ class GaussianDiffusion:
         signal = self.at(self.alphas_cumprod.rsqrt(), step, x_t)
         return (signal * x_t - x_start) / self.at(self.sigmas, step, x_t)
 
+    def velocity(self, x_t: torch.Tensor, x_start: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
+        """v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 from x_t and x_0 (arXiv 2202.00512, section 4)."""
+        signal = self.at(self.alphas_cumprod.sqrt(), step, x_t)
+        return (signal * x_t - x_start) / self.at((1 - self.alphas_cumprod).sqrt(), step, x_t)
+
+    def noise_of_velocity(self, x_t: torch.Tensor, v: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
+        """The noise eps from x_t and v (arXiv 2202.00512, appendix D)."""
+        signal = self.at(self.alphas_cumprod.sqrt(), step, x_t)
+        return signal * v + self.at((1 - self.alphas_cumprod).sqrt(), step, x_t) * x_t
+
+    def ddim_x_start(self, x_prev: torch.Tensor, x_t: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
+        """The x_0 with which a DDIM step takes x_t to x_{t-1} (arXiv 2202.00512, algorithm 2)."""
+        alpha_bar, alpha_bar_prev = self.alphas_cumprod, self.alphas_cumprod_prev
+        noise_ratio = ((1 - alpha_bar_prev) / (1 - alpha_bar)).sqrt()
+        x_start = x_prev - self.at(noise_ratio, step, x_t) * x_t
+        return x_start / self.at(alpha_bar_prev.sqrt() - noise_ratio * alpha_bar.sqrt(), step, x_t)
+
     def constrain_x_start(
         self,
         x_t: torch.Tensor,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.utils import logging
 
 from ..tensors import check_tensor
 from .gaussian_diffusion import GaussianDiffusion, make_betas
@@ -21,6 +22,9 @@ from .respacing import check_num_inference_steps, check_num_train_timesteps, che
 LEARNED = ("learned_range", None)
 VARIANCE_TYPES = (*LEARNED, "fixed_small", "fixed_large")
 TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+logger = logging.get_logger(__name__)
 
 
 class GLIDEScheduler(DDPMScheduler):
@@ -40,7 +44,8 @@ class GLIDEScheduler(DDPMScheduler):
             beta~ (`"fixed_small"`) or beta (`"fixed_large"`).
         clip_sample (`bool`, defaults to `True`): Clip x_0 to `[-clip_sample_range, clip_sample_range]` at each step.
         clip_sample_range (`float`, defaults to 1.0): See `clip_sample`.
-        prediction_type (`str`, defaults to `"epsilon"`): GLIDE predicts noise; nothing else is accepted.
+        prediction_type (`str`, defaults to `"epsilon"`): What the model predicts: GLIDE noise, a few-step student
+            `"v_prediction"` (arXiv 2202.00512, section 4).
         thresholding (`bool`, defaults to `False`): Dynamic thresholding of x_0 (Imagen, arXiv 2205.11487, section
             2.3), in place of clipping.
         dynamic_thresholding_ratio (`float`, defaults to 0.995): The percentile of |x_0| that is the threshold.
@@ -52,6 +57,8 @@ class GLIDEScheduler(DDPMScheduler):
             which need it on the cosine schedule (no effect on the linear one).
         skip_prk_steps (`bool`, defaults to `True`): Not used here; carried to a `PNDMScheduler` made from this config,
             whose Runge-Kutta start is unstable on the cosine schedule.
+        trained_timesteps (`list[int]`, *optional*): The only timesteps that the model was trained at, descending: those
+            of a few-step student. They are its default and what as many steps stand for; others get a warning.
     """
 
     betas: torch.Tensor
@@ -78,15 +85,21 @@ class GLIDEScheduler(DDPMScheduler):
         steps_offset: int = 0,
         lambda_min_clipped: float = -5.1,
         skip_prk_steps: bool = True,
+        trained_timesteps: Sequence[int] | None = None,
     ) -> None:
-        if prediction_type != "epsilon":
-            raise ValueError(f"`prediction_type` must be 'epsilon' (GLIDE predicts noise), got {prediction_type!r}.")
+        if not isinstance(prediction_type, str) or prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, got {prediction_type!r}.")
         if not (variance_type is None or isinstance(variance_type, str)) or variance_type not in VARIANCE_TYPES:
             raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, got {variance_type!r}.")
         for name, flag in (("clip_sample", clip_sample), ("thresholding", thresholding)):
             if not isinstance(flag, bool):
                 raise TypeError(f"`{name}` must be True or False, got {flag!r}.")
         check_num_train_timesteps(num_train_timesteps)
+        if trained_timesteps is not None:
+            try:
+                check_timesteps(trained_timesteps, num_train_timesteps)
+            except ValueError as error:
+                raise ValueError(f"`trained_timesteps`: {error}") from error
         numbers = {
             "beta_start": beta_start,
             "beta_end": beta_end,
@@ -158,7 +171,8 @@ class GLIDEScheduler(DDPMScheduler):
         """Choose the timesteps that sampling visits, before a run.
 
         Args:
-            num_inference_steps (`int`, *optional*): So many steps, spread as `timestep_spacing` says.
+            num_inference_steps (`int`, *optional*): So many steps, spread as `timestep_spacing` says, or the
+                `trained_timesteps`, if they are as many.
             device (`str` or `torch.device`, *optional*): Where `scheduler.timesteps` is put.
             timesteps (`str` or `Sequence[int]`, *optional*): The timesteps themselves, descending, or a GLIDE
                 respacing string ([`space_timesteps`]), in place of `num_inference_steps`.
@@ -169,19 +183,26 @@ class GLIDEScheduler(DDPMScheduler):
         """
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("Pass exactly one of `num_inference_steps` and `timesteps`.")
-        total = self.config.num_train_timesteps
+        total, trained = self.config.num_train_timesteps, self.config.trained_timesteps
         if timesteps is not None:
             if isinstance(timesteps, str):
                 timesteps = space_timesteps(timesteps, total)
             kept = check_timesteps(timesteps, total)
         else:
             num_inference_steps = check_num_inference_steps(num_inference_steps, total)
-            if self.config.timestep_spacing == "linspace":
+            if trained is not None and num_inference_steps == len(trained):
+                kept = list(trained)
+            elif self.config.timestep_spacing == "linspace":
                 kept = space_timesteps(str(num_inference_steps), total)
             else:
                 super().set_timesteps(num_inference_steps)
                 # Trailing, diffusers takes a timestep -1 too many for some numbers (61, for one): rounding.
                 kept = self.timesteps.tolist()[:num_inference_steps]
+        if trained is not None and kept != list(trained):
+            logger.warning(
+                f"The model was distilled for {len(trained)} steps, at the timesteps {list(trained)}; it was never "
+                "trained at others."
+            )
         self.custom_timesteps = timesteps is not None
         self.num_inference_steps = len(kept)
         self._visit(kept, device)
@@ -223,13 +244,14 @@ class GLIDEScheduler(DDPMScheduler):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x_0, changed by `denoised_fn` and then clipped, and the variance channels."""
         step = self.step_index_of(timestep)
-        noise_pred, model_variance = self._split(model_output, sample)
-        x_t = sample.to(noise_pred.dtype)
+        prediction, model_variance = self._split(model_output, sample)
+        x_t = sample.to(prediction.dtype)
+        noise_pred = noise_of_prediction(self.config.prediction_type, self.process, prediction, x_t, step)
         return self.process.constrain_x_start(x_t, noise_pred, step, denoised_fn, x_start_limit(self)), model_variance
 
     @staticmethod
     def _split(model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Noise prediction and variance channels (None if the model has none) in float32 or better."""
+        """Prediction and variance channels (None if the model has none) in float32 or better."""
         check_tensor("sample", sample, "batch", "channels", "height", "width")
         check_tensor("model_output", model_output, len(sample), "channels", *sample.shape[2:])
         channels = sample.shape[1]
@@ -241,8 +263,15 @@ class GLIDEScheduler(DDPMScheduler):
         model_output = model_output.to(at_least_float32(sample.dtype))
         if model_output.shape[1] == channels:
             return model_output, None
-        noise_pred, model_variance = model_output.chunk(2, dim=1)
-        return noise_pred, model_variance
+        prediction, model_variance = model_output.chunk(2, dim=1)
+        return prediction, model_variance
+
+
+def noise_of_prediction(
+    prediction_type: str, process: GaussianDiffusion, prediction: torch.Tensor, x_t: torch.Tensor, step: int
+) -> torch.Tensor:
+    """The noise eps that a model's prediction stands for, at a step of the process."""
+    return prediction if prediction_type == "epsilon" else process.noise_of_velocity(x_t, prediction, step)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -363,9 +363,9 @@ def test_a_call_leaves_the_scheduler_as_it_is(base_only):
 def test_a_scheduler_for_other_predictions_is_refused(base_only):
     for scheduler in (
         diffusers.FlowMatchEulerDiscreteScheduler(),
-        diffusers.DDIMScheduler(prediction_type="v_prediction"),
+        diffusers.DDIMScheduler(prediction_type="sample"),
     ):
-        with pytest.raises(ValueError, match="`scheduler` must step noise predictions"):
+        with pytest.raises(ValueError, match="`scheduler` must step predictions of noise or v"):
             draw(GLIDEPipeline.from_pipe(base_only, scheduler=scheduler))
 
 

@@ -1,6 +1,7 @@
 """One step with known pixels and a score gradient: in which order, by GLIDE's schedulers and by diffusers' own."""
 
 import inspect
+from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -8,6 +9,7 @@ import torch
 from denoising import take_step
 from tiny import CONTEXT, WIDTH, tiny_unet
 
+import glide_pipelines
 from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from glide_pipelines.sampling import Denoiser, KnownPixels, SchedulerRun, classifier_free_guidance, denoise
 
@@ -41,6 +43,32 @@ def first_step(scheduler, **hooks) -> torch.Tensor:
     steps = {"timesteps": TIMESTEPS} if takes_timesteps else {"num_inference_steps": len(TIMESTEPS)}
     run = SchedulerRun(scheduler, generator=torch.Generator().manual_seed(5), **steps)
     return take_step(run, 0, NOISE_PRED, VARIANCE, X_T * run.init_noise_sigma, **hooks)
+
+
+@pytest.mark.parametrize("name", ["GLIDEDDIMScheduler", "GLIDEDDPMScheduler", *STOCK])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_model_that_predicts_v_is_sampled_as_one_that_predicts_noise(name, scale):
+    """By every scheduler, with guidance too: here v and noise are predictions of the same x_0."""
+    kind = getattr(glide_pipelines if name.startswith("GLIDE") else diffusers, name)
+    samples = []
+    for prediction_type in ("epsilon", "v_prediction"):
+        scheduler = kind.from_config(GLIDEDDPMScheduler(prediction_type=prediction_type).config)
+        run = SchedulerRun(scheduler, num_inference_steps=4, generator=torch.Generator().manual_seed(0))
+
+        def predict(sample, timestep, encoder_hidden_states, run=run, kind=prediction_type, **kwargs):
+            alpha_bar = float(run.scheduler.alphas_cumprod[int(timestep)])
+            x_start = KNOWN + encoder_hidden_states.mean((1, 2)).reshape(-1, 1, 1, 1)
+            eps = (sample - alpha_bar**0.5 * x_start) / (1 - alpha_bar) ** 0.5
+            v = alpha_bar**0.5 * eps - (1 - alpha_bar) ** 0.5 * x_start
+            prediction = eps if kind == "epsilon" else v
+            return SimpleNamespace(sample=torch.cat([prediction, torch.zeros_like(prediction)], dim=1))
+
+        predict.dtype = torch.float32
+        guided = (torch.zeros(1, 1, 1), classifier_free_guidance(scale)) if scale != 1 else ()
+        denoiser = Denoiser(predict, run, torch.ones(1, 1, 1), *guided)
+        *_, last = denoise(denoiser, run, X_T * run.init_noise_sigma)
+        samples.append(last.sample)
+    torch.testing.assert_close(samples[1], samples[0], atol=2e-4, rtol=0)
 
 
 def set_timesteps(scheduler, **steps):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import glide_pipelines
 from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from glide_pipelines.schedulers import scheduling_glide_ddim, scheduling_glide_ddpm
 
@@ -224,6 +225,29 @@ def test_numbers_lists_and_strings_choose_timesteps(cls):
     assert built.timesteps.tolist() == [900, 10]
 
 
+def test_a_student_is_asked_where_it_was_trained(caplog, tmp_path):
+    GLIDEDDIMScheduler(trained_timesteps=[999, 640, 200]).save_pretrained(tmp_path)
+    scheduler = GLIDEDDIMScheduler.from_pretrained(tmp_path)
+    scheduler.set_timesteps(3)
+    assert scheduler.timesteps.tolist() == [999, 640, 200] and not caplog.records
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [999, 666, 333, 0]
+    assert "distilled for 3 steps, at the timesteps [999, 640, 200]" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler"])
+def test_v_means_what_it_does_in_diffusers(name):
+    config = GLIDEDDIMScheduler(prediction_type="v_prediction", variance_type="fixed_small").config
+    x_t, v = randn(1, 3, 8, 8), randn(1, 3, 8, 8)
+    stock = getattr(diffusers, name).from_config(config)
+    for scheduler in (stock, own := getattr(glide_pipelines, f"GLIDE{name[:4]}Scheduler").from_config(config)):
+        scheduler.set_timesteps(4)
+    timestep = own.timesteps[1]
+    expected = stock.step(v, timestep, x_t, generator=torch.manual_seed(0))
+    given = own.step(v, timestep, x_t, generator=torch.manual_seed(0))
+    torch.testing.assert_close(given.pred_original_sample, expected.pred_original_sample, atol=2e-5, rtol=0)
+
+
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_other_spacings_are_those_of_diffusers(spacing):
     built = GLIDEDDPMScheduler(timestep_spacing=spacing)
@@ -335,7 +359,12 @@ def test_compatibles_hold_the_stock_schedulers():
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"prediction_type": "v_prediction"}, "`prediction_type`"), ({"variance_type": "learned"}, "`variance_type`")],
+    [
+        ({"prediction_type": "sample"}, "`prediction_type`"),
+        ({"variance_type": "learned"}, "`variance_type`"),
+        ({"trained_timesteps": [5, 900]}, "`trained_timesteps`: .* descending"),
+        ({"trained_timesteps": 4}, "`trained_timesteps`: .* list of integers"),
+    ],
 )
 def test_settings_that_no_glide_model_has_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
