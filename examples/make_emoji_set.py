@@ -32,6 +32,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=4,
         help="training images of each emoji: moved, and one on a coloured background (default: %(default)s)",
     )
+    add(
+        "--smallest_scale",
+        type=float,
+        default=0.8,
+        metavar="X",
+        help="how far these are scaled down; 1 leaves all where they are (default: %(default)s)",
+    )
     add("--skin_tones", choices=SKIN_TONE_CHOICES, default="default", help="the yellow ones only, or all")
     add("--symbols", choices=SYMBOL_CHOICES, default="out", help="letters and signs: left out, a folder, or trained on")
     add("--seed", type=seed, default=0, help="of places, scales and backgrounds (default: %(default)s)")
@@ -47,6 +54,7 @@ def make(argv: list[str] | None = None) -> None:
         open_package("names", args.names) if args.names else fetch_package("names", NAMES),
         size=args.size,
         copies=args.copies,
+        smallest_scale=args.smallest_scale,
         skin_tones=args.skin_tones,
         symbols=args.symbols,
         seed=args.seed,

@@ -32,8 +32,6 @@ _UNRELEASED = frozenset(
 # Letters and signs; the plain circles, squares and diamonds of the category are pictures of things as good as any.
 _NO_SIGNS = frozenset({"geometric"})
 
-_SMALLEST = 0.8  # how far a picture is scaled down
-
 
 @dataclass(frozen=True)
 class Summary:
@@ -50,6 +48,7 @@ def build(
     *,
     size: int = 128,
     copies: int = 4,
+    smallest_scale: float = 0.8,
     skin_tones: str = "default",
     symbols: str = "out",
     seed: int = 0,
@@ -66,9 +65,11 @@ def build(
         pictures ([`Package`]): The 3D pictures.
         names ([`Package`]): The emoji data.
         size (`int`): Width and height of the pictures, a divisor of 256.
-        copies (`int`): Training pictures of each emoji: the first as it is, on white; the others moved and scaled, down
-            to 0.8, on white; of two or more the last on another background, which its captions name. In the other
-            folders each stands once, as it is.
+        copies (`int`): Training pictures of each emoji: the first as it is, on white; the others moved and scaled, on
+            white; of two or more the last on another background, which its captions name. In the other folders each
+            stands once, as it is.
+        smallest_scale (`float`): How far the others are scaled down, above 0, at most 1. At 1 they are not moved
+            either, and a caption without a background names one picture.
         skin_tones (`str`): `"default"` leaves out all but the yellow ones, which differ in nothing else; `"all"` keeps
             them, and their captions name the skin.
         symbols (`str`): What becomes of letters and signs: `"out"` leaves them out, `"apart"` puts them into a folder
@@ -86,6 +87,8 @@ def build(
         raise ValueError(f"`size` must divide {CANVAS}, got {size}.")
     if copies < 1:
         raise ValueError(f"`copies` must be at least 1, got {copies}.")
+    if not 0 < smallest_scale <= 1:
+        raise ValueError(f"`smallest_scale` must be above 0 and at most 1, got {smallest_scale}.")
     if skin_tones not in SKIN_TONE_CHOICES:
         raise ValueError(f"`skin_tones` must be one of {', '.join(SKIN_TONE_CHOICES)}, got {skin_tones!r}.")
     if symbols not in SYMBOL_CHOICES:
@@ -112,7 +115,8 @@ def build(
         for emoji in progress(folders):
             folder = folders[emoji]
             picture = read_picture(pictures, files[emoji.codepoint])
-            for number, (image, row) in enumerate(_examples(emoji, picture, copies if folder == "train" else 1, seed)):
+            count = copies if folder == "train" else 1
+            for number, (image, row) in enumerate(_examples(emoji, picture, count, smallest_scale, seed)):
                 file_name = f"{emoji.codepoint}{f'_{number}' if number else ''}.png"
                 image.reduce(CANVAS // size).save(aside / folder / file_name)
                 rows[folder].append({"file_name": file_name, **row})
@@ -178,7 +182,7 @@ def place(
 
 
 def _examples(
-    emoji: Emoji, picture: Image.Image, copies: int, seed: int
+    emoji: Emoji, picture: Image.Image, copies: int, smallest_scale: float, seed: int
 ) -> Iterator[tuple[Image.Image, dict[str, object]]]:
     """The pictures of one emoji and what `metadata.jsonl` says of each."""
     # From the code point, so that the pictures of one do not depend on which others there are.
@@ -188,7 +192,7 @@ def _examples(
         background = None
         scale, shift = 1.0, (0.5, 0.5)
         if number:
-            scale = float(rng.uniform(_SMALLEST, 1))
+            scale = float(rng.uniform(smallest_scale, 1))
             shift = float(rng.random()), float(rng.random())
             if number == copies - 1:
                 background = str(rng.choice([name for name in BACKGROUNDS if name != colour]))

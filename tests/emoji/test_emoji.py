@@ -243,6 +243,15 @@ def test_the_folders_hold_what_they_say(packages, tmp_path):
         assert corners == [expected] * 4
 
 
+def test_at_scale_one_nothing_is_moved(packages, tmp_path):
+    make(packages, tmp_path / "set", size=64, copies=3, smallest_scale=1.0)
+    first, second, coloured = [
+        np.asarray(Image.open(tmp_path / "set/train" / f"1f34e{end}.png")).astype(int) for end in ("", "_1", "_2")
+    ]
+    assert (first == second).all()
+    assert (coloured[0, 0] != first[0, 0]).any() and (coloured[32, 32] == first[32, 32]).all()
+
+
 def test_the_folder_opens_as_a_captioned_dataset(packages, tmp_path):
     datasets = pytest.importorskip("datasets")
     make(packages, tmp_path / "set", size=32, copies=2)
@@ -301,6 +310,8 @@ def test_archives_are_read_as_folders_are(packages, tmp_path):
         ({"size": 100}, "size"),
         ({"size": 0}, "size"),
         ({"copies": 0}, "copies"),
+        ({"smallest_scale": 0.0}, "smallest_scale"),
+        ({"smallest_scale": 1.5}, "smallest_scale"),
         ({"skin_tones": "some"}, "skin_tones"),
         ({"symbols": "in"}, "symbols"),
         ({"seed": -1}, "seed"),
