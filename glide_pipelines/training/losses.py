@@ -1,4 +1,4 @@
-"""GLIDE's learned-range hybrid loss: noise prediction and the variational bound (arXiv 2102.09672, section 3.1)."""
+"""GLIDE's learned-range hybrid loss: prediction error and the variational bound (arXiv 2102.09672, section 3.1)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..schedulers import GLIDEScheduler
+from ..schedulers import GLIDEScheduler, noise_of_prediction
 
 
 @dataclass
@@ -15,15 +15,17 @@ class HybridLoss:
     """The two terms of the loss, per example.
 
     Attributes:
-        mse (`torch.Tensor` of shape `[B]`): Mean squared error of the noise prediction.
+        mse (`torch.Tensor` of shape `[B]`): Mean squared error of the prediction of noise, or of v.
         vb (`torch.Tensor` of shape `[B]`): The timestep's term of the variational bound, in bits per dimension. Its
             gradient reaches the variance channels only.
         vb_scale (`float`): What `vb` is multiplied by in the loss, T / 1000.
+        prediction_type (`str`): What `mse` is the error of, `"epsilon"` or `"v_prediction"`.
     """
 
     mse: torch.Tensor
     vb: torch.Tensor
     vb_scale: float
+    prediction_type: str = "epsilon"
 
     @property
     def loss(self) -> torch.Tensor:
@@ -32,7 +34,7 @@ class HybridLoss:
 
     def weighted(self, mse_weight: torch.Tensor | float, vb_weight: torch.Tensor | float) -> torch.Tensor:
         """The loss with a weight `[B]` on each term. They are separate because a weight that favours some noise levels
-        is meant for the noise prediction; on the bound it would make another bound."""
+        is meant for the prediction; on the bound it would make another bound."""
         return mse_weight * self.mse + vb_weight * self.vb_scale * self.vb
 
 
@@ -45,11 +47,12 @@ def hybrid_loss(
 ) -> HybridLoss:
     """L_simple + L_vlb of Improved DDPM (arXiv 2102.09672, equations 9, 15 and 16), which GLIDE trains with.
 
-    The second term passes no gradient to the noise prediction: the bound trains the variance alone.
+    The second term passes no gradient to the prediction: the bound trains the variance alone.
 
     Args:
-        scheduler ([`GLIDEDDPMScheduler`] or [`GLIDEDDIMScheduler`]): Holds the process over all training timesteps.
-        model_output (`torch.Tensor` of shape `[B, 2 * C, H, W]`): Noise prediction, then variance channels.
+        scheduler ([`GLIDEDDPMScheduler`] or [`GLIDEDDIMScheduler`]): Holds the process over all training timesteps, and
+            says whether the model predicts noise or v.
+        model_output (`torch.Tensor` of shape `[B, 2 * C, H, W]`): Prediction, then variance channels.
         x_start (`torch.Tensor` of shape `[B, C, H, W]`): The images x_0: 8-bit values in [-1, 1].
         noise (`torch.Tensor` of shape `[B, C, H, W]`): The noise eps in x_t.
         timesteps (`torch.Tensor` of shape `[B]`): Training timesteps.
@@ -63,23 +66,28 @@ def hybrid_loss(
     channels = x_start.shape[1]
     if model_output.shape[1] != 2 * channels:
         raise ValueError(
-            f"`model_output` must have {2 * channels} channels (noise, then variance), got {model_output.shape[1]}."
+            f"`model_output` must have {2 * channels} channels (prediction and variance), got {model_output.shape[1]}."
         )
-    process = scheduler.train_process
-    noise_pred, model_variance = model_output.float().chunk(2, dim=1)
+    process, prediction_type = scheduler.train_process, scheduler.config.prediction_type
+    prediction, model_variance = model_output.float().chunk(2, dim=1)
     x_start, noise = x_start.float(), noise.float()
     x_t = process.q_sample(x_start, noise, timesteps)
+    target = noise if prediction_type == "epsilon" else process.velocity(x_t, x_start, timesteps)
+    noise_pred = noise_of_prediction(prediction_type, process, prediction.detach(), x_t, timesteps)
 
     true_mean = process.posterior_mean(x_start, x_t, timesteps)
     true_log_variance = process.at(process.posterior_log_variance, timesteps, x_t)
-    mean = process.posterior_mean(process.predict_x_start(x_t, noise_pred.detach(), timesteps), x_t, timesteps)
+    mean = process.posterior_mean(process.predict_x_start(x_t, noise_pred, timesteps), x_t, timesteps)
     log_variance = process.learned_log_variance(model_variance, timesteps)
 
     kl = _gaussian_kl(true_mean, true_log_variance, mean, log_variance)
     first = timesteps.reshape(-1, *[1] * (x_start.ndim - 1)) == 0
     bits = torch.where(first, -_discretized_log_likelihood(x_start, mean, log_variance), kl) / math.log(2)
     return HybridLoss(
-        mse=(noise - noise_pred).square().flatten(1).mean(1), vb=bits.flatten(1).mean(1), vb_scale=len(process) / 1000
+        mse=(target - prediction).square().flatten(1).mean(1),
+        vb=bits.flatten(1).mean(1),
+        vb_scale=len(process) / 1000,
+        prediction_type=prediction_type,
     )
 
 

@@ -38,6 +38,8 @@ class TimestepWeighting:
         snr_gamma (`float`, *optional*): The noise prediction counts `min(SNR, snr_gamma) / SNR` (Min-SNR,
             arXiv 2303.09556, section 3.4; 5 is its choice).
 
+    Both weights mean the error of the noise. That of v is `(SNR + 1) / SNR` times as large, so it counts the less.
+
     Raises:
         ValueError: if a value is out of its range, or a strategy and its multiplier do not go together.
     """
@@ -106,6 +108,8 @@ class TimestepWeighting:
                 weights = (1 / snr).clamp(*self.snr_weight_range)
             else:
                 weights = (self.snr_gamma / snr).clamp(max=1)
+            if loss.prediction_type == "v_prediction":
+                weights = weights * snr / (snr + 1)
             mse_weight = weights.to(timesteps.device)[timesteps]
         end, clean_density, noisy_density = self._parts
         density = torch.where(timesteps >= end, noisy_density, clean_density)

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch.distributions import Normal, kl_divergence
 
 from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler
-from glide_pipelines.training import hybrid_loss
+from glide_pipelines.training import TimestepWeighting, hybrid_loss
 
 
 def make_inputs(timesteps):
@@ -49,6 +49,31 @@ def test_bound_is_the_divergence_of_the_posteriors(schedule):
     x_0 = (x_t - (1 - at[0]).sqrt() * eps) / at[0].sqrt()
     expected = kl_divergence(Normal(mean(x_start.double()), variance.sqrt()), Normal(mean(x_0), learned.sqrt()))
     torch.testing.assert_close(vb.double(), expected.flatten(1).mean(1) / math.log(2), rtol=1e-3, atol=1e-6)
+
+
+def test_a_prediction_of_v_is_measured_as_v_and_bounds_as_its_noise_does():
+    _, x_start, noise, timesteps = make_inputs([0, 10, 500, 999])
+    torch.manual_seed(1)
+    noise_pred, variance = torch.randn(2, *noise.shape)
+    eps, v = GLIDEDDPMScheduler(), GLIDEDDPMScheduler(prediction_type="v_prediction")
+    alpha_bar = eps.alphas_cumprod[timesteps].float().reshape(-1, 1, 1, 1)
+    x_t = eps.add_noise(x_start, noise, timesteps)
+    x_start_pred = (x_t - (1 - alpha_bar).sqrt() * noise_pred) / alpha_bar.sqrt()
+    v_pred = alpha_bar.sqrt() * noise_pred - (1 - alpha_bar).sqrt() * x_start_pred
+    true_v = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x_start
+
+    by_v = hybrid_loss(v, torch.cat([v_pred, variance], dim=1), x_start, noise, timesteps)
+    by_eps = hybrid_loss(eps, torch.cat([noise_pred, variance], dim=1), x_start, noise, timesteps)
+    torch.testing.assert_close(by_v.vb, by_eps.vb, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(by_v.mse, (true_v - v_pred).square().flatten(1).mean(1), rtol=1e-4, atol=0)
+    perfect = hybrid_loss(v, torch.cat([true_v, variance], dim=1), x_start, noise, timesteps)
+    torch.testing.assert_close(perfect.mse, torch.zeros(4))
+    # A weight means the error of the noise, whatever the model predicts.
+    weighting = TimestepWeighting(1000, snr_gamma=5.0)
+    for terms in (by_v, by_eps):
+        terms.vb = torch.zeros(4)
+    weighted = [weighting.apply(terms, v.train_process, timesteps) for terms in (by_v, by_eps)]
+    torch.testing.assert_close(*weighted, rtol=1e-3, atol=1e-4)
 
 
 def test_first_timestep_counts_the_bits_of_256_levels():
