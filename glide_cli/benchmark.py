@@ -79,8 +79,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         for option in TRAINING:
             if getattr(args, option):
                 raise UserError(f"--{option} needs --train")
-    elif args.against is not None or args.whole_image or args.cpu_time or args.dtype != "float32":
-        raise UserError("--train goes with none of --against, --whole-image, --cpu-time and --dtype")
+    elif args.against is not None or args.whole_image or args.dtype != "float32":
+        raise UserError("--train goes with none of --against, --whole-image and --dtype")
     if args.cpu_time and args.device is not None and args.device.split(":")[0] != "cpu":
         raise UserError("--cpu-time needs --device cpu")
     if args.against is not None:
@@ -179,11 +179,13 @@ def _benchmark_training(args: argparse.Namespace, device: torch.device) -> None:
         args.gradient_checkpointing,
         args.lora_rank,
         args.compile,
+        args.cpu_time,
     )
     how = [args.model or "released sizes, random weights", name, f"batch {args.batch_size}"]
     how += [args.mixed_precision or "float32", args.optimizer or "adamw"]
     how += [f"LoRA of rank {args.lora_rank}"] if args.lora_rank else []
     how += ["gradient checkpointing"] * args.gradient_checkpointing + ["compiled"] * args.compile
+    how += ["processor time"] * args.cpu_time
     print(training_table(result, ", ".join(how)))
     result["settings"] = {option: value for option, value in vars(args).items() if option != "output"}
     if args.output is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .options import Parser, positive_int
+from .train_metrics import check_metrics
 
 
 if TYPE_CHECKING:  # importing these takes seconds
@@ -81,6 +82,7 @@ def add_stage_options(parser: Parser) -> None:
     )
     add("--low_res_consistency", action="store_true", help="super_res: sampling keeps the colours of the small image")
     add("--freeze_text_encoder", action="store_true", help="train the UNet only")
+    add("--compile", action="store_true", help="torch.compile the UNet's blocks, in the first step")
     add(
         "--proportion_empty_prompts",
         type=float,
@@ -218,6 +220,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         for name in ("crop_size", "low_resolution", "low_res_blur", "low_res_noise", "low_res_consistency"):
             if getattr(args, name):
                 raise UserError(f"`{name}` is for the stage super_res.")
+    check_metrics(args)
     if getattr(args, "lora_rank", None) is None:
         for name in ("lora_alpha", "lora_targets", "use_dora"):
             if getattr(args, name, None):
@@ -407,7 +410,7 @@ def training_config(args: argparse.Namespace) -> TrainingConfig:
         args.learning_rate, args.max_train_steps, args.lr_warmup_steps, args.lr_scheduler, args.lr_decay_steps
     )
     names = {field.name for field in fields(TrainingConfig)} - {"learning_rate", "optimizer_args"}
-    values = {name: getattr(args, name) for name in names}
+    values = {name: getattr(args, name) for name in names if name in args}  # not every training measures
     return TrainingConfig(learning_rate=learning_rate, optimizer_args=dict(args.optimizer_args), **values)
 
 

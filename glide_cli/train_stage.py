@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .options import Parser
 from .train_finish import finish
+from .train_metrics import add_metrics_options, make_metrics
 from .train_options import (
     MODEL_CONFIGS,
     SHAPES,
@@ -54,6 +55,7 @@ def add_text_to_image_options(parser: Parser) -> None:
     add = parser.add_argument_group("validation").add_argument
     add_validation_options(add)
     add("--validation_prompts", nargs="+", help="generate these at every checkpoint, into OUTPUT_DIR/validation")
+    add_metrics_options(add)
 
 
 def text_to_image(args: argparse.Namespace) -> None:
@@ -204,6 +206,7 @@ def _train(
             save_validation_images(parts, prompts, args.seed, path)
         return {} if held_out is None else held_out_loss(parts.stage, *held_out, args.train_batch_size)
 
+    on_validation = make_metrics(args, parts, accelerator.device)
     done = train_stage(
         accelerator,
         config,
@@ -213,6 +216,8 @@ def _train(
         gradient_checkpointing=args.gradient_checkpointing,
         on_checkpoint=validate if prompts or held_out is not None else None,
         lora=lora,
+        compile=args.compile,
+        on_validation=on_validation,
     )
 
     def save() -> Path:

@@ -6,9 +6,18 @@ whether an image is right brings a judge: see [`JudgedImages`].
 
 from .clips import load_clip, load_noised_clip
 from .features import Features, load_feature_network
-from .generation import GeneratedImages, check_call, generate_images, generators, image_size, join_processes
+from .generation import (
+    GeneratedImages,
+    SampledImages,
+    check_call,
+    generate_images,
+    generators,
+    image_size,
+    join_processes,
+)
 from .images import CaptionedImages, DatasetImages, JudgedImages
 from .metrics import frechet_distance, inception_score, precision_recall
+from .pipeline_metrics import PipelineMetrics
 from .plots import plot_guidance, plot_steps
 from .points import BOTH, CLASSIFIER_FREE, CLIP, Guidance, Point, Sampling
 from .report import steps_table, table, write_report
@@ -27,7 +36,9 @@ __all__ = [
     "Guidance",
     "JudgedImages",
     "Measured",
+    "PipelineMetrics",
     "Point",
+    "SampledImages",
     "Sampling",
     "check_call",
     "class_numbers",

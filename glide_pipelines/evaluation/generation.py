@@ -96,6 +96,31 @@ class GeneratedImages:
         return Image.open(_path(self.folder, index)).convert("RGB")
 
 
+class SampledImages:
+    """[`CaptionedImages`] that are generated when they are asked for, a batch at a time, as [`generate_images`] does;
+    only the last batch is kept.
+
+    Args:
+        pipe (`DiffusionPipeline`): Called with captions.
+        captions (`list[str]`): What to generate.
+        seed (`int`): Of the first image; each image takes the next one.
+        batch_size (`int`): Images at a time; images are best asked for in batches of this size.
+        call: Further arguments of the pipeline's call.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline, captions: list[str], seed: int, batch_size: int, **call: Any) -> None:
+        self.pipe, self.captions, self.seed, self.batch_size, self.call = pipe, captions, seed, batch_size, call
+        self._batch: dict[int, Image.Image] = {}
+
+    def image(self, index: int, size: int) -> Image.Image:
+        """The image of a caption, in the size in which it is generated."""
+        if index not in self._batch:
+            prompts = self.captions[index : index + self.batch_size]
+            images = self.pipe(prompts, generator=generators(self.seed + index, len(prompts)), **self.call).images
+            self._batch = dict(enumerate(images, index))
+        return self._batch[index].convert("RGB")
+
+
 def image_size(pipe: DiffusionPipeline, caption: str, **call: Any) -> int:
     """Width and height of the square images that a pipeline generates: its `default_size`, which GLIDE's pipelines
     have, else those of one image that it generates to find out.

@@ -16,7 +16,7 @@ from .sources import DatasetExamples, DatasetSource, ShardSource
 from .text_to_image import text_to_image_loss, train_stage
 from .timesteps import TimestepWeighting
 from .trainer import TrainingConfig, train
-from .validation import held_out_loss, save_validation_images
+from .validation import held_out_loss, sampling_pipeline, save_validation_images
 
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "prepare_for_inpainting",
     "prepare_tokenizer",
     "random_mask",
+    "sampling_pipeline",
     "save_lora",
     "save_validation_images",
     "text_to_image_loss",

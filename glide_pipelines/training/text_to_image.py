@@ -11,6 +11,7 @@ from torch import nn
 
 from ..sampling import Stage
 from ..schedulers import GLIDEDDPMScheduler, GLIDEScheduler
+from .compiling import compile_blocks
 from .dataset import TextToImageDataset
 from .lora import add_lora, lora_parameters, lora_settings
 from .losses import hybrid_loss
@@ -63,6 +64,8 @@ def train_stage(
     gradient_checkpointing: bool = False,
     on_checkpoint: Callable[[int], dict[str, Any] | None] | None = None,
     lora: LoraConfig | None = None,
+    compile: bool = False,
+    on_validation: Callable[[int], dict[str, Any]] | None = None,
 ) -> int:
     """Train a stage, or adapters of it, and leave the moving average of the weights in it.
 
@@ -76,12 +79,16 @@ def train_stage(
         on_checkpoint (`Callable`, *optional*): See [`train`].
         lora (`peft.LoraConfig`, *optional*): Adapters that are added to the stage and trained in its place; see
             [`add_lora`], and [`save_lora`] to save them.
+        compile (`bool`, defaults to `False`): Compile the UNet's blocks, see [`compile_blocks`]. `on_checkpoint` and
+            `on_validation` run without what was compiled, whose shapes are those of training.
+        on_validation (`Callable`, *optional*): See [`train`].
 
     Returns:
         `int`: The steps done so far; fewer than `config.max_train_steps` if the run was stopped.
 
     Raises:
-        ValueError: if the stage lacks its text encoder or its scheduler; and as [`train`] does.
+        ValueError: if the stage lacks its text encoder or its scheduler, if it cannot be compiled; and as [`train`]
+            does.
     """
     if stage.text_encoder is None:
         raise ValueError("`stage` must have a text encoder to be trained.")
@@ -97,6 +104,14 @@ def train_stage(
     if gradient_checkpointing:
         stage.unet.enable_gradient_checkpointing()
         stage.text_encoder.activation_checkpointing_enable()
+    if compile:
+        compile_blocks(stage.unet, accelerator.device)
+        if on_checkpoint is not None:
+            on_checkpoint = torch.compiler.set_stance("force_eager")(on_checkpoint)
+        if on_validation is not None:
+            on_validation = torch.compiler.set_stance("force_eager")(on_validation)
     loss = text_to_image_loss(scheduler, dataset.weighting)
     num_timesteps = scheduler.config.num_train_timesteps
-    return train(accelerator, config, stage, dataset, loss, num_timesteps, on_checkpoint, **adapters)
+    return train(
+        accelerator, config, stage, dataset, loss, num_timesteps, on_checkpoint, on_validation=on_validation, **adapters
+    )

@@ -55,6 +55,8 @@ class TrainingConfig:
         checkpointing_steps (`int`, *optional*): Steps between two checkpoints.
         checkpointing_minutes (`float`, *optional*): Minutes between two checkpoints.
         checkpoints_total_limit (`int`, *optional*): How many checkpoints are kept.
+        validation_metrics_steps (`int`, *optional*): Steps between two calls of `on_validation`, at checkpoints of
+            their own; with it there is one at the end.
         resume_from_checkpoint (`str`, *optional*): `"latest"`, or a checkpoint.
         logging_steps (`int`, defaults to 50): Steps that a line of the log covers.
         dataloader_num_workers (`int`, defaults to 0): Processes that make examples; 0 makes them between the steps.
@@ -83,6 +85,7 @@ class TrainingConfig:
     checkpointing_steps: int | None = None
     checkpointing_minutes: float | None = None
     checkpoints_total_limit: int | None = None
+    validation_metrics_steps: int | None = None
     resume_from_checkpoint: str | None = None
     logging_steps: int = 50
     dataloader_num_workers: int = 0
@@ -96,7 +99,13 @@ class TrainingConfig:
             exponent(self.ema_sigma_rel)  # checks it
             if self.post_hoc_ema_steps is None:
                 raise ValueError("`ema_sigma_rel` needs `post_hoc_ema_steps`.")
-        for name in ("checkpointing_steps", "checkpointing_minutes", "checkpoints_total_limit", "post_hoc_ema_steps"):
+        for name in (
+            "checkpointing_steps",
+            "checkpointing_minutes",
+            "checkpoints_total_limit",
+            "validation_metrics_steps",
+            "post_hoc_ema_steps",
+        ):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
         if self.skip_bad_images < 0:
@@ -153,6 +162,7 @@ def train(
     on_checkpoint: Callable[[int], dict[str, Any] | None] | None = None,
     parameters: dict[str, nn.Parameter] | None = None,
     settings: dict[str, Any] | None = None,
+    on_validation: Callable[[int], dict[str, Any]] | None = None,
 ) -> int:
     """Train a model, or go on training it, and leave the moving average of its weights in it.
 
@@ -179,6 +189,9 @@ def train(
         parameters (`dict[str, nn.Parameter]`, *optional*): What is trained, averaged and saved of the model, by name;
             by default all of it.
         settings (`dict[str, Any]`, *optional*): What must be the same when a run is resumed, as JSON can hold it.
+        on_validation (`Callable[[int], dict[str, Any]]`, *optional*): As `on_checkpoint`, but called in every process,
+            which may share the work, every `config.validation_metrics_steps` steps. What the main process returns goes
+            into the log.
 
     Returns:
         `int`: The steps done so far; fewer than `config.max_train_steps` if the run was stopped.
@@ -194,7 +207,16 @@ def train(
     with locked(config.output_dir) if accelerator.is_main_process else contextlib.nullcontext():
         named = dict(model.named_parameters()) if parameters is None else parameters
         return _train(
-            accelerator, config, model, named, settings, dataset, compute_loss, num_train_timesteps, on_checkpoint
+            accelerator,
+            config,
+            model,
+            named,
+            settings,
+            dataset,
+            compute_loss,
+            num_train_timesteps,
+            on_checkpoint,
+            on_validation,
         )
 
 
@@ -208,6 +230,7 @@ def _train(
     compute_loss: LossFunction,
     num_train_timesteps: int,
     on_checkpoint: Callable[[int], dict[str, Any] | None] | None,
+    on_validation: Callable[[int], dict[str, Any]] | None,
 ) -> int:
     set_seed(config.seed, device_specific=True)
     parameters = list(named_parameters.values())
@@ -244,6 +267,7 @@ def _train(
         accelerator, path, num_train_timesteps, progress.step, config.max_train_steps, images_per_step=global_batch
     )
     saved_step, saved_time = progress.step, time.monotonic()
+    save_steps = (config.checkpointing_steps, config.validation_metrics_steps)
     loader = make_loader(
         dataset,
         first=progress.examples,
@@ -268,6 +292,12 @@ def _train(
         if line is not None:
             bar.set_postfix(loss=line["loss"], images_per_second=line["images_per_second"], refresh=False)
 
+    def validate(measure: Callable[[int], dict[str, Any] | None]) -> None:
+        with _averaged(bare_model, parameters, ema), torch.random.fork_rng():
+            found = measure(progress.step)
+        if found:
+            log.write({"step": progress.step, **found})
+
     def save(random: dict[str, Any] | None = None) -> None:
         nonlocal saved_step, saved_time
         if progress.step > saved_step:
@@ -276,10 +306,10 @@ def _train(
                 accelerator, config.output_dir, state, vars(progress), config.checkpoints_total_limit, random
             )
             if on_checkpoint is not None and accelerator.is_main_process:
-                with _averaged(bare_model, parameters, ema), torch.random.fork_rng():
-                    found = on_checkpoint(progress.step)
-                if found:
-                    log.write({"step": progress.step, **found})
+                validate(on_checkpoint)
+            steps = config.validation_metrics_steps or config.max_train_steps
+            if on_validation is not None and (progress.step % steps == 0 or progress.step == config.max_train_steps):
+                validate(on_validation)
         saved_step, saved_time = progress.step, time.monotonic()
 
     with bar, _stop_signal() as stop, _fast_attention(accelerator.device):
@@ -298,7 +328,7 @@ def _train(
                 raise error or ValueError("Another process could not read its examples.")
             if stopping:
                 break
-            if late or (config.checkpointing_steps and progress.step % config.checkpointing_steps == 0):
+            if late or any(steps and progress.step % steps == 0 for steps in save_steps):
                 save()
             before, unchanged = random_state(accelerator.device), True
             try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,23 @@ from .pipeline_parts import PipelineParts
 from .text_to_image import text_to_image_loss, training_scheduler
 
 
+@contextmanager
+def sampling_pipeline(parts: PipelineParts) -> Iterator[Any]:
+    """The pipeline, ready to generate on the device of the stage that is trained.
+
+    Args:
+        parts ([`PipelineParts`]): Both stages, or the base alone.
+    """
+    pipe: Any = parts.pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(parts.stage.unet.device)
+    try:
+        yield pipe
+    finally:
+        if parts.other is not None:
+            parts.other.cpu()  # where it was: training goes on without it
+
+
 def save_validation_images(parts: PipelineParts, prompts: list[str], seed: int, path: Path) -> None:
     """Generate one image per prompt with a pipeline that is being trained, and save them in a row.
 
@@ -26,12 +45,8 @@ def save_validation_images(parts: PipelineParts, prompts: list[str], seed: int, 
         seed (`int`): Of the noise: the same seed, the same noise.
         path (`Path`): File of the row; its folder is made.
     """
-    pipe: Any = parts.pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    pipe.to(parts.stage.unet.device)
-    images = pipe(prompts, generator=torch.Generator().manual_seed(seed)).images
-    if parts.other is not None:
-        parts.other.cpu()  # where it was: training goes on without it
+    with sampling_pipeline(parts) as pipe:
+        images = pipe(prompts, generator=torch.Generator().manual_seed(seed)).images
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
         make_image_grid(images, rows=1, cols=len(images)).save(temporary)
