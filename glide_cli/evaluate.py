@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--features",
         metavar="NAME",
-        help="network of the features: shapes, inception, or a vision model of transformers (default: inception, and "
-        "shapes for the shapes world)",
+        help="network of the features: that of a world that ships, such as shapes; inception; or a vision model of "
+        "transformers (default: inception, and shapes for the shapes world)",
     )
     add("--clip", metavar="NAME", help="CLIP of the CLIP score: shapes, or a CLIP (default: none)")
     add("--neighbours", type=positive_int, default=3, metavar="K", help="for precision and recall (default: 3)")

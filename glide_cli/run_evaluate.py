@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 import glide_pipelines
-from glide_pipelines import CLIPGuidedPipeline, shapes_checkpoint
+from glide_pipelines import CLIPGuidedPipeline, pretrained_checkpoint
 from glide_pipelines.evaluation import (
     BOTH,
     CLASSIFIER_FREE,
@@ -188,10 +188,18 @@ def check_calls(
 
 
 def load_network(name: str) -> nn.Module:
-    """A network of features: `"shapes"` is the one that ships, all else as [`load_feature_network`] takes it."""
-    return ShapesNetwork() if name == "shapes" else load_feature_network(name)
+    """A network of features: that of a world that ships, all else as [`load_feature_network`] takes it."""
+    return ShapesNetwork() if name == "shapes" else load_feature_network(shipped(name, "features"))
 
 
 def clip_source(name: str) -> str:
-    """Where a CLIP lies: `"shapes"` is the one that ships, all else a folder or a Hub id."""
-    return str(shapes_checkpoint("noised-clip")) if name == "shapes" else name
+    """Where a CLIP lies: that of a world that ships, all else a folder or a Hub id."""
+    return shipped(name, "noised-clip")
+
+
+def shipped(name: str, checkpoint: str) -> str:
+    """The folder of a world's checkpoint, if it ships; any other name as it is."""
+    try:
+        return str(pretrained_checkpoint(name, checkpoint))
+    except ValueError:
+        return name

@@ -413,6 +413,7 @@ def test_the_names_of_what_ships(glide, tmp_path):
 
 
 def test_a_world_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    from glide_cli.run_evaluate import shipped
     from glide_pipelines import checkpoints
 
     for name in ("text-to-image", "emoji/text-to-image"):
@@ -422,6 +423,9 @@ def test_a_world_has_a_folder_of_its_own(tmp_path, monkeypatch):
     assert shapes_checkpoint() == tmp_path / "text-to-image"
     with pytest.raises(ValueError, match="'text-to-image', got 'inpaint'"):
         pretrained_checkpoint("emoji", "inpaint")
+    # What `glide evaluate` measures with may be that of a world, too.
+    assert shipped("emoji", "text-to-image") == str(tmp_path / "emoji/text-to-image")
+    assert shipped("owner/network", "features") == "owner/network"
 
 
 def test_a_device_is_taken_only_where_it_computes(monkeypatch):
