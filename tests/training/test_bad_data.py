@@ -12,7 +12,7 @@ from PIL import Image
 from test_trainer import make_config, read_checkpoint, read_log, run
 from tiny import tiny_tokenizer
 
-from glide_pipelines.datasets import load_captioned_rows
+from glide_pipelines.datasets import load_captioned_rows, open_image
 from glide_pipelines.training import DatasetSource, TextToImageDataset, TimestepWeighting
 
 
@@ -77,6 +77,12 @@ def test_a_bad_image_is_named_with_its_row_and_the_steps_before_are_saved(folder
     assert len(str(error.value)) < 400
     [path] = (tmp_path / "run").glob("checkpoint-*")
     assert read_checkpoint(path)["progress"]["step"] == int(path.name.split("-")[1]) > 0
+
+
+def test_what_is_wrong_with_an_image_in_memory_reads_the_same_each_time():
+    """PIL names the address of what it read from."""
+    with pytest.raises(ValueError, match="^cannot identify image file$"):
+        open_image(b"no image")
 
 
 def test_bad_images_are_skipped_on_request_and_counted(folder, tmp_path):
