@@ -10,7 +10,14 @@ from .errors import exit_code
 from .options import Parser
 from .train_noised_clip import add_noised_clip_options, noised_clip
 from .train_options import check_arguments
-from .train_stage import add_inpaint_options, add_text_to_image_options, inpaint, text_to_image
+from .train_stage import (
+    add_distill_options,
+    add_inpaint_options,
+    add_text_to_image_options,
+    distill,
+    inpaint,
+    text_to_image,
+)
 from .train_text_encoder import add_text_encoder_options, text_encoder
 
 
@@ -35,6 +42,11 @@ TRAININGS = {
         "Fine-tune a text-to-image model, or continue with an inpainting one, to paint what a mask leaves out",
         add_inpaint_options,
         inpaint,
+    ),
+    "distill": Training(
+        "Train a student of a base model or an upsampler that generates in a few steps, without guidance",
+        add_distill_options,
+        distill,
     ),
     "text-encoder": Training(
         "Pretrain a text encoder to predict the image from its caption, for a small base model that starts from it",

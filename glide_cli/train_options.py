@@ -95,6 +95,11 @@ def add_stage_options(parser: Parser) -> None:
         default=0.0,
         help="standard deviation of a constant on each channel's noise (default: %(default)s)",
     )
+
+
+def add_weighting_options(parser: Parser) -> None:
+    """Which timesteps are trained on more often than others, and how much each counts."""
+    add = parser.add_argument_group("timesteps").add_argument
     add("--snr_gamma", type=float, help="weight by min(SNR, GAMMA) / SNR, as Min-SNR does; 5 is its choice")
     add("--snr_weight_range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="weight by clamp(1/SNR, LOW, HIGH)")
     add_timestep_options(add)

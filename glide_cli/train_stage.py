@@ -1,4 +1,4 @@
-"""Training a stage: text to image, or to inpaint."""
+"""Training a stage: text to image, to inpaint, or to take few steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import Parser
+from .options import Parser, positive_int
 from .train_finish import finish
 from .train_metrics import add_metrics_options, make_metrics
 from .train_options import (
@@ -19,6 +19,7 @@ from .train_options import (
     add_run_options,
     add_stage_options,
     add_validation_options,
+    add_weighting_options,
     lora_config,
     make_accelerator,
     model_or_shapes,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:  # importing these takes seconds
     import torch
     from accelerate import Accelerator
 
-    from glide_pipelines.training import PipelineParts, TextToImageDataset
+    from glide_pipelines.training import Distillation, PipelineParts, TextToImageDataset
 
 
 def add_text_to_image_options(parser: Parser) -> None:
@@ -48,14 +49,25 @@ def add_text_to_image_options(parser: Parser) -> None:
         help="tokenizer of a new model: a folder or a Hub id; by default one is trained on the captions",
     )
     add("--text_encoder_name_or_path", help="text encoder to start from, such as train_shapes_text_encoder.py's")
+    add(
+        "--prediction_type",
+        choices=("epsilon", "v_prediction"),
+        help="what the model learns to predict: noise, as GLIDE, or v, with which small models learn faster (default: "
+        "what it predicts, of a new model noise)",
+    )
     add_data_options(parser)
     add_stage_options(parser)
+    add_weighting_options(parser)
     add_lora_options(parser)
     add_run_options(parser)
     add = parser.add_argument_group("validation").add_argument
     add_validation_options(add)
-    add("--validation_prompts", nargs="+", help="generate these at every checkpoint, into OUTPUT_DIR/validation")
+    _add_validation_prompts(add)
     add_metrics_options(add)
+
+
+def _add_validation_prompts(add: Callable[..., Any]) -> None:
+    add("--validation_prompts", nargs="+", help="generate these at every checkpoint, into OUTPUT_DIR/validation")
 
 
 def text_to_image(args: argparse.Namespace) -> None:
@@ -85,6 +97,11 @@ def _text_to_image_parts(args: argparse.Namespace, data: TrainingData, accelerat
                     f"got {getattr(given, size)}."
                 )
         parts.stage.text_encoder = text_encoder
+    scheduler: Any = parts.stage.scheduler
+    if args.prediction_type not in (None, scheduler.config.prediction_type):
+        if args.pretrained_model_name_or_path is not None:
+            accelerator.print(f"From now on the model learns {args.prediction_type}, in place of {scheduler.config.prediction_type}.")
+        scheduler.register_to_config(prediction_type=args.prediction_type)
     return parts
 
 
@@ -127,6 +144,7 @@ def add_inpaint_options(parser: Parser) -> None:
     )
     add_data_options(parser)
     add_stage_options(parser)
+    add_weighting_options(parser)
     add_lora_options(parser)
     add_run_options(parser)
     add_validation_options(parser.add_argument_group("validation").add_argument)
@@ -157,6 +175,69 @@ def _inpaint_parts(args: argparse.Namespace, data: TrainingData, accelerator: Ac
     return parts
 
 
+def add_distill_options(parser: Parser) -> None:
+    """The options of `distill`."""
+    add = parser.add_argument_group("distillation").add_argument
+    add(
+        "--pretrained_model_name_or_path",
+        help="the teacher, a text-to-image pipeline: a folder or a Hub id; for the shapes world by default the one "
+        "that ships",
+    )
+    add("--num_inference_steps", type=positive_int, default=4, metavar="N", help="of the student (default: 4)")
+    add("--timesteps", type=int, nargs="+", metavar="T", help="in place of it: the student's timesteps, descending")
+    steps = "DDIM steps of the teacher for each step of the student (default: %(default)s)"
+    add("--teacher_steps", type=positive_int, default=2, metavar="N", help=steps)
+    scale = "guidance of the teacher, which the student learns (default: what the teacher recommends, else 3)"
+    add("--guidance_scale", type=float, metavar="X", help=scale)
+    predicts = "what the student predicts (default: what its teacher does)"
+    add("--prediction_type", choices=("epsilon", "v_prediction"), help=predicts)
+    add_data_options(parser)
+    add_stage_options(parser)
+    add_run_options(parser)
+    add = parser.add_argument_group("validation").add_argument
+    add_validation_options(add)
+    _add_validation_prompts(add)
+    add_metrics_options(add)
+    parser.set_defaults(lora_rank=None, proportion_empty_prompts=0.0)
+
+
+def distill(args: argparse.Namespace) -> None:
+    """Train a student of the base model or the upsampler that takes few steps."""
+    _train(args, _teacher_parts, make_distillation=_make_student)
+
+
+def _teacher_parts(args: argparse.Namespace, data: TrainingData, accelerator: Accelerator) -> PipelineParts:
+    """The teacher, in its pipeline."""
+    from glide_pipelines import GLIDEPipeline
+    from glide_pipelines.training import PipelineParts
+
+    path = model_or_shapes(args, "pretrained_model_name_or_path", "the teacher")
+    return PipelineParts.from_pretrained(GLIDEPipeline, path, args.stage)
+
+
+def _make_student(args: argparse.Namespace, parts: PipelineParts) -> Distillation:
+    """Put a student in the place of the teacher, and say what it learns."""
+    from glide_pipelines.training import Distillation
+
+    if args.resolution not in (None, parts.resolution):
+        raise ValueError(f"`resolution` must be that of the teacher, {parts.resolution}, got {args.resolution}.")
+    pipe: Any = parts.pipeline()
+    is_base, scale = args.stage == "base", args.guidance_scale
+    distillation = Distillation(
+        parts.stage,
+        parts.tokenizer,
+        args.timesteps or args.num_inference_steps,
+        args.teacher_steps,
+        scale if scale is not None else pipe.default_guidance_scale if is_base else 1.0,
+        args.prediction_type,
+        low_res_consistency=not is_base and (args.low_res_consistency or parts.low_res_consistency),
+    )
+    parts.stage = distillation.new_student()
+    if is_base:
+        parts.settings["default_guidance_scale"] = 1.0
+    return distillation
+
+
 def _pipeline_folder(args: argparse.Namespace) -> Path:
     if args.lora_rank is not None:
         return Path(args.output_dir) / "lora"
@@ -167,6 +248,7 @@ def _train(
     args: argparse.Namespace,
     make_parts: Callable[[argparse.Namespace, TrainingData, Accelerator], PipelineParts],
     make_mask: Callable[[np.random.Generator, int, int], torch.Tensor] | None = None,
+    make_distillation: Callable[[argparse.Namespace, PipelineParts], Distillation] | None = None,
 ) -> None:
     """Train one stage, from the first step or the last checkpoint to the saved pipeline."""
     from accelerate.utils import set_seed
@@ -185,6 +267,7 @@ def _train(
         parts.settings = {"prompt_domain": data.prompt_domain}
         if args.low_res_consistency:
             parts.settings["low_res_consistency"] = True
+        distillation = None if make_distillation is None else make_distillation(args, parts)
         parts.join(folder)
         if prompts and args.stage == "super_res" and parts.other is None:
             raise ValueError("`validation_prompts` needs a base model beside the upsampler.")
@@ -196,7 +279,7 @@ def _train(
             accelerator.print(
                 f"The upsampler beside this base will have to enlarge {times} times: train it next, --stage super_res."
             )
-        dataset = make_dataset(args, data, parts, make_mask)
+        dataset = make_dataset(args, data, parts, make_mask, distillation)
         held_out = make_held_out(args, dataset, parts)
         data.report_cut_captions(accelerator, parts.tokenizer)
 
@@ -204,7 +287,8 @@ def _train(
         if prompts:
             path = Path(args.output_dir) / "validation" / f"step-{step:06}.png"
             save_validation_images(parts, prompts, args.seed, path)
-        return {} if held_out is None else held_out_loss(parts.stage, *held_out, args.train_batch_size)
+        loss = None if distillation is None else distillation.loss(accelerator)
+        return {} if held_out is None else held_out_loss(parts.stage, *held_out, args.train_batch_size, loss)
 
     on_validation = make_metrics(args, parts, accelerator.device)
     done = train_stage(
@@ -218,6 +302,7 @@ def _train(
         lora=lora,
         compile=args.compile,
         on_validation=on_validation,
+        distillation=distillation,
     )
 
     def save() -> Path:
@@ -235,9 +320,10 @@ def make_dataset(
     data: TrainingData,
     parts: PipelineParts,
     make_mask: Callable[[np.random.Generator, int, int], torch.Tensor] | None = None,
+    distillation: Distillation | None = None,
 ) -> TextToImageDataset:
     """The examples for a stage."""
-    from glide_pipelines.training import LowResolution, TextToImageDataset
+    from glide_pipelines.training import LowResolution, TextToImageDataset, TimestepWeighting
 
     low_resolution = None
     scheduler: Any = parts.stage.scheduler
@@ -256,10 +342,14 @@ def make_dataset(
         multiple = parts.stage.unet.size_multiple
         if args.crop_size is not None and args.crop_size % multiple:
             raise ValueError(f"`crop_size` must be a multiple of {multiple} for this model, got {args.crop_size}.")
+    if distillation is None:
+        weighting = timestep_weighting(args, scheduler.config.num_train_timesteps)
+    else:
+        weighting = TimestepWeighting(distillation.num_steps)
     return TextToImageDataset(
         data.source(parts.resolution),
         parts.tokenizer,
-        timestep_weighting(args, scheduler.config.num_train_timesteps),
+        weighting,
         args.seed,
         args.proportion_empty_prompts,
         low_resolution,

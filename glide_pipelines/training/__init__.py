@@ -2,6 +2,7 @@
 
 from .contrastive import noised_clip_loss
 from .dataset import TextToImageDataset
+from .distillation import Distillation
 from .inpainting import prepare_for_inpainting, widen_for_inpainting
 from .learning_rate import LearningRate
 from .lora import LORA_TARGETS, add_lora, save_lora
@@ -24,6 +25,7 @@ __all__ = [
     "DataReport",
     "DatasetExamples",
     "DatasetSource",
+    "Distillation",
     "HybridLoss",
     "LearningRate",
     "LowResolution",

@@ -19,8 +19,10 @@ from .timesteps import TimestepWeighting
 from .trainer import LossFunction, TrainingConfig, train
 
 
-if TYPE_CHECKING:  # an optional package
-    from peft import LoraConfig
+if TYPE_CHECKING:
+    from peft import LoraConfig  # an optional package
+
+    from .distillation import Distillation
 
 
 def text_to_image_loss(scheduler: GLIDEScheduler, weighting: TimestepWeighting) -> LossFunction:
@@ -47,11 +49,16 @@ def training_scheduler(stage: Stage) -> GLIDEDDPMScheduler:
     """The process that a stage is trained on, whatever it is sampled with, be it a scheduler of diffusers' own.
 
     Raises:
-        ValueError: if the stage has no scheduler.
+        ValueError: if the stage has no scheduler, or is a few-step student.
     """
     given: Any = stage.scheduler
     if given is None:
         raise ValueError("`stage` must have a scheduler to be trained.")
+    if given.config.get("trained_timesteps") is not None:
+        raise ValueError(
+            "`stage` must know all timesteps to be trained, and this is a few-step student: train its teacher, and "
+            "distill it again."
+        )
     return GLIDEDDPMScheduler.from_config(given.config)
 
 
@@ -66,6 +73,7 @@ def train_stage(
     lora: LoraConfig | None = None,
     compile: bool = False,
     on_validation: Callable[[int], dict[str, Any]] | None = None,
+    distillation: Distillation | None = None,
 ) -> int:
     """Train a stage, or adapters of it, and leave the moving average of the weights in it.
 
@@ -82,6 +90,7 @@ def train_stage(
         compile (`bool`, defaults to `False`): Compile the UNet's blocks, see [`compile_blocks`]. `on_checkpoint` and
             `on_validation` run without what was compiled, whose shapes are those of training.
         on_validation (`Callable`, *optional*): See [`train`].
+        distillation ([`Distillation`], *optional*): What the stage learns in place of the loss of [`hybrid_loss`].
 
     Returns:
         `int`: The steps done so far; fewer than `config.max_train_steps` if the run was stopped.
@@ -92,15 +101,18 @@ def train_stage(
     """
     if stage.text_encoder is None:
         raise ValueError("`stage` must have a text encoder to be trained.")
-    scheduler = training_scheduler(stage)
-    adapters: dict[str, Any] = {}
+    if distillation is None:
+        loss = text_to_image_loss(training_scheduler(stage), dataset.weighting)
+    else:
+        loss = distillation.loss(accelerator)
+    parameters, settings = None, {} if distillation is None else distillation.settings
     if lora is None:
         stage.text_encoder.requires_grad_(not freeze_text_encoder)
     else:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             add_lora(stage, lora, freeze_text_encoder)
-        adapters = {"parameters": lora_parameters(stage), "settings": lora_settings(stage)}
+        parameters, settings = lora_parameters(stage), settings | lora_settings(stage)
     if gradient_checkpointing:
         stage.unet.enable_gradient_checkpointing()
         stage.text_encoder.activation_checkpointing_enable()
@@ -110,8 +122,16 @@ def train_stage(
             on_checkpoint = torch.compiler.set_stance("force_eager")(on_checkpoint)
         if on_validation is not None:
             on_validation = torch.compiler.set_stance("force_eager")(on_validation)
-    loss = text_to_image_loss(scheduler, dataset.weighting)
-    num_timesteps = scheduler.config.num_train_timesteps
+    num_timesteps = dataset.weighting.num_train_timesteps
     return train(
-        accelerator, config, stage, dataset, loss, num_timesteps, on_checkpoint, on_validation=on_validation, **adapters
+        accelerator,
+        config,
+        stage,
+        dataset,
+        loss,
+        num_timesteps,
+        on_checkpoint,
+        parameters,
+        settings,
+        on_validation=on_validation,
     )

@@ -17,6 +17,7 @@ from .dataset import TextToImageDataset
 from .log import MeansByQuarter
 from .pipeline_parts import PipelineParts
 from .text_to_image import text_to_image_loss, training_scheduler
+from .trainer import LossFunction
 
 
 @contextmanager
@@ -53,7 +54,13 @@ def save_validation_images(parts: PipelineParts, prompts: list[str], seed: int, 
 
 
 @torch.no_grad()
-def held_out_loss(stage: Stage, dataset: TextToImageDataset, num_images: int, batch_size: int) -> dict[str, Any]:
+def held_out_loss(
+    stage: Stage,
+    dataset: TextToImageDataset,
+    num_images: int,
+    batch_size: int,
+    compute_loss: LossFunction | None = None,
+) -> dict[str, Any]:
     """The loss on the first examples of a dataset: the same images, crops, noise and timesteps each time.
 
     Args:
@@ -62,14 +69,16 @@ def held_out_loss(stage: Stage, dataset: TextToImageDataset, num_images: int, ba
             of different runs can be compared.
         num_images (`int`): How many examples.
         batch_size (`int`): How many at once.
+        compute_loss (`Callable`, *optional*): See [`train`]; by default [`text_to_image_loss`].
 
     Returns:
         `dict[str, Any]`: For the log: `validation_loss`, `validation_mse` and `validation_vb`, the last two also by
         quarter of the timesteps.
     """
-    scheduler, device = training_scheduler(stage), stage.unet.device
-    compute_loss = text_to_image_loss(scheduler, dataset.weighting)
-    means = MeansByQuarter(scheduler.config.num_train_timesteps, device)
+    if compute_loss is None:
+        compute_loss = text_to_image_loss(training_scheduler(stage), dataset.weighting)
+    device = stage.unet.device
+    means = MeansByQuarter(dataset.weighting.num_train_timesteps, device)
     for first in range(0, num_images, batch_size):
         examples = [dataset[number] for number in range(first, min(first + batch_size, num_images))]
         batch = {name: value.to(device) for name, value in default_collate(examples).items()}
