@@ -81,7 +81,7 @@ def test_a_bad_image_is_named_with_its_row_and_the_steps_before_are_saved(folder
 
 def test_what_is_wrong_with_an_image_in_memory_reads_the_same_each_time():
     """PIL names the address of what it read from."""
-    with pytest.raises(ValueError, match="^cannot identify image file$"):
+    with pytest.raises(ValueError, match=r"^cannot identify image file$"):
         open_image(b"no image")
 
 
