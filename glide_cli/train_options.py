@@ -213,8 +213,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("`push_to_hub` and `hub_model_id` go together.")
     if (args.max_train_steps is None) == (args.num_train_epochs is None):
         raise UserError("Pass one of `max_train_steps` and `num_train_epochs`.")
-    if args.max_train_samples is not None and args.train_shards is not None:
-        raise UserError("`max_train_samples` is for a dataset: name fewer shards.")
     for name in ("max_train_samples", "num_train_epochs"):
         if getattr(args, name) is not None and args.dataset_name == SHAPES:
             raise UserError(f"`{name}` is for a dataset that ends: the shapes world does not.")
@@ -287,7 +285,10 @@ class TrainingData:
         if args.train_shards is not None:
             from glide_pipelines.training import TarShards, expand_shards
 
-            return cls(args, None, TarShards(expand_shards(args.train_shards), args.caption_column))
+            shards = TarShards(expand_shards(args.train_shards), args.caption_column)
+            if args.max_train_samples is not None:
+                shards = shards.sample(args.max_train_samples, args.seed)
+            return cls(args, None, shards)
         if args.train_data_dir is not None and not Path(args.train_data_dir).is_dir():
             raise ValueError(f"`train_data_dir` must be a folder, got {args.train_data_dir!r}.")
         from glide_pipelines.datasets import check_captions, image_names, load_captioned_rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import itertools
@@ -24,6 +25,7 @@ from tqdm.auto import tqdm
 
 from ..datasets import first_few
 from ..files import atomic_file
+from .randomness import random_stream
 
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -89,12 +91,31 @@ class TarShards:
             bar = tqdm(
                 pool.map(self._index, self.urls), "Shards", len(self.urls), disable=len(self.urls) < 2, leave=False
             )
-            self.indices = list(bar)
-        self.counts = np.array([len(index) for index in self.indices])
-        self._starts = np.cumsum(self.counts) - self.counts
+            self._take(list(bar))
         self._systems: tuple[int, list[Any]] = (0, [])
         if not len(self):
             raise ValueError("The dataset is empty.")
+
+    def _take(self, indices: list[np.ndarray]) -> None:
+        self.indices = indices
+        self.counts = np.array([len(index) for index in indices])
+        self._starts = np.cumsum(self.counts) - self.counts
+
+    def sample(self, count: int, seed: int) -> TarShards:
+        """So many of the examples, or all if there are fewer, chosen at random, in the order in which they lie.
+
+        Args:
+            count (`int`): How many.
+            seed (`int`): Decides which.
+        """
+        numbers = random_stream(seed, 0, 4).choice(len(self), min(count, len(self)), replace=False)
+        chosen = np.zeros(len(self), bool)
+        chosen[numbers] = True
+        result = copy.copy(self)
+        result.__dict__.pop("fingerprint", None)
+        parts = np.split(chosen, self._starts[1:])
+        result._take([index[part] for index, part in zip(self.indices, parts, strict=True)])
+        return result
 
     def __len__(self) -> int:
         return int(self.counts.sum())

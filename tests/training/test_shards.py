@@ -91,6 +91,18 @@ def test_each_epoch_has_every_example_once_in_another_order(urls):
     assert sum(after == before + 1 for before, after in itertools.pairwise(plain)) >= 17
 
 
+def test_some_of_the_examples(urls):
+    """Those of a seed, each once an epoch; another number or seed is another dataset."""
+    shards = TarShards(urls)
+    some = shards.sample(4, seed=0)
+    chosen = seen(ShardSource(some, 8, seed=1), range(8))
+    assert len(set(chosen[:4])) == 4 and sorted(chosen[:4]) == sorted(chosen[4:])
+    assert sorted(chosen[:4]) == sorted(seen(ShardSource(TarShards(urls).sample(4, seed=0), 8, seed=2), range(4)))
+    different = [shards, some, shards.sample(5, seed=0), shards.sample(4, seed=1)]
+    assert len({one.fingerprint["names and places"] for one in different}) == 4
+    assert shards.sample(100, seed=0).fingerprint == shards.fingerprint
+
+
 def test_a_window_reaches_over_neighbouring_shards_only(tmp_path):
     for shard in range(10):
         members = [(f"{n}.{e}", d) for n in range(10) for e, d in (("png", png(shard)), ("txt", b"caption"))]

@@ -20,7 +20,7 @@ from trainings import parse, run_training
 from transformers import GPT2Tokenizer
 
 from glide_cli import UserError, train_stage
-from glide_cli.train_options import MODEL_CONFIGS, training_config
+from glide_cli.train_options import MODEL_CONFIGS, TrainingData, training_config
 from glide_pipelines import (
     GLIDEDDIMScheduler,
     GLIDEDDPMScheduler,
@@ -232,6 +232,7 @@ def test_tar_shards_and_how_many_captions_are_cut(arguments, tmp_path, monkeypat
     out = capsys.readouterr().out
     assert "1 of 3 captions (33 %) are longer than the text context of 24 tokens (tokenizer of" in out
     assert (tmp_path / "pipeline" / "model_index.json").exists()
+    assert TrainingData.load(parse("text-to-image", [*options, "--max_train_samples", "2"])).num_images == 2
     with pytest.raises(UserError, match="Pass only one of `dataset_name` and `train_shards`"):
         run_training("text-to-image", [*options, "--dataset_name", "shapes"])
     with pytest.raises(UserError, match="`shuffle_buffer` is for `train_shards`"):
