@@ -98,10 +98,11 @@ def _text_to_image_parts(args: argparse.Namespace, data: TrainingData, accelerat
                 )
         parts.stage.text_encoder = text_encoder
     scheduler: Any = parts.stage.scheduler
-    if args.prediction_type not in (None, scheduler.config.prediction_type):
+    wanted, current = args.prediction_type, scheduler.config.prediction_type
+    if wanted not in (None, current):
         if args.pretrained_model_name_or_path is not None:
-            accelerator.print(f"From now on the model learns {args.prediction_type}, in place of {scheduler.config.prediction_type}.")
-        scheduler.register_to_config(prediction_type=args.prediction_type)
+            accelerator.print(f"From now on the model learns {wanted}, in place of {current}.")
+        scheduler.register_to_config(prediction_type=wanted)
     return parts
 
 

@@ -336,6 +336,17 @@ def test_a_pipeline_with_another_scheduler_is_trained_and_keeps_it(arguments, tm
     assert isinstance(trained.scheduler, DPMSolverMultistepScheduler)
 
 
+def test_a_model_may_learn_v_and_goes_on_with_it(arguments, tmp_path, capsys):
+    run_training("text-to-image", arguments("base", "--prediction_type", "v_prediction", steps=1))
+    assert "From now on" not in capsys.readouterr().out
+    for name, options, learned in (("on", [], "v_prediction"), ("other", ["--prediction_type", "epsilon"], "epsilon")):
+        folder = str(tmp_path / name)
+        more = ["--pretrained_model_name_or_path", str(tmp_path / "pipeline"), "--output_dir", folder]
+        run_training("text-to-image", arguments("base", *more, "--pipeline_dir", f"{folder}-pair", *options, steps=1))
+        assert GLIDEPipeline.from_pretrained(f"{folder}-pair").scheduler.config.prediction_type == learned
+    assert "From now on the model learns epsilon, in place of v_prediction." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("has_card", [False, True])
 def test_the_trained_pipeline_is_uploaded_with_a_card(arguments, tmp_path, monkeypatch, capsys, has_card):
     """A card that is there already may have been written by a person, and stays."""
