@@ -76,9 +76,10 @@ class TrainingLog:
         self.path = path
         self.num_train_timesteps = num_train_timesteps
         self.max_train_steps, self.images_per_step = max_train_steps, images_per_step
-        self._start(step)
+        self.start(step)
 
-    def _start(self, step: int) -> None:
+    def start(self, step: int) -> None:
+        """Begin a line after so many steps: what takes time before, such as validation, is none of theirs."""
         self.first_step, self.started = step, time.monotonic()
         self.means = MeansByQuarter(self.num_train_timesteps, self.accelerator.device)
         # Sum of the finite norms, and their number.
@@ -130,7 +131,7 @@ class TrainingLog:
             raise FloatingPointError(
                 f"The loss or the gradient was not finite between steps {self.first_step} and {step}: {line}"
             )
-        self._start(step)
+        self.start(step)
         return line
 
     def write(self, line: dict[str, Any]) -> None:

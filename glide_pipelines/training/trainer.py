@@ -310,6 +310,7 @@ def _train(
             steps = config.validation_metrics_steps or config.max_train_steps
             if on_validation is not None and (progress.step % steps == 0 or progress.step == config.max_train_steps):
                 validate(on_validation)
+            log.start(progress.step)
         saved_step, saved_time = progress.step, time.monotonic()
 
     with bar, _stop_signal() as stop, _fast_attention(accelerator.device):

@@ -1,10 +1,12 @@
 """FID and CLIP score while a model is trained."""
 
+import itertools
 import json
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from test_train_text_to_image import launch
 from test_trainer import make_config, read_log, run
@@ -14,6 +16,7 @@ from trainings import run_training
 from glide_cli import UserError
 from glide_pipelines.evaluation import DatasetImages, PipelineMetrics, SampledImages, generate_images
 from glide_pipelines.shapes.features import ShapesNetwork
+from glide_pipelines.training import log
 
 
 @pytest.fixture
@@ -86,17 +89,20 @@ def test_processes_share_the_work(folder, tmp_path):
     assert [line["validation_fid"] for line in two] == pytest.approx([line["validation_fid"] for line in one], rel=1e-3)
 
 
-def test_it_is_called_with_the_averaged_weights_at_checkpoints_of_its_own(tmp_path):
-    steps, saved = [], []
+def test_it_comes_with_checkpoints_of_its_own_and_takes_no_time_of_the_steps(tmp_path, monkeypatch):
+    steps, saved, seconds = [], [], itertools.count()
+    monkeypatch.setattr(log, "time", SimpleNamespace(monotonic=lambda: next(seconds), strftime=time.strftime))
 
     def measure(step):
         steps.append(step)
         saved.append((tmp_path / f"checkpoint-{step}").is_dir())
-        torch.randn(1)  # changes nothing
+        for _ in range(1000):
+            next(seconds)
         return {"validation_fid": 1.0}
 
     run(make_config(tmp_path, max_train_steps=5, validation_metrics_steps=2), on_validation=measure)
     assert steps == [2, 4, 5] and all(saved)
+    assert all(line.get("seconds_per_step", 0) < 10 for line in read_log(tmp_path))
 
 
 @pytest.mark.parametrize(
