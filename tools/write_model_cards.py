@@ -1,6 +1,8 @@
-"""Write the model cards of the checkpoints that ship, from the figures of `glide evaluate-shapes`.
+"""Write the model cards of the checkpoints that ship, from the figures of `glide evaluate-shapes`, and of
+`glide evaluate` for the emoji.
 
     python tools/write_model_cards.py --text-to-image figures.json --inpaint inpaint.json --noised-clip clip.json
+    python tools/write_model_cards.py --emoji runs/emoji-trained/results.json runs/emoji-held-out/results.json
 
 Each is the README.md of its checkpoint's folder, and shows samples.png if that lies there. What is not given stays as
 it is.
@@ -12,12 +14,14 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glide_cli import Parser, exit_code
 from glide_cli.options import input_file
-from glide_pipelines import shapes_checkpoint
+from glide_pipelines.checkpoints import ROOT
 from glide_pipelines.conversion.model_card import model_card
+from glide_pipelines.emoji import HELD_OUT, NOTICE
+from glide_pipelines.evaluation import table
 from glide_pipelines.shapes.edit_evaluation import edit_table
 from glide_pipelines.shapes.evaluation import guidance_table
 from glide_pipelines.shapes.retrieval import retrieval_table
@@ -92,10 +96,53 @@ def noised_clip(results: dict[str, Any]) -> dict[str, str]:
     }
 
 
-CARDS: dict[str, tuple[str, str, Callable[[dict[str, Any]], dict[str, str]]]] = {
-    "text-to-image": ("GLIDE (shapes)", "text-to-image", text_to_image),
-    "inpaint": ("GLIDE (shapes), inpainting", "image-to-image", inpaint),
-    "noised-clip": ("Noised CLIP (shapes)", "zero-shot-image-classification", noised_clip),
+def emoji(trained: dict[str, Any], held_out: dict[str, Any]) -> dict[str, str]:
+    """The sections of the card of the text-to-image pair of emoji."""
+    return {
+        "": "GLIDE at the size of a laptop, trained from scratch on Microsoft's Fluent emoji: a base model that "
+        "generates 32 x 32 pixels from a caption and an upsampler to 128 x 128. Both predict v in place of noise "
+        "(arXiv 2202.00512).",
+        "Use": f"{INSTALL}```python\nfrom glide_pipelines import GLIDEPipeline, pretrained_checkpoint\n\n"
+        'pipe = GLIDEPipeline.from_pretrained(pretrained_checkpoint("emoji"))\n'
+        'pipe("a slice of pizza").images[0].save("image.png")\n```',
+        "What it was trained on": "1,333 emoji on plain backgrounds, with captions made from their names. "
+        f"{len(HELD_OUT)} others, combinations of parts that these show apart, were kept back. How it was trained, "
+        "command by command: `docs/emoji.md` of glide-pipelines.",
+        "What it can do": "A classifier that was trained on the true images alone says which of 1,377 emoji an image "
+        f"shows. How often that is the one that was asked for, of those that were trained ({_sampling(trained)}):\n\n"
+        f"{table([trained['real'], *trained['sweep']])}\n\n"
+        f"and of those that were kept back:\n\n{table([held_out['real'], *held_out['sweep']])}",
+        "What it cannot do": "It has seen one image of each emoji, and what it generates for a name that it knows is "
+        "that image again, more or less. A new combination comes out right far less often, as the second table shows. "
+        "It knows the words of its captions and no others, no scenes, and no letters.",
+    }
+
+
+class Card(NamedTuple):
+    """What a card says beside its sections, which are made from figures."""
+
+    title: str
+    task: str
+    sections: Callable[..., dict[str, str]]
+    folder: str
+    tag: str = "shapes"
+    licence: str = LICENCE
+    notice: str | None = None
+
+
+CARDS = {
+    "text-to-image": Card("GLIDE (shapes)", "text-to-image", text_to_image, "text-to-image"),
+    "inpaint": Card("GLIDE (shapes), inpainting", "image-to-image", inpaint, "inpaint"),
+    "noised-clip": Card("Noised CLIP (shapes)", "zero-shot-image-classification", noised_clip, "noised-clip"),
+    "emoji": Card(
+        "GLIDE (emoji)",
+        "text-to-image",
+        emoji,
+        "emoji/text-to-image",
+        "emoji",
+        f"{LICENCE} The images that it learned from are under the MIT licence: NOTICE.md.",
+        NOTICE,
+    ),
 }
 
 
@@ -111,22 +158,33 @@ def _settings(results: dict[str, Any]) -> str:
     )
 
 
+def _sampling(results: dict[str, Any]) -> str:
+    settings = results["settings"]
+    steps = "the default steps" if settings["steps"] is None else f"{settings['steps']} steps"
+    return f"{settings['num_captions']} of them, {steps}, {settings['dtype']}"
+
+
 def write(argv: list[str] | None) -> None:
     """Write the cards whose figures are given."""
     parser = Parser(description=__doc__)
     for name in CARDS:
-        parser.add_argument(f"--{name}", type=input_file, metavar="JSON", help="its figures")
-    parser.add_argument("--output", type=Path, help="folder of the checkpoints (default: the package's own)")
-    for name, file in vars(args := parser.parse_args(argv)).items():
-        if name == "output" or file is None:
+        count = 2 if name == "emoji" else 1
+        parser.add_argument(f"--{name}", type=input_file, nargs=count, metavar="JSON", help="its figures")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT, help="folder of the checkpoints (default: the package's own)"
+    )
+    args = parser.parse_args(argv)
+    for name, card in CARDS.items():
+        files = getattr(args, name.replace("-", "_"))
+        if files is None:
             continue
-        name = name.replace("_", "-")
-        title, task, sections = CARDS[name]
-        written = sections(json.loads(file.read_text(encoding="utf-8")))
-        folder = shapes_checkpoint(name) if args.output is None else args.output / name
+        written = card.sections(*(json.loads(file.read_text(encoding="utf-8")) for file in files))
+        folder = args.output / card.folder
         samples = SAMPLES if (folder / "samples.png").is_file() else {}
-        card = model_card(title, {**written, **samples, "Licence": LICENCE}, "apache-2.0", ["shapes"], task)
-        card.save(folder / "README.md")
+        sections = {**written, **samples, "Licence": card.licence}
+        model_card(card.title, sections, "apache-2.0", [card.tag], card.task).save(folder / "README.md")
+        if card.notice is not None:
+            (folder / "NOTICE.md").write_text(card.notice, encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:

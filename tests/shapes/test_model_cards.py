@@ -63,6 +63,23 @@ def test_a_card_holds_its_figures_and_what_the_hub_asks(tmp_path, name, task, sh
     compile(code, name, "exec")
 
 
+def test_the_card_of_the_emoji_names_the_licence_of_their_images(tmp_path):
+    row = {"name": "guidance-3", "fid": 12.3, "top1": 81.2, "top5": 95.3}
+    results = {"settings": SETTINGS, "real": {"name": "real images", "top1": 99.0, "top5": 100.0}, "sweep": [row]}
+    for name, share in (("trained", 81.2), ("held-out", 22.7)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**results, "sweep": [row | {"top1": share}]}))
+    folder = tmp_path / "emoji/text-to-image"
+    folder.mkdir(parents=True)
+    script = load_script("write_model_cards", folder="tools")
+    script.main(
+        ["--emoji", *(str(tmp_path / f"{name}.json") for name in ("trained", "held-out")), "--output", str(tmp_path)]
+    )
+    card = ModelCard.load(folder / "README.md")
+    assert "emoji" in card.data.tags and card.text.index("81.2") < card.text.index("22.7")
+    assert "MIT licence: NOTICE.md" in card.text and "Microsoft" in (folder / "NOTICE.md").read_text()
+    compile(card.text.split("```python")[1].split("```")[0], "emoji", "exec")
+
+
 def test_cards_whose_figures_are_not_given_stay(tmp_path):
     load_script("write_model_cards", folder="tools").main(["--output", str(tmp_path)])
     assert not any(tmp_path.iterdir())
