@@ -23,6 +23,9 @@ from ..schedulers import GLIDEDDIMScheduler
 from .trainer import LossFunction
 
 
+# What an error of the noise may count in x_0, sqrt(1 - alpha_bar_t) / sqrt(alpha_bar_t) times. It is 157 times at the
+# end of the linear schedule, but 20,000 times at that of the cosine one, whose last timesteps say nothing of the image.
+MAX_SIGMA = 200.0
 # An error of the noise counts 1 / alpha_bar_t times as much as one of v, but no more than this: at the noisiest
 # timestep it would be thousands of times, and little else be learned.
 MAX_NOISE_WEIGHT = 100.0
@@ -36,15 +39,14 @@ class Distillation:
     Args:
         teacher ([`Stage`]): A trained stage, which may itself be a student of more steps.
         tokenizer (`PreTrainedTokenizerBase`): The text encoder's.
-        timesteps (`int` or `Sequence[int]`, defaults to 4): The student's steps: their number, spread evenly with the
-            noisiest timestep as the first, or the timesteps themselves, descending.
+        timesteps (`int` or `Sequence[int]`, defaults to 4): The student's steps: their number, spread evenly from the
+            noisiest timestep that says something of the image (999 of the linear schedule, 995 of the cosine one), or
+            the timesteps themselves, descending.
         teacher_steps (`int`, defaults to 2): Steps of the teacher for each of them, spread evenly between.
         guidance_scale (`float`, defaults to 1.0): Classifier-free guidance of the teacher, which the student then needs
             no more. Upsamplers are not guided.
         prediction_type (`str`, *optional*): What the student predicts, `"epsilon"` or `"v_prediction"`; by default what
-            its teacher does, from which it then starts. In x_0 an error of the noise counts 1 / sqrt(alpha_bar_t)
-            times, which is 20,000 at the end of the cosine schedule: there let `timesteps` begin with an earlier one,
-            or the student learn to predict v, which takes longer.
+            its teacher does, from which it then starts. To learn another prediction takes longer.
         low_res_consistency (`bool`, defaults to `False`): As the pipeline samples the teacher, see [`GLIDEPipeline`].
 
     Attributes:
@@ -78,28 +80,38 @@ class Distillation:
         given: Any = teacher.scheduler
         teacher_scheduler = GLIDEDDIMScheduler.from_config(given.config)
         schedule = GLIDEDDIMScheduler.from_config(given.config, trained_timesteps=None, timestep_spacing="trailing")
+        noisiest = int((schedule.train_process.sigmas <= MAX_SIGMA).sum()) - 1
         if isinstance(timesteps, int):
             schedule.set_timesteps(timesteps)
+            steps = [min(timestep, noisiest) for timestep in schedule.timesteps.tolist()]
         else:
             schedule.set_timesteps(timesteps=timesteps)
-        steps = schedule.timesteps.tolist()
+            steps = schedule.timesteps.tolist()
+            if steps[0] > noisiest:
+                raise ValueError(
+                    f"`timesteps` must begin at {noisiest} or below on this noise schedule: x_t says nothing of the "
+                    f"image above it. Got {steps[0]}."
+                )
         changes = {} if prediction_type is None else {"prediction_type": prediction_type}
         self.scheduler = GLIDEDDIMScheduler.from_config(given.config, trained_timesteps=steps, **changes)
         self.scheduler.set_timesteps(len(steps))
         if teacher_steps > min(above - below for above, below in pairwise([*steps, -1])):
             raise ValueError(f"`teacher_steps` {teacher_steps} do not fit between the timesteps {steps}.")
-        # -1 is the clean image.
-        teacher_timesteps = [
-            round(above + (below - above) * part / teacher_steps)
-            for above, below in pairwise([*steps, -1])
-            for part in range(teacher_steps)
-        ]
         trained = teacher_scheduler.config.trained_timesteps
-        if trained is not None and list(trained) != teacher_timesteps:
-            raise ValueError(
-                f"`teacher` is itself a student, of the timesteps {list(trained)}, and cannot be sampled at "
-                f"{teacher_timesteps}: let `timesteps` be every n-th of its own, and `teacher_steps` be n."
-            )
+        if trained is None:
+            # -1 is the clean image.
+            teacher_timesteps = [
+                round(above + (below - above) * part / teacher_steps)
+                for above, below in pairwise([*steps, -1])
+                for part in range(teacher_steps)
+            ]
+        else:
+            teacher_timesteps = list(trained)
+            if teacher_timesteps[::teacher_steps] != steps or len(trained) != len(steps) * teacher_steps:
+                raise ValueError(
+                    f"`teacher` is itself a student, of the timesteps {teacher_timesteps}: `timesteps` must be every "
+                    f"n-th of them, with `teacher_steps` n, got {steps} and {teacher_steps}."
+                )
         self._run = SchedulerRun(teacher_scheduler, timesteps=teacher_timesteps)
 
     def new_student(self) -> Stage:

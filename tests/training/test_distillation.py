@@ -164,7 +164,7 @@ def test_a_pair_of_students_generates_by_its_own_defaults(teacher, tmp_path, cap
     distill(teacher, tmp_path / "super-res", "--stage", "super_res", "--num_inference_steps", "2", *pair)
     half = load(tmp_path / "pair")
     assert half.default_guidance_scale == 2.0 and half.config.low_res_consistency
-    distill(teacher, tmp_path / "base", "--timesteps", "999", "600", "200", *pair)
+    distill(teacher, tmp_path / "base", "--timesteps", "990", "600", "200", *pair)
 
     pipe, visited = load(tmp_path / "pair"), []
     assert pipe.default_guidance_scale == 1.0 and pipe.config.low_res_consistency
@@ -175,7 +175,7 @@ def test_a_pair_of_students_generates_by_its_own_defaults(teacher, tmp_path, cap
     keep = lambda pipe, step, timestep, tensors: visited.append(timestep.item()) or tensors  # noqa: E731
     call = {"prompt": "a red circle", "output_type": "pt", "callback_on_step_end": keep}
     own = pipe(**call, generator=torch.manual_seed(0)).images
-    assert visited == [999, 600, 200, 999, 499]
+    assert visited == [990, 600, 200, 999, 499]
     # As does who passes what is known of it.
     asked = {"num_inference_steps": 3, "super_res_num_inference_steps": 2, "guidance_scale": 1}
     assert torch.equal(pipe(**call, **asked, generator=torch.manual_seed(0)).images, own)
@@ -204,11 +204,11 @@ def test_a_resumed_run_equals_an_unbroken_one(teacher, tmp_path):
 def test_a_student_of_a_student(teacher, tmp_path):
     distill(teacher, tmp_path / "four", "--num_inference_steps", "4", steps=1)
     four = tmp_path / "four" / "pipeline"
-    with pytest.raises(ValueError, match=r"`teacher` is itself a student, of the timesteps \[999, 749, 499, 249\]"):
+    with pytest.raises(ValueError, match=r"`teacher` is itself a student, of the timesteps \[995, 749, 499, 249\]"):
         distill(four, tmp_path / "three", "--num_inference_steps", "3", steps=1)
     distill(four, tmp_path / "two", "--num_inference_steps", "2", "--prediction_type", "v_prediction", steps=1)
     two = load(tmp_path / "two" / "pipeline")
-    assert two.scheduler.config.trained_timesteps == [999, 499] and two.default_guidance_scale == 1.0
+    assert two.scheduler.config.trained_timesteps == [995, 499] and two.default_guidance_scale == 1.0
     assert two.scheduler.config.prediction_type == "v_prediction"
     # Which has forgotten the other timesteps.
     with pytest.raises(ValueError, match="`stage` must know all timesteps to be trained"):
@@ -230,7 +230,8 @@ def test_held_out_images_have_a_loss_of_the_student(teacher, tmp_path):
     ("options", "message"),
     [
         (("--timesteps", "500", "900"), "`timesteps` must be a non-empty, strictly descending list"),
-        (("--timesteps", "999", "1"), "`teacher_steps` 3 do not fit between the timesteps"),
+        (("--timesteps", "900", "1"), "`teacher_steps` 3 do not fit between the timesteps"),
+        (("--timesteps", "999", "500"), "`timesteps` must begin at 995 or below on this noise schedule"),
         (("--num_inference_steps", "1001"), "`num_inference_steps` must lie between 1 and the 1000"),
         (("--resolution", "16"), "`resolution` must be that of the teacher, 8, got 16"),
         (("--stage", "super_res", "--guidance_scale", "3"), "`guidance_scale` must be 1: upsamplers are not guided"),
