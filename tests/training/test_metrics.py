@@ -81,8 +81,8 @@ def test_the_log_of_a_run_has_them(folder, tmp_path):
 
 @pytest.mark.slow
 def test_processes_share_the_work(folder, tmp_path):
-    run_training("text-to-image", arguments(folder, *METRICS, "--learning_rate", "0"))
-    result = launch(2, arguments(folder, *METRICS, "--learning_rate", "0", "--output_dir", str(tmp_path / "two")))
+    run_training("text-to-image", arguments(folder, *METRICS, "--learning_rate", "1e-9"))
+    result = launch(2, arguments(folder, *METRICS, "--learning_rate", "1e-9", "--output_dir", str(tmp_path / "two")))
     assert result.returncode == 0, result.stderr
     one, two = ([line for line in read_log(tmp_path / n) if "validation_fid" in line] for n in ("run", "two"))
     assert [line["step"] for line in two] == [line["step"] for line in one] == [2, 3]
