@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from test_trainer import make_config, read_checkpoint
+from test_trainer import assert_equal, make_config, read_checkpoint
 from tiny import tiny_inpaint_pipeline, tiny_pipeline, tiny_text_encoder, tiny_tokenizer, tiny_unet
 from trainings import run_training
 
@@ -29,9 +29,10 @@ def graphs():
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-def train(folder, compile=True, validate=None, lora=None, **changes):
+def train(folder, compile=True, dropout=0.0, validate=None, lora=None, **changes):
     """A run of a tiny base; returns the stage. `validate` is given it at each checkpoint."""
-    stage = Stage("base", tiny_text_encoder(0), tiny_unet(seed=1), tiny_pipeline(upsampler=False).scheduler)
+    unet, scheduler = tiny_unet(seed=1, dropout=dropout), tiny_pipeline(upsampler=False).scheduler
+    stage = Stage("base", tiny_text_encoder(0), unet, scheduler)
     on_checkpoint = None if validate is None else lambda step: validate(stage)
     dataset = TextToImageDataset(ShapesSource(8, 0), tiny_tokenizer(), TimestepWeighting(1000), 0)
     # Where the gradient is zero in exact arithmetic, AdamW would blow rounding up to full steps.
@@ -52,6 +53,13 @@ def test_a_compiled_run_is_the_same_run(tmp_path, quick, rank):
     assert one.keys() == other.keys()
     for name, value in other.items():
         torch.testing.assert_close(one[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(tmp_path, quick):
+    train(tmp_path / "unbroken", dropout=0.2, max_train_steps=2)
+    train(tmp_path / "resumed", dropout=0.2, max_train_steps=1)
+    train(tmp_path / "resumed", dropout=0.2, max_train_steps=2, resume_from_checkpoint="latest")
+    assert_equal(*(read_checkpoint(tmp_path / name / "checkpoint-2") for name in ("unbroken", "resumed")))
 
 
 def test_validation_compiles_nothing(tmp_path, quick):
