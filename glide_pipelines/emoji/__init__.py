@@ -5,6 +5,7 @@ from .captions import Emoji, captions, phrases
 from .held_out import HELD_OUT
 from .notice import NOTICE
 from .sources import Package, fetch_package, open_package
+from .vocabulary import prompt_warning
 
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "open_package",
     "phrases",
     "place",
+    "prompt_warning",
 ]
