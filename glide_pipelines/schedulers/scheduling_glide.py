@@ -268,9 +268,13 @@ class GLIDEScheduler(DDPMScheduler):
 
 
 def noise_of_prediction(
-    prediction_type: str, process: GaussianDiffusion, prediction: torch.Tensor, x_t: torch.Tensor, step: int
+    prediction_type: str,
+    process: GaussianDiffusion,
+    prediction: torch.Tensor,
+    x_t: torch.Tensor,
+    step: int | torch.Tensor,
 ) -> torch.Tensor:
-    """The noise eps that a model's prediction stands for, at a step of the process."""
+    """The noise eps that a model's prediction stands for, at a step of the process, or at one for each example."""
     return prediction if prediction_type == "epsilon" else process.noise_of_velocity(x_t, prediction, step)
 
 
