@@ -222,13 +222,16 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
             self._encode_call(call)
 
             # 3. Repaint one part of the images after the other: each shows what was repainted before it.
-            of = [index for index in range(call.batch_size) for _ in range(num_images_per_prompt)]
-            images, masks, parts = [images[n] for n in of], [masks[n] for n in of], [parts[n] for n in of]
+            image_of = [index for index in range(call.batch_size) for _ in range(num_images_per_prompt)]
+            images = [images[index] for index in image_of]
+            masks = [masks[index] for index in image_of]
+            parts = [parts[index] for index in image_of]
             for number in range(num_parts):
                 call.part = f", part {number + 1} of {num_parts}" if num_parts > 1 else ""
                 # An image with fewer parts than others is only shown once more: nothing in it is white any longer.
                 areas = [each[min(number, len(each) - 1)].area for each in parts]
                 shown = [area.extract(image) for area, image in zip(areas, images, strict=True)]
+                # What stands in the holes of later parts is to go, and is not shown.
                 holes = [area.extract_mask(mask) for area, mask in zip(areas, masks, strict=True)]
                 repainted = self._repaint(call, shown, holes, padded_size, latents, super_res_latents, num_resample)
                 pasted = (_put_in(*each, number) for each in zip(repainted, images, masks, parts, strict=True))
