@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also measure how often --features, an image classifier, finds the class that this column names",
     )
     add("--num-captions", type=positive_int, default=512, metavar="N", help="so many (default: %(default)s)")
+    add("--shuffle", action="store_true", help="a random choice of them, by --seed, in place of the first")
     add = parser.add_argument_group("by what").add_argument
     add(
         "--features",

@@ -103,6 +103,7 @@ def load_images(args: argparse.Namespace) -> ShapesImages | DatasetImages:
         args.image_column,
         args.caption_column,
         args.label_column,
+        args.seed if args.shuffle else None,
     )
 
 

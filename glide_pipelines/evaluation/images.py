@@ -54,6 +54,7 @@ class DatasetImages:
         image_column, caption_column (`str`): Columns of the dataset. Of a list of captions, the first that is not blank
             is taken.
         label_column (`str`, *optional*): The column that names the class of each image, for a classifier to find.
+        shuffle_seed (`int`, *optional*): Take images in an order that is random by this seed, in place of the first.
 
     Raises:
         ImportError: if `datasets` is not installed.
@@ -69,6 +70,7 @@ class DatasetImages:
         image_column: str = "image",
         caption_column: str = "text",
         label_column: str | None = None,
+        shuffle_seed: int | None = None,
     ) -> None:
         if data_dir is not None and not Path(data_dir).is_dir():
             raise ValueError(f"`data_dir` must be a folder, got {data_dir!r}.")
@@ -85,6 +87,8 @@ class DatasetImages:
             # A DatasetGenerationError says of itself only that it occurred.
             reason = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
             raise ValueError(f"{what} cannot be read: {reason}") from error
+        if shuffle_seed is not None:
+            rows = rows.shuffle(seed=shuffle_seed, keep_in_memory=True)
         rows = rows.select(range(min(num_captions, len(rows))))
         # Training takes a blank caption for the empty prompt; here it is nothing to measure an image against.
         captions = [next(filter(str.strip, captions_of(value)), None) for value in rows[caption_column]]

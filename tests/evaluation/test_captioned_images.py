@@ -45,6 +45,16 @@ def test_pictures_of_a_folder_in_their_order(folder):
     assert len(DatasetImages(100, data_dir=folder()).captions) == 4
 
 
+def test_a_random_choice_keeps_images_and_captions_together(folder):
+    first = DatasetImages(4, data_dir=folder())
+    for seed in range(3):
+        some = DatasetImages(2, data_dir=folder(), shuffle_seed=seed)
+        places = [first.captions.index(caption) for caption in some.captions]
+        assert [some.name(0), some.name(1)] == [first.name(place) for place in places]
+        assert DatasetImages(2, data_dir=folder(), shuffle_seed=seed).captions == some.captions
+    assert len({DatasetImages(1, data_dir=folder(), shuffle_seed=seed).captions[0] for seed in range(8)}) > 1
+
+
 def test_the_column_of_classes(folder):
     data = folder(["one", "two"])
     assert DatasetImages(1, data_dir=data).labels is None
