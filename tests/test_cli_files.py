@@ -390,7 +390,7 @@ def test_loras_are_scaled_and_remembered(draw, new, model, tmp_path):
         (["--guidance-interval", "0", "2"], "from 0 to 1"),
         (["--animate", "x.png"], ".gif or .webp"),
         (["--lora", "missing"], "--lora missing"),
-        (["--model", "emoji"], "shapes ("),
+        (["--model", "birds"], "shapes ("),
     ],
 )
 def test_a_bad_option(glide, model, tmp_path, options, words):
