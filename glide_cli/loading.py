@@ -120,6 +120,14 @@ def find_model(model: str | None, checkpoint: str = "text-to-image", option: str
         raise UserError(f"{option} {model}: no such folder; {error}") from error
 
 
+def find_inpaint_model(name: str | None) -> str | None:
+    """The fine-tuned model that ships beside one; another model inpaints itself, in the implicit mode."""
+    try:
+        return None if name and os.path.isdir(name) else str(pretrained_checkpoint(name or "shapes", "inpaint"))
+    except ValueError:
+        return None
+
+
 def other_scheduler(current: SchedulerMixin, name: str) -> SchedulerMixin:
     """The scheduler of this name of `SCHEDULERS`, with the noise schedule of the current scheduler."""
     path, settings = SCHEDULERS[name]

@@ -33,6 +33,7 @@ from .errors import UserError
 from .loading import (
     find_device,
     find_dtype,
+    find_inpaint_model,
     find_model,
     load_pipeline,
     model_values,
@@ -157,7 +158,8 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
 def _load(args: argparse.Namespace) -> DiffusionPipeline:
     """The pipeline of the task that the options make."""
     task, loaded_as = _task(args)
-    checkpoint = "text-to-image" if args.mask is None else "inpaint"
+    # A world without an inpainting model inpaints in the implicit mode.
+    checkpoint = "text-to-image" if args.mask is None or find_inpaint_model(args.model) is None else "inpaint"
     pipe = load_pipeline(
         **model_values(args), checkpoint=checkpoint, pipeline_class=loaded_as, upsample=not args.no_upsample
     )

@@ -7,7 +7,6 @@ import argparse
 import itertools
 import logging
 import math
-import os
 import queue
 import secrets
 import threading
@@ -29,13 +28,12 @@ from glide_pipelines import (
     GLIDEPipeline,
     GLIDESuperResolutionPipeline,
 )
-from glide_pipelines.checkpoints import pretrained_checkpoint
 from glide_pipelines.metadata import text_chunks
 
 from . import options
 from .draw import OF_THE_BASE_MODEL
 from .errors import UserError
-from .loading import load_pipeline, model_values, other_scheduler, step_values
+from .loading import find_inpaint_model, load_pipeline, model_values, other_scheduler, step_values
 from .records import about_images, make_record
 
 
@@ -465,14 +463,6 @@ def load_studio(args: argparse.Namespace) -> Studio:
         models[name or "shapes"] = make_ready(pipe, edits)
     names = ("super_res_steps", "scheduler", "super_res_scheduler", "inpaint_model")
     return Studio(models, {name: getattr(args, name) for name in names})
-
-
-def find_inpaint_model(name: str | None) -> str | None:
-    """The fine-tuned model that ships beside one; another model inpaints itself, in the implicit mode."""
-    try:
-        return None if name and os.path.isdir(name) else str(pretrained_checkpoint(name or "shapes", "inpaint"))
-    except ValueError:
-        return None
 
 
 def make_ready(pipe: DiffusionPipeline, inpaint: DiffusionPipeline) -> dict[str, DiffusionPipeline]:

@@ -410,6 +410,15 @@ def test_the_names_of_what_ships(glide, tmp_path):
     with pytest.raises(ValueError, match=r"shapes \(features, inpaint, noised-clip, text-to-image\), got 'x'"):
         pretrained_checkpoint("x")
     assert loading.find_model("shapes", "inpaint") == str(shapes_checkpoint("inpaint"))
+    assert loading.find_inpaint_model(None) == str(shapes_checkpoint("inpaint"))
+
+
+def test_a_world_without_an_inpainting_model_inpaints_in_the_implicit_mode(glide, tmp_path):
+    for name, mode, colour in (("image", "RGB", "white"), ("mask", "L", "white")):
+        Image.new(mode, (32, 32), colour).save(tmp_path / f"{name}.png")
+    files = ["--image", tmp_path / "image.png", "--mask", tmp_path / "mask.png", "-o", tmp_path / "edited.png"]
+    code, _, said = glide("a taxi", "--model", "emoji", "--steps", "1", "--super-res-steps", "1", *files)
+    assert code == 0 and (tmp_path / "edited.png").is_file(), said
 
 
 def test_a_world_has_a_folder_of_its_own(tmp_path, monkeypatch):

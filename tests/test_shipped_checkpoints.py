@@ -16,8 +16,10 @@ from glide_pipelines import (
     GLIDEInpaintPipeline,
     GLIDEPipeline,
     NoisedCLIPModel,
+    pretrained_checkpoint,
     shapes_checkpoint,
 )
+from glide_pipelines.evaluation import load_feature_network
 from glide_pipelines.images import to_tensor
 from glide_pipelines.models import tokenize_prompts
 from glide_pipelines.shapes import Object, Scene, judge, render
@@ -45,6 +47,36 @@ def seeds():
 def test_they_are_small(name, megabytes):
     size = sum(file.stat().st_size for file in shapes_checkpoint(name).rglob("*") if file.is_file())
     assert size < megabytes * 1e6
+
+
+@pytest.mark.parametrize(("name", "megabytes"), [("text-to-image", 25), ("features", 4)])
+def test_the_emoji_are_small(name, megabytes):
+    folder = pretrained_checkpoint("emoji", name)
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < megabytes * 1e6
+
+
+def test_the_emoji_that_are_asked_for_are_recognised():
+    """By the classifier that ships beside the model, in ten steps and both stages."""
+    names = ["a taxi", "a slice of pizza", "a red heart", "a red apple", "a guitar", "a rocket", "a tiger face", "a tree"]
+    network = load_feature_network(str(pretrained_checkpoint("emoji", "features")))
+    names = [name for name in names if name in network.class_names]
+    pipe = GLIDEPipeline.from_pretrained(pretrained_checkpoint("emoji"))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(names))]
+    images = pipe(names, num_inference_steps=10, super_res_num_inference_steps=5, generator=generators).images
+    assert {image.size for image in images} == {(128, 128)}
+    pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+    best = network(pixels).log_probabilities.topk(5).indices
+    found = [network.class_names.index(name) in five for name, five in zip(names, best.tolist(), strict=True)]
+    assert len(names) >= 6 and sum(found) >= len(names) - 1
+
+
+def test_the_emoji_name_words_that_they_never_read(caplog):
+    pipe = GLIDEPipeline.from_pretrained(pretrained_checkpoint("emoji"), super_res_unet=None)
+    pipe.set_progress_bar_config(disable=True)
+    pipe("a corgi", num_inference_steps=1)
+    assert "never read 'corgi'" in caplog.text
 
 
 def test_the_base_draws_what_is_asked():
