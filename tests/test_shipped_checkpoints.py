@@ -57,9 +57,8 @@ def test_the_emoji_are_small(name, megabytes):
 
 def test_the_emoji_that_are_asked_for_are_recognised():
     """By the classifier that ships beside the model, in ten steps and both stages."""
-    names = ["a taxi", "a slice of pizza", "a red heart", "a red apple", "a guitar", "a rocket", "a tiger face", "a tree"]
+    names = ["a taxi", "a slice of pizza", "a red heart", "a guitar", "a rocket", "a tiger face"]
     network = load_feature_network(str(pretrained_checkpoint("emoji", "features")))
-    names = [name for name in names if name in network.class_names]
     pipe = GLIDEPipeline.from_pretrained(pretrained_checkpoint("emoji"))
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
@@ -69,7 +68,7 @@ def test_the_emoji_that_are_asked_for_are_recognised():
     pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
     best = network(pixels).log_probabilities.topk(5).indices
     found = [network.class_names.index(name) in five for name, five in zip(names, best.tolist(), strict=True)]
-    assert len(names) >= 6 and sum(found) >= len(names) - 1
+    assert sum(found) >= len(names) - 1
 
 
 def test_the_emoji_name_words_that_they_never_read(caplog):
