@@ -245,6 +245,7 @@ def accept(tmp_path, monkeypatch):
         words = shlex.split(command, comments=True)
         for option, value in itertools.pairwise(words):
             if option in ("--image", "--mask", "--like"):
+                Path(value).parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (8, 8)).save(value)
             elif option == "--prompts":
                 Path(value).write_text("a red circle")

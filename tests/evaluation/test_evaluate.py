@@ -25,7 +25,7 @@ from scripts import load_script
 from tiny import tiny_clip, tiny_components, tiny_inpaint_pipeline, tiny_pipeline, tiny_tokenizer, tiny_unet
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from glide_pipelines import GLIDEPipeline, shapes_checkpoint
+from glide_pipelines import GLIDEPipeline
 from glide_pipelines.evaluation import (
     BOTH,
     CLASSIFIER_FREE,
@@ -500,10 +500,7 @@ def test_the_comparison_is_the_evaluation_with_its_choices_made(monkeypatch, cap
     tiny_tokenizer().save_pretrained(tmp_path / "clip")
     comparison = load_script("compare_guidance", folder="tools")
 
-    def shipped(name):
-        return tmp_path / "clip" if name == "noised-clip" else shapes_checkpoint(name)
-
-    monkeypatch.setattr("glide_cli.run_evaluate.shapes_checkpoint", shipped)
+    monkeypatch.setattr("glide_cli.run_evaluate.shipped", lambda name, checkpoint: str(tmp_path / "clip"))
     few = ("--guidance-scale", "1", "3", "--clip-guidance-scale", "50")
     options = ("--output", tmp_path / "out", "--model", tmp_path / "model", *QUICK, *few)
     assert comparison.main([str(option) for option in options]) == 0, capsys.readouterr().err
@@ -533,7 +530,7 @@ def test_the_comparison_needs_no_clip_to_explain_itself(monkeypatch, capsys, mod
     with pytest.raises(SystemExit) as exit_:
         comparison.main(["--help"])
     assert exit_.value.code == 0 and "--clip-beside" in capsys.readouterr().out
-    monkeypatch.setattr("glide_cli.run_evaluate.shapes_checkpoint", lambda name: tmp_path / "nothing")
+    monkeypatch.setattr("glide_cli.run_evaluate.shipped", lambda name, checkpoint: str(tmp_path / "nothing"))
     assert comparison.main(["--output", str(tmp_path / "out"), "--model", model, "--device", "cpu"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and err.startswith("compare_guidance.py: error:")

@@ -60,7 +60,7 @@ class Drawer:
 
     default_size, scale_factor, device = (64, 64), 1, torch.device("cpu")
     scheduler = super_res_scheduler = super_res_unet = None
-    components = {}
+    components = stages = {}
 
     def __init__(self, examples, alter=lambda scene: scene):
         self.scenes = {str(caption): alter(scene) for scene, caption in examples}
@@ -417,7 +417,7 @@ def test_the_grid_has_a_caption_under_each_picture(monkeypatch, tmp_path):
     world = ShapesWorld(0, held_out=True)
     drawer = Drawer([world.example(index) for index in range(100)])
     monkeypatch.setattr(script.GLIDEPipeline, "from_pretrained", lambda model: drawer)
-    script.main(["--output", str(tmp_path / "grid.png"), "--model", "any"])
+    script.main(["--output", str(tmp_path / "grid.png"), "--model", str(tmp_path)])
     captions = drawer.calls[0]["prompt"]
     assert len(captions) == 16 and max(map(len, captions)) <= script.MAX_LETTERS
     grid = Image.open(tmp_path / "grid.png")
