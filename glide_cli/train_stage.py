@@ -98,7 +98,7 @@ def _text_to_image_parts(args: argparse.Namespace, data: TrainingData, accelerat
                 )
         parts.stage.text_encoder = text_encoder
     scheduler: Any = parts.stage.scheduler
-    wanted, current = args.prediction_type, scheduler.config.prediction_type
+    wanted, current = args.prediction_type, scheduler.config.get("prediction_type", "epsilon")
     if wanted not in (None, current):
         if args.pretrained_model_name_or_path is not None:
             accelerator.print(f"From now on the model learns {wanted}, in place of {current}.")
