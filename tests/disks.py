@@ -17,4 +17,5 @@ def disk(folder, size):
     try:
         yield
     finally:
-        subprocess.run(["umount", folder], check=True)
+        # Lazily: a server that still runs may hold a file open for a moment.
+        subprocess.run(["umount", "--lazy", folder], check=True)
