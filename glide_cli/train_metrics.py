@@ -21,9 +21,9 @@ def add_metrics_options(add: Callable[..., Any]) -> None:
     """How often images of the held-out captions are generated and measured, and by what."""
     every = "steps between two measurements of images that are generated from the captions of --validation_data_dir"
     add("--validation_metrics_steps", type=positive_int, metavar="N", help=every)
-    network = "for the FID, precision and recall: inception, shapes, or a vision model of transformers"
+    network = "for the FID, precision and recall: that of a world that ships, inception, or a model of transformers"
     add("--features", metavar="NAME", help=network)
-    add("--clip", metavar="NAME", help="CLIP of the CLIP score: shapes, or a CLIP (default: none)")
+    add("--clip", metavar="NAME", help="CLIP of the CLIP score: that of a world that ships, or a CLIP (default: none)")
     steps = "steps of these images (default: the pipeline's)"
     add("--validation_inference_steps", type=positive_int, metavar="N", help=steps)
 

@@ -44,7 +44,7 @@ class GLIDEScheduler(DDPMScheduler):
             beta~ (`"fixed_small"`) or beta (`"fixed_large"`).
         clip_sample (`bool`, defaults to `True`): Clip x_0 to `[-clip_sample_range, clip_sample_range]` at each step.
         clip_sample_range (`float`, defaults to 1.0): See `clip_sample`.
-        prediction_type (`str`, defaults to `"epsilon"`): What the model predicts: GLIDE noise, a few-step student
+        prediction_type (`str`, defaults to `"epsilon"`): What the model predicts: noise, as GLIDE's own do, or
             `"v_prediction"` (arXiv 2202.00512, section 4).
         thresholding (`bool`, defaults to `False`): Dynamic thresholding of x_0 (Imagen, arXiv 2205.11487, section
             2.3), in place of clipping.
