@@ -16,7 +16,7 @@ from .options import add_model_options, add_sampling_options, port
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `glide app`."""
-    add_model_options(parser)
+    add_model_options(parser, default="emoji and shapes, two small ones that ship")
     shipped = "the one that ships with the model; other models inpaint too, in the implicit mode"
     parser.add_argument("--inpaint-model", metavar="MODEL", help=f"for the tab that edits (default: {shipped})")
     parser.add_argument(

@@ -182,7 +182,7 @@ NAME: {", ".join(SCHEDULERS)}.""",
     add("--no-upsample", action="store_const", const=True, help="stop at the base model's small image")
 
     model = parser.add_argument_group("which model, and where it runs")
-    add_model_options(model)
+    add_model_options(model, default="shapes or emoji, two small ones that ship, whichever knows the words")
     model.add_argument(
         "--lora",
         action="append",

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,17 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 
-from glide_pipelines import GLIDEPipeline, pretrained_checkpoint
+from glide_pipelines import GLIDEPipeline, emoji, pretrained_checkpoint, shapes
 
 from .errors import UserError
 from .options import SCHEDULERS
 
 
 UPSAMPLER = ("super_res_unet", "super_res_text_encoder", "super_res_scheduler")
+
+# What the models that ship say of a prompt that they do not know. The shapes come first: they know exactly what they
+# know, and the emoji take any prompt of words that they have read.
+WORLDS = {"shapes": shapes.prompt_warning, "emoji": emoji.prompt_warning}
 
 
 def model_values(args: argparse.Namespace) -> dict[str, Any]:
@@ -118,6 +122,12 @@ def find_model(model: str | None, checkpoint: str = "text-to-image", option: str
         return str(pretrained_checkpoint(model, checkpoint))
     except ValueError as error:
         raise UserError(f"{option} {model}: no such folder; {error}") from error
+
+
+def world_of(prompts: Sequence[str]) -> str:
+    """Of the worlds whose models ship the first that knows all of these prompts, or else the last."""
+    known = (world for world, warning in WORLDS.items() if not any(map(warning, prompts)))
+    return next(known, list(WORLDS)[-1])
 
 
 def find_inpaint_model(name: str | None) -> str | None:

@@ -91,14 +91,17 @@ def add_sampling_options(parser: argparse.ArgumentParser | argparse._ArgumentGro
     add("--super-res-scheduler", type=scheduler, metavar="NAME", help="of the upsampler")
 
 
-def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup, dtype: str | None = None) -> None:
+def add_model_options(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup,
+    dtype: str | None = None,
+    default: str = "shapes, a small one, which knows coloured shapes only",
+) -> None:
     """The model and where it runs, as [`loading.load_pipeline`] takes them; `dtype` is the default number format."""
     add = parser.add_argument
     add(
         "--model",
         metavar="MODEL",
-        help="a folder, a model of the Hugging Face Hub, or the name of one that ships (default: shapes, a small one, "
-        "which knows coloured shapes only)",
+        help=f"a folder, a model of the Hugging Face Hub, or the name of one that ships (default: {default})",
     )
     add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: cuda or mps where it works, else cpu)")
     add(

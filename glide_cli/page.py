@@ -45,16 +45,23 @@ from .studio import (
 )
 
 
-KNOWN = (
-    f"This model knows coloured shapes and nothing else: one to three of {', '.join(SHAPES)}, in {', '.join(COLOURS)}, "
-    f"on {', '.join(BACKGROUNDS)}."
-)
-PROMPTS = [
-    "a red circle above a blue square",
-    "a small yellow cross to the left of a cyan triangle",
-    "a large purple diamond on a black background",
-    "a green star",
-]
+# What a model of each world knows, and prompts to begin with.
+WORLDS = {
+    "shapes": (
+        f"This model knows coloured shapes and nothing else: one to three of {', '.join(SHAPES)}, in "
+        f"{', '.join(COLOURS)}, on {', '.join(BACKGROUNDS)}.",
+        [
+            "a red circle above a blue square",
+            "a small yellow cross to the left of a cyan triangle",
+            "a large purple diamond on a black background",
+            "a green star",
+        ],
+    ),
+    "emoji": (
+        "This model knows 1,333 emoji by their names, on a white or a coloured background.",
+        ["a taxi", "a slice of pizza", "a smiling face with sunglasses", "a red heart on a blue background"],
+    ),
+}
 DEFAULT_STEPS = 100  # of the base model, as in the released notebooks
 DEFAULT_SUPER_RES_STEPS = 27
 OWN_SCHEDULER = "the model's own"
@@ -213,7 +220,7 @@ class Tab:
         button, stop (`gr.Button`): Begin, and end.
         onward (`gr.Row`): Shown with the images; it holds `send`.
         send (`dict[str, gr.Button]`): Each takes an image on to the tab of its name.
-        examples (`gr.Column`): What only a model of the shapes world needs.
+        examples (`dict[str, gr.Column]`): Prompts to begin with, by the world that a model must know.
     """
 
     task: str
@@ -226,7 +233,7 @@ class Tab:
     stop: gr.Button
     onward: gr.Row
     send: dict[str, gr.Button]
-    examples: gr.Column
+    examples: dict[str, gr.Column]
 
 
 def build_page(studio: Studio, steps: int = DEFAULT_STEPS, super_res_steps: int = DEFAULT_SUPER_RES_STEPS) -> gr.Blocks:
@@ -258,10 +265,11 @@ def add_tab(studio: Studio, task: str, steps: int, super_res_steps: int) -> Tab:
             inputs["prompt"] = gr.Textbox(
                 label="Prompt", placeholder="What the whole image shows", max_length=MAX_PROMPT
             )
-            with gr.Column(visible=task == "Draw" and knows_shapes(pipes)) as examples:
-                if task == "Draw":
-                    gr.Examples(PROMPTS, inputs["prompt"], label="For example")
-                    gr.Markdown(KNOWN)
+            examples: dict[str, gr.Column] = {}
+            for world, (known, prompts) in WORLDS.items() if task == "Draw" else ():
+                with gr.Column(visible=world_of(pipes) == world) as examples[world]:
+                    gr.Examples(prompts, inputs["prompt"], label="For example")
+                    gr.Markdown(known)
             with gr.Accordion("Options", open=False):
                 inputs |= add_options(task, pipes["Edit" if task == "Edit" else "Draw"], steps, super_res_steps)
             button = gr.Button(task, variant="primary")
@@ -369,7 +377,8 @@ def connect(studio: Studio, model: gr.Dropdown, tabs: gr.Tabs, tab: Tab, parts: 
         places = [there["painting"], there["photo"]] if "painting" in there else [there["image"]]
         button.click(sender(target), [tab.gallery, tab.drawn], [tabs, there["prompt"], *places], **aside)
     if "guidance_scale" in tab.inputs:
-        model.change(chooser(studio, tab.task), model, [tab.inputs["guidance_scale"], tab.examples], **aside)
+        shown = [tab.inputs["guidance_scale"], *tab.examples.values()]
+        model.change(chooser(studio, tab), model, shown, **aside)
 
 
 # -- what the buttons do -----------------------------------------------------------------------------------------------
@@ -440,19 +449,20 @@ def sender(target: str) -> Callable[..., tuple]:
     return send
 
 
-def chooser(studio: Studio, task: str) -> Callable[[str], tuple]:
+def chooser(studio: Studio, tab: Tab) -> Callable[[str], list]:
     """What a tab shows of a model when it is chosen."""
 
-    def choose(model: str) -> tuple:
+    def choose(model: str) -> list:
         pipes = studio.models[model]
-        return pipes[task].default_guidance_scale, gr.Column(visible=task == "Draw" and knows_shapes(pipes))
+        columns = [gr.Column(visible=world_of(pipes) == world) for world in tab.examples]
+        return [pipes[tab.task].default_guidance_scale, *columns]
 
     return choose
 
 
-def knows_shapes(pipes: dict[str, DiffusionPipeline]) -> bool:
-    """Whether a model is one of the shapes world."""
-    return pipes["Draw"].config.prompt_domain == "shapes"
+def world_of(pipes: dict[str, DiffusionPipeline]) -> str | None:
+    """The world that a model knows, such as `"shapes"`; None of a model that takes any prompt."""
+    return pipes["Draw"].config.prompt_domain
 
 
 # -- serving -----------------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from .loading import (
     open_image,
     silence_libraries,
     step_values,
+    world_of,
 )
 from .options import STDOUT, image_format, is_pattern, output_file
 from .output import make_grid, save_animation, save_image
@@ -82,6 +83,11 @@ def draw(args: argparse.Namespace) -> None:
     if remembered is not None:
         recall(args, remembered)
     args.num_images = args.num_images or 1
+    is_chosen = args.model is None
+    if is_chosen:
+        # A LoRA may have taught the shapes model anything; and only that world has a CLIP of noised images.
+        of_shapes = args.lora or args.clip_model or args.clip_guidance_scale is not None
+        args.model = "shapes" if of_shapes else world_of(args.prompt)
     args.dtype = find_dtype(args.dtype, find_device(args.device))
     if not all(prompt.strip() for prompt in args.prompt):
         logger.warning("A prompt is empty: the model chooses what the image shows.")
@@ -124,7 +130,8 @@ def draw(args: argparse.Namespace) -> None:
             first, last = job.seeds[0], job.seeds[-1]
             seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
             where = sys.stderr if STDOUT in (job.path, args.animate) else sys.stdout
-            print(f"{job.path}: {grid.width} x {grid.height} pixels, {seeds}", file=where)
+            by = f" by the {args.model} model" if is_chosen else ""
+            print(f"{job.path}: {grid.width} x {grid.height} pixels{by}, {seeds}", file=where)
 
 
 def _jobs(args: argparse.Namespace) -> list[Job]:

@@ -451,10 +451,11 @@ class Studio:
 
 
 def load_studio(args: argparse.Namespace) -> Studio:
-    """The models that the options name, each ready for what it can do."""
+    """The models that the options name, or else those that ship, each ready for what it can do."""
     values = model_values(args)
     models: Models = {}
-    for name in [args.model, *args.other_models]:
+    has_named = args.model or args.other_models or args.inpaint_model
+    for name in [args.model, *args.other_models] if has_named else ["emoji", "shapes"]:
         pipe = load_pipeline(**values | {"model": name}, option="--other-models" if models else "--model")
         inpaint, option = args.inpaint_model, "--inpaint-model"
         if models or inpaint is None:

@@ -21,10 +21,10 @@ from tiny import tiny_inpaint_pipeline, tiny_pipeline
 
 from glide_cli import command_parser, main, studio
 from glide_cli.errors import UserError
+from glide_cli.loading import world_of
 from glide_cli.studio import Job, NotesHandler, Studio, Turns, make_ready, open_photo
 from glide_pipelines import shapes_checkpoint
 from glide_pipelines.metadata import read_metadata
-from glide_pipelines.shapes import knows
 
 
 TIMEOUT = 60  # seconds
@@ -208,7 +208,7 @@ def test_a_request_that_fails_makes_room(tiny, models, monkeypatch):
 
 def test_a_prompt_that_the_model_does_not_know_is_told(monkeypatch):
     monkeypatch.setattr(logging.getLogger("glide_pipelines"), "handlers", [NotesHandler()])
-    shapes = studio.load_studio(parse("--super-res-steps", "1"))
+    shapes = studio.load_studio(parse("--model", "shapes", "--super-res-steps", "1"))
     order = {"model": "shapes", "steps": 1}
     assert final(shapes.sample("Draw", "anna", "tab", prompt="a red circle", **order)).notes == ()
     (note,) = final(shapes.sample("Draw", "anna", "tab", prompt="a corgi", **order)).notes
@@ -413,8 +413,8 @@ def test_the_page_begins_with_what_the_model_recommends(page, tiny, monkeypatch)
     app = page.build_page(tiny, steps=25, super_res_steps=9)
     assert [slider.value for slider in components(app, label="Steps")] == [25, 25, 25, 9]
     assert [slider.value for slider in components(app, label="Guidance")] == [3.0, 5.0, 3.0]
-    assert not components(app, value=page.KNOWN)[0].parent.visible, "it is not of the shapes world"
-    assert all(knows(prompt) for prompt in page.PROMPTS)
+    for known, _ in page.WORLDS.values():
+        assert not components(app, value=known)[0].parent.visible, "it is of neither world"
     (tabs,) = (block for block in app.blocks.values() if isinstance(block, page.gr.Tabs))
     assert all(isinstance(child, page.gr.Tab) for child in tabs.children), "gradio 6.31 shows a tab twice otherwise"
 
@@ -545,6 +545,23 @@ def test_the_models(model):
     both = studio.load_studio(parse("--model", model, "--inpaint-model", str(shapes_checkpoint("inpaint"))))
     pipes = both.models[model]
     assert pipes["Draw"].config.prompt_domain is None and pipes["Edit"].mode == "fine-tuned"
+
+
+def test_by_default_both_models_that_ship_are_there(page):
+    ours = studio.load_studio(parse())
+    assert [(name, pipes["Edit"].mode) for name, pipes in ours.models.items()] == [
+        ("emoji", "implicit"),
+        ("shapes", "fine-tuned"),
+    ]
+    app = page.build_page(ours)
+    assert components(app, label="Model")[0].visible
+    for world, (known, prompts) in page.WORLDS.items():
+        assert components(app, value=known)[0].parent.visible == (world == "emoji")
+        assert world_of(prompts) == world, "the model would warn of its own examples"
+    with page.gr.Blocks(), page.gr.Tabs():
+        choose = page.chooser(ours, page.add_tab(ours, "Draw", 1, 1))
+    guidance, *columns = choose("shapes")
+    assert guidance == 2.0 and [column.visible for column in columns] == [True, False]
 
 
 def test_by_default_only_this_computer_is_served_with_the_notebooks_steps(page, model, monkeypatch):

@@ -26,12 +26,12 @@ TIMEOUT = 300  # seconds, on a busy machine
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A page of the checkpoints that ship, and its studio."""
+    """A page of the shapes world, and its studio."""
     pytest.importorskip("gradio", reason="the app needs the extra `app`")
     from glide_cli import page
 
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
-    args = command_parser("app").parse_args(["--device", "cpu", "--super-res-steps", "4"])
+    args = command_parser("app").parse_args(["--device", "cpu", "--model", "shapes", "--super-res-steps", "4"])
     studio = page.load_studio(args)
     app = page.build_page(studio, steps=12, super_res_steps=4)
     yield page.start(app, "127.0.0.1"), studio

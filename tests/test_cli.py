@@ -226,6 +226,37 @@ def files(tmp_path) -> tuple[Path, Path]:
     return tmp_path / "in.png", tmp_path / "mask.png"
 
 
+@pytest.mark.parametrize(
+    ("words", "world"),
+    [
+        (["a red circle above a blue square"], "shapes"),
+        (["a taxi"], "emoji"),
+        (["a red circle", "a slice of pizza"], "emoji"),
+        (["a corgi playing a flute"], "emoji"),
+        ([""], "shapes"),
+        (["a taxi", "--lora", "of-shapes"], "shapes"),
+        (["a taxi", "--clip-guidance-scale", "2"], "shapes"),
+    ],
+)
+def test_without_a_model_the_one_that_knows_the_words_is_taken_and_named(glide, tmp_path, monkeypatch, words, world):
+    pipe = GLIDEPipeline(**tiny_pipeline().components)
+    asked = []
+
+    def load(**values):
+        asked.append(values["model"])
+        return pipe
+
+    monkeypatch.setattr(run_draw, "load_pipeline", load)
+    for loader in ("_load_adapters", "_clip_guidance"):
+        monkeypatch.setattr(run_draw, loader, lambda *_: None)
+    output = tmp_path / "image.png"
+    code, out, _ = glide(*words, "-o", output, "--seed", 1, *QUICK)
+    assert (code, asked) == (0, [world])
+    assert f" pixels by the {world} model, seed" in out
+    code, _, err = glide("--like", output, "-o", tmp_path / "again.png")
+    assert (code, asked) == (0, [world, world]), err
+
+
 def test_a_mask_makes_it_inpaint(glide, model, files, tmp_path):
     output = tmp_path / "out.png"
     code, _, err = glide(
