@@ -26,7 +26,7 @@ COMMANDS = {
     "app": "the same in a browser",
     "convert": "OpenAI's released checkpoints to folders of diffusers, and back",
     "prepare-data": "images and captions of your own, checked and written as shards",
-    "train": "text-to-image, inpaint or noised-clip",
+    "train": "text-to-image, inpaint, distill, text-encoder or noised-clip",
     "evaluate": "FID, Inception score, precision and recall, CLIP score over guidance scales",
     "evaluate-shapes": "how often a model of the shapes world is right",
     "benchmark": "what an image costs in time and memory",

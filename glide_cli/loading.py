@@ -207,9 +207,15 @@ def open_image(path: Path) -> Image.Image:
     return image
 
 
-def silence_libraries() -> None:
-    """No progress bars besides those of sampling and downloads, and no notes of other libraries."""
+def hide_loading_bars() -> None:
+    """No progress bars of other libraries while they load and save models."""
     for library in (transformers.utils.logging, diffusers_logging):
         library.disable_progress_bar()
+
+
+def silence_libraries() -> None:
+    """No progress bars besides those of sampling and downloads, and no notes of other libraries."""
+    hide_loading_bars()
+    for library in (transformers.utils.logging, diffusers_logging):
         library.set_verbosity_error()
     warnings.simplefilter("ignore")

@@ -93,12 +93,17 @@ def training_card(
     from glide_pipelines.conversion.model_card import model_card
     from glide_pipelines.markdown import markdown_table
 
-    use = f'model = {loaded_as}.from_pretrained("{adapts or repo_id}")'
+    from .loading import WORLDS
+
+    names, source = loaded_as, f'"{adapts or repo_id}"'
+    if adapts in WORLDS:
+        names, source = f"{loaded_as}, pretrained_checkpoint", f"pretrained_checkpoint({source})"
+    use = f"model = {loaded_as}.from_pretrained({source})"
     if adapts is not None:
         use += f'\nmodel.load_lora_weights("{repo_id}")'
     sections = {
         "": f"Trained on {data} with glide-pipelines.",
-        "Use": f"```python\nfrom glide_pipelines import {loaded_as}\n\n{use}\n```",
+        "Use": f"```python\nfrom glide_pipelines import {names}\n\n{use}\n```",
         "Training": markdown_table(["setting", "value"], [[name, str(value)] for name, value in facts.items()]),
     }
     return model_card(repo_id, sections, license="unknown", pipeline_tag=pipeline_tag)

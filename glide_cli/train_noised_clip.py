@@ -9,6 +9,7 @@ from typing import Any
 from .options import Parser
 from .train_finish import finish
 from .train_options import (
+    A_MODEL,
     MODEL_CONFIGS,
     TrainingData,
     add_data_options,
@@ -35,8 +36,8 @@ def add_noised_clip_options(parser: Parser) -> None:
     )
     add(
         "--guided_model",
-        help="pipeline that is to be guided, whose noise schedule and (for a new model) tokenizer are taken: a folder "
-        "or a Hub id; for the shapes world by default the one that ships",
+        help="pipeline that is to be guided, whose noise schedule and (for a new model) tokenizer are taken: "
+        f"{A_MODEL}; for the shapes world by default its own",
     )
     add("--tokenizer_name", help="tokenizer of a new model: a folder or a Hub id; by default the guided model's")
     add("--model_dir", help="where the trained model goes; by default OUTPUT_DIR/model")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # importing these takes seconds
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 SHAPES = "shapes"  # the name of the dataset that is made as it is needed
+A_MODEL = "a folder, a Hub id, or the name of one that ships (shapes, emoji)"
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
 
 
@@ -238,12 +239,12 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def model_or_shapes(args: argparse.Namespace, option: str, what: str) -> str:
     """The model that an option names; for the shapes world by default the checkpoint that ships."""
-    from glide_pipelines import shapes_checkpoint
+    from .loading import find_model
 
-    path = getattr(args, option)
-    if path is None and args.dataset_name != SHAPES:
-        raise ValueError(f"`{option}` must name {what}: the checkpoint that ships knows the shapes world only.")
-    return path or str(shapes_checkpoint())
+    name = getattr(args, option)
+    if name is None and args.dataset_name != SHAPES:
+        raise ValueError(f"`{option}` must name {what}: only the shapes world has a default.")
+    return find_model(name, option=f"`{option}`")
 
 
 def read_sizes(path: str | Path, *parts: str) -> dict[str, dict[str, Any]]:
@@ -492,6 +493,8 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.tracking import get_available_trackers
 
+    from .loading import find_dtype, hide_loading_bars
+
     available = sorted(str(tracker) for tracker in get_available_trackers())
     if args.report_to is not None and args.report_to not in (*available, "all"):
         raise ValueError(
@@ -504,6 +507,13 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         log_with=args.report_to,
         project_dir=args.output_dir,
     )
+    hide_loading_bars()
+    is_slow = accelerator.device.type == "cpu" and find_dtype(None, accelerator.device) == "float32"
+    if accelerator.mixed_precision == "bf16" and is_slow:
+        accelerator.print(
+            "bf16 is slow on a processor without instructions for it, and this one seems to have none: training is "
+            "faster without `--mixed_precision bf16`."
+        )
     if args.report_to is not None:
         plain = {name: value for name, value in vars(args).items() if isinstance(value, int | float | str)}
         accelerator.init_trackers("glide-pipelines", config=plain)

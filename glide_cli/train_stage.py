@@ -11,6 +11,7 @@ from .options import Parser, positive_int
 from .train_finish import finish
 from .train_metrics import add_metrics_options, make_metrics
 from .train_options import (
+    A_MODEL,
     MODEL_CONFIGS,
     SHAPES,
     TrainingData,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:  # importing these takes seconds
 def add_text_to_image_options(parser: Parser) -> None:
     """The options of `text-to-image`."""
     add = parser.add_argument_group("model").add_argument
-    add("--pretrained_model_name_or_path", help="pipeline to continue from: a folder or a Hub id")
+    add("--pretrained_model_name_or_path", help=f"pipeline to continue from: {A_MODEL}")
     add("--model_config", help="JSON with the sizes of a new model; by default that of the shapes checkpoint")
     add(
         "--tokenizer_name",
@@ -83,7 +84,8 @@ def _text_to_image_parts(args: argparse.Namespace, data: TrainingData, accelerat
     from glide_pipelines.training import PipelineParts
 
     if args.pretrained_model_name_or_path is not None:
-        parts = PipelineParts.from_pretrained(GLIDEPipeline, args.pretrained_model_name_or_path, args.stage)
+        path = model_or_shapes(args, "pretrained_model_name_or_path", "the pipeline to continue from")
+        parts = PipelineParts.from_pretrained(GLIDEPipeline, path, args.stage)
     else:
         parts = _new_parts(args, data, accelerator)
     if args.text_encoder_name_or_path is not None:
@@ -140,8 +142,7 @@ def add_inpaint_options(parser: Parser) -> None:
     """The options of `inpaint`."""
     parser.add_argument(
         "--pretrained_model_name_or_path",
-        help="text-to-image or inpainting pipeline to start from: a folder or a Hub id; for the shapes world by "
-        "default the one that ships",
+        help=f"text-to-image or inpainting pipeline to start from: {A_MODEL}; for the shapes world by default its own",
     )
     add_data_options(parser)
     add_stage_options(parser)
@@ -181,8 +182,7 @@ def add_distill_options(parser: Parser) -> None:
     add = parser.add_argument_group("distillation").add_argument
     add(
         "--pretrained_model_name_or_path",
-        help="the teacher, a text-to-image pipeline: a folder or a Hub id; for the shapes world by default the one "
-        "that ships",
+        help=f"the teacher, a text-to-image pipeline: {A_MODEL}; for the shapes world by default its own",
     )
     add("--num_inference_steps", type=positive_int, default=4, metavar="N", help="of the student (default: 4)")
     add("--timesteps", type=int, nargs="+", metavar="T", help="in place of it: the student's timesteps, descending")

@@ -1,5 +1,6 @@
 """`glide train` and the scripts that are doors to it."""
 
+import argparse
 import re
 import runpy
 import subprocess
@@ -7,9 +8,14 @@ import sys
 
 import pytest
 from scripts import ROOT
+from trainings import parse
 
 import glide_cli
+from glide_cli import UserError
 from glide_cli.train import TRAININGS
+from glide_cli.train_finish import training_card
+from glide_cli.train_options import make_accelerator, model_or_shapes
+from glide_pipelines import pretrained_checkpoint
 
 
 @pytest.mark.parametrize("name", ["text_to_image", "inpaint", "noised_clip", "shapes_text_encoder"])
@@ -45,3 +51,27 @@ def test_help_does_not_load_torch():
         command = [sys.executable, "-c", code, "train", training, "--output_dir", "x", "--max_train_steps", "1"]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert result.stdout == "False 2\n", result.stderr
+
+
+def test_the_model_to_start_from_may_be_one_that_ships(tmp_path):
+    options = {"dataset_name": None, "pretrained_model_name_or_path": "emoji"}
+    path = model_or_shapes(argparse.Namespace(**options), "pretrained_model_name_or_path", "the model")
+    assert path == str(pretrained_checkpoint("emoji"))
+    options["pretrained_model_name_or_path"] = str(tmp_path / "missing")
+    with pytest.raises(UserError, match=r"^`pretrained_model_name_or_path` .*missing: no such folder"):
+        model_or_shapes(argparse.Namespace(**options), "pretrained_model_name_or_path", "the model")
+
+
+def test_the_card_of_a_lora_says_how_the_model_that_ships_is_opened():
+    text = training_card("me/style", "GLIDEPipeline", "my_images", {}, adapts="emoji").text
+    assert "from glide_pipelines import GLIDEPipeline, pretrained_checkpoint\n" in text
+    assert 'GLIDEPipeline.from_pretrained(pretrained_checkpoint("emoji"))\n' in text
+
+
+@pytest.mark.parametrize(("fast", "warned"), [("float32", True), ("bfloat16", False)])
+def test_bf16_is_no_trap_where_the_processor_has_no_instructions_for_it(fast, warned, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("glide_cli.loading.find_dtype", lambda name, device: fast)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    argv = ["--dataset_name", "shapes", "--output_dir", str(tmp_path), "--mixed_precision", "bf16"]
+    make_accelerator(parse("text-to-image", argv))
+    assert ("faster without" in capsys.readouterr().out) is warned
