@@ -14,8 +14,8 @@ _BACKGROUND_REACH = 60.0  # of 255, distance in RGB up to which a background cou
 _COLOUR_REACH = 80.0
 _FOREGROUND = 50.0  # distance from the background from which a pixel is part of an object
 _ONE_COLOUR = 40.0  # distance from the mixtures of background and object colour from which it is another object's
-MIN_SIZE = 32  # pixels: the least width of an image
-_MIN_AREA = 0.008  # of the image: 8 pixels of 32x32; the smallest object, a small star, covers 0.022
+MIN_SIZE = 32  # pixels: the least width and height of an image
+_MIN_AREA = 0.008  # 8 pixels of 32x32; the smallest object, a small star, covers 0.022
 _MAX_MISFIT = 0.35  # share of a region by which the best shape may miss it
 _SIZE_BORDER = (SIZES["small"][1] + SIZES["large"][0]) / 2
 _TEMPLATE = 256
@@ -30,9 +30,9 @@ class Found:
         shape (`str`, *optional*): The best of `SHAPES`; `None` if none fits.
         colour (`str`, *optional*): The nearest of `COLOURS`; `None` if none is near.
         size (`str`): `"small"` or `"large"`.
-        x, y (`float`): Middle of the bounding box of the shape, in units of the image.
-        width (`float`): Side of that box, in units of the image.
-        area (`float`): Share of the image that it covers.
+        x, y (`float`): Middle of the bounding box of the shape, in units of the image's width and height.
+        width (`float`): Side of that box, in units of the image's shorter side.
+        area (`float`): What it covers, in units of the square of that side.
         misfit (`float`): Share of the region by which the best shape misses it; 0 is a perfect fit.
     """
 
@@ -53,7 +53,7 @@ class Detection:
 
     Args:
         background (`str`, *optional*): The one of `BACKGROUNDS` within 60 of 255 in RGB; `None` if there is none.
-        objects (`tuple[Found, ...]`): The objects, from the left; specks below 0.8 % of the image are left out.
+        objects (`tuple[Found, ...]`): The objects, from the left; specks with an area below 0.008 are left out.
     """
 
     background: str | None
@@ -65,7 +65,7 @@ def detect(image: Image.Image | np.ndarray) -> Detection:
     Finds the objects of an image.
 
     Args:
-        image (`PIL.Image.Image` or `np.ndarray`): Square, 32 pixels wide or more; arrays [H, W, 3] are uint8, or
+        image (`PIL.Image.Image` or `np.ndarray`): 32 pixels wide and high or more; arrays [H, W, 3] are uint8, or
             floating point in [0, 1].
 
     Returns:
@@ -75,7 +75,7 @@ def detect(image: Image.Image | np.ndarray) -> Detection:
         `ValueError`: an image of another kind.
     """
     pixels = _pixels(image)
-    side = len(pixels)
+    side = min(pixels.shape[:2])
     ring = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     ground = np.median(ring, axis=0)
     name, distance = _nearest(ground, BACKGROUNDS)
@@ -83,7 +83,7 @@ def detect(image: Image.Image | np.ndarray) -> Detection:
     regions = []
     for region in _connected(np.linalg.norm(pixels - ground, axis=2) > _FOREGROUND, smallest):
         regions += _split_colours(pixels, region, ground, smallest)
-    taken = np.zeros((side, side), dtype=int)
+    taken = np.zeros(pixels.shape[:2], dtype=int)
     for index, (region, _) in enumerate(regions, 1):
         taken[region] = index
     found = []
@@ -98,7 +98,7 @@ def detect(image: Image.Image | np.ndarray) -> Detection:
 
 
 def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
-    """Check an image and return its pixels [H, W, 3] as floats from 0 to 255, 32 to 63 wide."""
+    """Check an image and return its pixels [H, W, 3] as floats from 0 to 255, its shorter side 32 to 63."""
     if isinstance(image, Image.Image):
         pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     else:
@@ -114,12 +114,13 @@ def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
         else:
             raise ValueError(f"`image` must be of uint8 or floating point, got {pixels.dtype}.")
     height, width = pixels.shape[:2]
-    if height != width or height < MIN_SIZE:
-        raise ValueError(f"`image` must be square and at least {MIN_SIZE} pixels wide, got {width}x{height}.")
-    factor = height // 32
+    if min(height, width) < MIN_SIZE:
+        raise ValueError(f"`image` must be at least {MIN_SIZE} pixels wide and high, got {width}x{height}.")
+    factor = min(height, width) // 32
     if factor > 1:  # coverage is measured in shades, so that 32 pixels are enough, and averaging takes noise away
-        side = height // factor
-        pixels = pixels[: side * factor, : side * factor].reshape(side, factor, side, factor, 3).mean(axis=(1, 3))
+        rows, columns = height // factor, width // factor
+        pixels = pixels[: rows * factor, : columns * factor]
+        pixels = pixels.reshape(rows, factor, columns, factor, 3).mean(axis=(1, 3))
     return pixels
 
 
@@ -196,17 +197,18 @@ def _grow(mask: np.ndarray, steps: int) -> np.ndarray:
 
 def _fit(coverage: np.ndarray, colour: np.ndarray) -> Found:
     """Fits each shape by area and centre of mass, and takes the one that misses the coverage [H, W] least."""
-    side = len(coverage)
+    rows, columns = coverage.shape
+    side = min(rows, columns)
     total = float(coverage.sum())
-    middles = (np.arange(side) + 0.5) / side
-    mean_x, mean_y = coverage.sum(axis=0) @ middles / total, coverage.sum(axis=1) @ middles / total
+    mean_x = coverage.sum(axis=0) @ (np.arange(columns) + 0.5) / side / total
+    mean_y = coverage.sum(axis=1) @ (np.arange(rows) + 0.5) / side / total
     area = total / side**2
     fits = []
     for shape in SHAPES:
         _, fill, (shift_x, shift_y) = _template(shape)
         width = (area / fill) ** 0.5
         x, y = mean_x - shift_x * width, mean_y - shift_y * width
-        misfit = float(np.abs(coverage - _rendered(shape, x, y, width, side)).sum()) / total
+        misfit = float(np.abs(coverage - _rendered(shape, x, y, width, coverage.shape)).sum()) / total
         fits.append((misfit, shape, float(x), float(y), float(width)))
     misfit, shape, x, y, width = min(fits, key=lambda fit: fit[0])
     name, distance = _nearest(colour, COLOURS)
@@ -214,8 +216,8 @@ def _fit(coverage: np.ndarray, colour: np.ndarray) -> Found:
         shape=shape if misfit <= _MAX_MISFIT else None,
         colour=name if distance <= _COLOUR_REACH else None,
         size="small" if width < _SIZE_BORDER else "large",
-        x=x,
-        y=y,
+        x=x * side / columns,
+        y=y * side / rows,
         width=width,
         area=area,
         misfit=misfit,
@@ -233,18 +235,18 @@ def _template(shape: str) -> tuple[np.ndarray, float, tuple[float, float]]:
     return np.pad(mask.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0))), mask.mean(), centre
 
 
-def _rendered(shape: str, x: float, y: float, width: float, side: int) -> np.ndarray:
-    """Coverage [side, side] of a shape, exactly averaged over each pixel from the summed template."""
+def _rendered(shape: str, x: float, y: float, width: float, size: tuple[int, int]) -> np.ndarray:
+    """Coverage [H, W] of a shape, exactly averaged over each pixel from the summed template."""
     sums, _, _ = _template(shape)
-    edges = np.arange(side + 1) / side
+    side = min(size)
 
-    def between(middle: float) -> tuple[np.ndarray, np.ndarray]:
-        at = (((edges - middle) / width + 0.5) * _TEMPLATE).clip(0, _TEMPLATE)
+    def between(middle: float, length: int) -> tuple[np.ndarray, np.ndarray]:
+        at = (((np.arange(length + 1) / side - middle) / width + 0.5) * _TEMPLATE).clip(0, _TEMPLATE)
         lower = np.minimum(at.astype(int), _TEMPLATE - 1)
         return lower, at - lower
 
-    row, row_share = between(y)
+    row, row_share = between(y, size[0])
     rows = sums[row] * (1 - row_share[:, None]) + sums[row + 1] * row_share[:, None]
-    column, column_share = between(x)
+    column, column_share = between(x, size[1])
     corners = rows[:, column] * (1 - column_share) + rows[:, column + 1] * column_share
     return np.diff(np.diff(corners, axis=0), axis=1) * (side * width / _TEMPLATE) ** 2

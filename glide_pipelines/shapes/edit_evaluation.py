@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from PIL import Image, ImageOps
-
 from ..evaluation.generation import generators, in_batches
 from ..evaluation.statistics import mean_and_error, per_cent, rate
 from ..markdown import markdown_table
 from ..pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline
-from .edits import Edit, EditVerdict, judge_edit
+from .edits import Edit, EditVerdict, framed, judge_edit
 from .render import render
 from .scene import BACKGROUNDS
 
@@ -77,34 +75,22 @@ def judge_edits(
         batch_size (`int`): Images at a time.
         masked (`bool`): Whether the pipeline takes a mask.
         size (`tuple[int, int]`, *optional*): Height and width of the images, by default the pipeline's own: the scene
-            in the middle, as large as it fits, with its background around it. The middle is judged.
+            in the middle, as large as it fits, with its background around it.
         call: Further arguments of the pipeline's call, such as `strength`.
 
     Returns:
         `dict`: as [`edit_figures`] gives it.
     """
-    size = pipe.default_size if size is None else size
-    side = min(size)
+    height, width = pipe.default_size if size is None else size
+    side = min(height, width)
     verdicts: list[EditVerdict] = []
     for start, batch in in_batches(edits, batch_size):
-        before = [_framed(render(edit.scene, side), size, BACKGROUNDS[edit.scene.background]) for edit in batch]
-        masks = {"mask_image": [_framed(edit.mask(side), size, 0) for edit in batch]} if masked else {}
+        before = [framed(render(edit.scene, side), width, height, BACKGROUNDS[edit.scene.background]) for edit in batch]
+        masks = {"mask_image": [framed(edit.mask(side), width, height, 0) for edit in batch]} if masked else {}
         prompts = [str(edit.caption) for edit in batch]
         after = pipe(prompts, image=before, generator=generators(seed + start, len(batch)), **masks, **call).images
-        verdicts += map(judge_edit, batch, map(_middle, before), map(_middle, after))
+        verdicts += map(judge_edit, batch, before, after)
     return edit_figures(verdicts)
-
-
-def _framed(image: Image.Image, size: tuple[int, int], colour: int | tuple[int, int, int]) -> Image.Image:
-    """A square image in the middle of one of that height and width."""
-    framed = Image.new(image.mode, size[::-1], colour)
-    framed.paste(image, ((size[1] - image.width) // 2, (size[0] - image.height) // 2))
-    return framed
-
-
-def _middle(image: Image.Image) -> Image.Image:
-    """The largest square in the middle."""
-    return ImageOps.fit(image, (min(image.size),) * 2)
 
 
 def edit_table(columns: dict[str, dict[str, dict]]) -> str:

@@ -140,8 +140,9 @@ def judge_edit(edit: Edit, before: Image.Image, after: Image.Image) -> EditVerdi
 
     Args:
         edit (`Edit`): What was asked for.
-        before, after (`PIL.Image.Image`): The image that was given and the one that came back: of the same size,
-            square, 32 pixels wide or more.
+        before, after (`PIL.Image.Image`): The image that was given and the one that came back: of the same size, 32
+            pixels wide and high or more. In one that is not square the scene is what [`framed`] makes of it: the
+            caption and what is untouched are judged on the whole image, objects and their places in its middle.
 
     Returns:
         `EditVerdict`
@@ -151,23 +152,37 @@ def judge_edit(edit: Edit, before: Image.Image, after: Image.Image) -> EditVerdi
     """
     if before.size != after.size:
         raise ValueError(f"`after` must have the size of `before`, {before.size}, got {after.size}.")
-    verdict = judge(after, edit.caption)
-    found = verdict.detection.objects
+    middle = _middle(*before.size)
+    found = detect(after.crop(middle)).objects
     inside = [item for item in found if edit.covers(item)]
     largest = max(inside, key=lambda item: item.area, default=None)
     colour = largest is not None and largest.colour == edit.new.colour
     shape = largest is not None and largest.shape == edit.new.shape
-    left_out = np.asarray(edit.mask(before.width)) == 0
+    left_out = np.asarray(framed(edit.mask(min(before.size)), *before.size, 0)) == 0
     difference = np.abs(_pixels(after) - _pixels(before))[left_out]
     return EditVerdict(
         colour=colour,
         shape=shape,
         new_object=colour and shape and len(inside) == 1,
-        caption=verdict.correct,
-        others=tuple(_is_among(item, found) for item in detect(before).objects if not edit.covers(item)),
+        caption=judge(after, edit.caption).correct,
+        others=tuple(_is_among(item, found) for item in detect(before.crop(middle)).objects if not edit.covers(item)),
         untouched=not difference.any(),
         difference=float(difference.mean()) / 255,
     )
+
+
+def framed(image: Image.Image, width: int, height: int, colour: int | tuple[int, int, int]) -> Image.Image:
+    """A square image in the middle of one of one colour, whose shorter side is as long."""
+    frame = Image.new(image.mode, (width, height), colour)
+    frame.paste(image, _middle(width, height))
+    return frame
+
+
+def _middle(width: int, height: int) -> tuple[int, int, int, int]:
+    """The box of the largest square in the middle of an image: left, top, right, lower."""
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -73,7 +73,7 @@ def judge(image: Image.Image | np.ndarray, caption: Caption | str) -> Verdict:
     makes most of their attributes right, and among such ways in one that makes the relation right.
 
     Args:
-        image (`PIL.Image.Image` or `np.ndarray`): Square, 32 pixels wide or more; arrays [H, W, 3] are uint8, or
+        image (`PIL.Image.Image` or `np.ndarray`): 32 pixels wide and high or more; arrays [H, W, 3] are uint8, or
             floating point in [0, 1].
         caption (`Caption` or `str`): What should be seen.
 

@@ -14,7 +14,7 @@ from glide_cli import run_evaluate_shapes
 from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline
 from glide_pipelines.shapes import BACKGROUNDS, Scene, judge, render
 from glide_pipelines.shapes.edit_evaluation import ROWS, edit_figures, edit_table, judge_edits, judge_true_edits
-from glide_pipelines.shapes.edits import judge_edit, sample_edits
+from glide_pipelines.shapes.edits import framed, judge_edit, sample_edits
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,18 @@ def test_one_pixel_outside_the_mask_is_enough(edits):
     assert verdict.difference == pytest.approx(1 / 255 / (3 * left_out))
 
 
+def test_an_image_that_is_not_square_is_judged_whole(edits):
+    edit = edits[0]
+    before, after = (
+        framed(render(scene, 64), 140, 64, BACKGROUNDS[scene.background]) for scene in (edit.scene, edit.after)
+    )
+    verdict = judged(edit, after, before)
+    assert verdict.new_object and verdict.caption and verdict.untouched
+    after.paste(after.crop((38, 0, 102, 64)).resize((32, 32)), (0, 16))  # beside the scene, all of it once more
+    verdict = judged(edit, after, before)
+    assert verdict.new_object and not verdict.caption and not verdict.untouched
+
+
 def test_images_of_two_sizes_are_an_error(edits):
     with pytest.raises(ValueError, match="`after` must have the size of `before`"):
         judged(edits[0], render(edits[0].after, 128))
@@ -158,7 +170,7 @@ def test_without_a_mask(edits):
 
 @pytest.mark.parametrize("size", [(128, 128), (96, 200)])
 def test_scenes_of_another_size(edits, size):
-    """In the middle, with their background around them; the middle is judged."""
+    """In the middle, with their background around them."""
 
     class Painter:
         default_size = (64, 64)

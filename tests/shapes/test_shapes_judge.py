@@ -94,6 +94,15 @@ def test_touching_objects_of_two_colours_are_two():
     assert [(item.colour, item.shape) for item in detect(image).objects] == [("red", "square"), ("pink", "circle")]
 
 
+def test_an_image_need_not_be_square(pair):
+    image = Image.new("RGB", (128, 64), "white")
+    image.paste(render(pair, 64), (64, 0))
+    assert judge(image, "a large red circle above a small blue square on white").correct
+    circle, square = detect(image).objects
+    assert (circle.x, circle.y, square.x, square.y) == pytest.approx((0.7, 0.3, 0.75, 0.8), abs=0.02)
+    assert judge(image, "a large red circle on the right and a small blue square").correct
+
+
 def test_what_is_no_shape_has_none():
     image = Image.new("RGB", (64, 64), "black")
     ImageDraw.Draw(image).rectangle((8, 20, 55, 27), fill=(220, 30, 30))
@@ -122,7 +131,7 @@ def test_images_of_nothing_in_particular_are_survived():
         np.zeros((32, 32), dtype=np.uint8),
         np.zeros((3, 32, 32), dtype=np.uint8),
         np.zeros((31, 31, 3), dtype=np.uint8),
-        np.zeros((32, 64, 3), dtype=np.uint8),
+        np.zeros((31, 64, 3), dtype=np.uint8),
         np.zeros((32, 32, 3), dtype=np.int64),
         np.full((32, 32, 3), -1.0),
         np.full((32, 32, 3), np.nan),
