@@ -212,7 +212,7 @@ def call_pipeline(name, data):
     noise = dict.fromkeys(("latents", "super_res_latents"), st.none())
     good = good | noise | (embeds if name != "super-resolution" else {})
     call = arguments(data, {"prompt": "a red circle", "output_type": "np"} | given_values, good)
-    names = {*call, "scheduler", "image", "mask_image"}
+    names = {*call, *good, "scheduler", "image", "mask_image"}  # a default may be what does not go with the rest
     names |= {f"super_res_{argument}" for argument in names}
     passes.clear()
     output = promise(lambda: pipe(**call), names, lambda: bool(passes))
