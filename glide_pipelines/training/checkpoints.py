@@ -164,12 +164,13 @@ def save_checkpoint(
     """
     final = Path(output_dir) / f"checkpoint-{progress['step']}"
     random_states = gather_random_states(random or random_state(accelerator.device))
+    files = state.gather()
     problem = None
     if accelerator.is_main_process:
         partial = partial_path(final)
         try:
             partial.mkdir(parents=True)
-            state.save(partial, progress, random_states)
+            state.save(partial, files, progress, random_states)
             if final.is_symlink() or final.is_file():  # what is no folder cannot be replaced by one
                 final.unlink()
             replace_folder(partial, final)

@@ -11,6 +11,7 @@ from safetensors.torch import safe_open, save_file
 from torch import nn
 
 from ..files import atomic_file
+from .sharding import from_local, gather, local, scatter
 
 
 # The widths that are tracked, of which all others are made (section 3.2).
@@ -21,16 +22,17 @@ class PowerAverages:
     """Averages of weights theta over the steps tau = 1..t, with weights in proportion to tau^gamma.
 
     Args:
-        parameters (`Mapping[str, nn.Parameter]`): What is averaged, by name.
+        parameters (`Mapping[str, nn.Parameter]`): What is averaged, by name; a process may hold a part of it only.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = parameters
         self.optimization_step = 0
+        self._local = {name: local(parameter) for name, parameter in parameters.items()}
         self.averages = {
             (sigma_rel, name): parameter.detach().clone()
             for sigma_rel in SIGMA_RELS
-            for name, parameter in parameters.items()
+            for name, parameter in self._local.items()
         }
 
     @torch.no_grad()
@@ -40,22 +42,34 @@ class PowerAverages:
         for sigma_rel in SIGMA_RELS:
             beta = (1 - 1 / self.optimization_step) ** (exponent(sigma_rel) + 1)
             averages = [self.averages[sigma_rel, name] for name in self.parameters]
-            torch._foreach_lerp_(averages, list(self.parameters.values()), 1 - beta)
+            torch._foreach_lerp_(averages, list(self._local.values()), 1 - beta)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The averages, as a file holds them."""
-        return {f"{sigma_rel}/{name}": average for (sigma_rel, name), average in self.averages.items()}
+        """The averages, by the names in a file, sharded as the parameters are."""
+        return {
+            f"{sigma_rel}/{name}": from_local(average, self.parameters[name])
+            for (sigma_rel, name), average in self.averages.items()
+        }
 
     def load(self, tensors: Mapping[str, torch.Tensor], optimization_step: int) -> None:
-        """Take over what [`tensors`] gave."""
+        """Take over whole averages."""
         self.optimization_step = optimization_step
-        for name, average in self.tensors().items():
-            average.copy_(tensors[name])
+        for (sigma_rel, name), average in self.averages.items():
+            average.copy_(local(scatter(tensors[f"{sigma_rel}/{name}"], self.parameters[name])))
 
-    def save_snapshot(self, folder: Path) -> None:
-        """Write `<folder>/step-<step>.safetensors`, of which [`reconstruct`] makes other averages."""
+    def save_snapshot(self, folder: Path, write: bool = True) -> None:
+        """Write `<folder>/step-<step>.safetensors`, of which [`reconstruct`] makes other averages. Every process must
+        call it.
+
+        Args:
+            folder (`Path`): It is made.
+            write (`bool`, defaults to `True`): Whether it is this process that writes.
+        """
+        averages = gather(self.tensors(), keep=write)
+        if not write:
+            return
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: average.cpu().contiguous() for name, average in self.tensors().items()}
+        tensors = {name: average.cpu().contiguous() for name, average in averages.items()}
         with atomic_file(folder / f"step-{self.optimization_step:08}.safetensors") as temporary:
             save_file(tensors, temporary)
 

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..files import write_json
+from .moving_average import MovingAverage
 from .power_averages import PowerAverages
+from .sharding import gather, scatter
 
 
 _FORMAT = 1
@@ -30,14 +31,14 @@ _RANDOM, _STATE = "random_states.json", "state.json"
 
 
 class RunState:
-    """Everything that a run goes on from.
+    """Everything that a run goes on from. The files hold whole tensors, whether the weights are sharded or not.
 
     Args:
         accelerator (`Accelerator`): Knows the processes and the gradient scaler.
         model (`nn.Module`): The trained module, not wrapped.
         parameters (`dict[str, nn.Parameter]`): What is trained of it, by name; the other parameters are not saved.
         optimizer (`torch.optim.Optimizer`): The optimizer of the parameters, not wrapped.
-        ema (`EMAModel`): Their moving average.
+        average ([`MovingAverage`]): Their moving average.
         powers ([`PowerAverages`], *optional*): Their averages of widths that are chosen afterwards.
     """
 
@@ -47,58 +48,78 @@ class RunState:
         model: nn.Module,
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
-        ema: EMAModel,
+        average: MovingAverage,
         powers: PowerAverages | None = None,
     ) -> None:
         self.accelerator, self.model, self.parameters = accelerator, model, parameters
-        self.optimizer, self.ema, self.powers = optimizer, ema, powers
+        self.optimizer, self.average, self.powers = optimizer, average, powers
 
     def _model_tensors(self) -> dict[str, torch.Tensor]:
         left_out = {name for name, _ in self.model.named_parameters()} - self.parameters.keys()
         return {name: tensor for name, tensor in self.model.state_dict().items() if name not in left_out}
 
-    def save(self, folder: Path, progress: dict[str, Any], random_states: list[Any]) -> None:
+    def gather(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The tensors of every file, whole; empty but in the main process. Every process must call it."""
+        names = self._names
+        files = {
+            _MODEL: self._model_tensors(),
+            _AVERAGE: self.average.tensors(),
+            _OPTIMIZER: {
+                f"{names[parameter]}/{key}": value
+                for parameter, entries in self.optimizer.state.items()
+                for key, value in entries.items()
+                if isinstance(value, torch.Tensor)
+            },
+        }
+        if self.powers is not None:
+            files[_POWERS] = self.powers.tensors()
+        return {file: gather(tensors, self.accelerator.is_main_process) for file, tensors in files.items()}
+
+    def save(
+        self,
+        folder: Path,
+        files: Mapping[str, Mapping[str, torch.Tensor]],
+        progress: dict[str, Any],
+        random_states: list[Any],
+    ) -> None:
         """Write everything into a folder, from the main process.
 
         Args:
             folder (`Path`): An empty folder.
+            files (`Mapping[str, Mapping[str, torch.Tensor]]`): See [`gather`].
             progress (`dict[str, Any]`): The position in the run, as JSON can hold it.
             random_states (`list`): Of every process: see [`gather_random_states`].
 
         Raises:
             OSError: if it cannot be written.
         """
-        names: dict[torch.Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
-        tensors: dict[str, torch.Tensor] = {}
-        values: dict[str, Any] = {}
-        for parameter, entries in self.optimizer.state.items():
-            for key, value in entries.items():
-                kind: dict[str, Any] = tensors if isinstance(value, torch.Tensor) else values
-                kind[f"{names[parameter]}/{key}"] = value
+        names = self._names
+        values = {
+            f"{names[parameter]}/{key}": value
+            for parameter, entries in self.optimizer.state.items()
+            for key, value in entries.items()
+            if not isinstance(value, torch.Tensor)
+        }
         try:
-            _save_tensors(self._model_tensors(), folder / _MODEL)
-            _save_tensors(dict(zip(names.values(), self.ema.shadow_params, strict=True)), folder / _AVERAGE)
-            _save_tensors(tensors, folder / _OPTIMIZER)
-            if self.powers is not None:
-                _save_tensors(self.powers.tensors(), folder / _POWERS)
+            for name, tensors in files.items():
+                _save_tensors(tensors, folder / name)
         except SafetensorError as error:  # which is no OSError, even where the disk is full
             raise OSError(str(error)) from error
         write_json({"processes": random_states}, folder / _RANDOM)
-        files = [_MODEL, _AVERAGE, _OPTIMIZER, _RANDOM] + [_POWERS] * (self.powers is not None)
         groups = [{key: value for key, value in group.items() if key != "params"} for group in self._groups]
         scaler = self.accelerator.scaler
         state = {
             "format": _FORMAT,
             "progress": progress,
-            "average": {"optimization_step": self.ema.optimization_step},
+            "average": {"optimization_step": self.average.optimization_step},
             "optimizer": {
                 "name": type(self.optimizer).__name__,
                 "param_groups": groups,
                 "values": values,
-                "tensors": sorted(tensors),
+                "tensors": sorted(files[_OPTIMIZER]),
             },
             "scaler": None if scaler is None else scaler.state_dict(),
-            "files": {name: _fingerprint(folder / name) for name in files},
+            "files": {name: _fingerprint(folder / name) for name in (*files, _RANDOM)},
         }
         write_json(state, folder / _STATE)
 
@@ -112,11 +133,12 @@ class RunState:
             ValueError: naming file and tensor, if something is missing, unexpected or of another shape.
         """
         state = read_state(folder)
+        own = self._model_tensors()
+        tensors = {name: scatter(tensor, own[name]) for name, tensor in _load_tensors(folder / _MODEL, own).items()}
         # Not strict, because of the parameters that are left out; the names have been checked.
-        self.model.load_state_dict(_load_tensors(folder / _MODEL, self._model_tensors()), strict=False)
+        self.model.load_state_dict(tensors, strict=False)
         average = _load_tensors(folder / _AVERAGE, self.parameters)
-        self.ema.shadow_params = [average[name] for name in self.parameters]
-        self.ema.optimization_step = state["average"]["optimization_step"]
+        self.average.load(average, state["average"]["optimization_step"])
         if (self.powers is not None) != (_POWERS in state["files"]):
             has = "has kept no averages for it" if self.powers is not None else "keeps averages for it: pass it again"
             raise ValueError(f"`post_hoc_ema_steps`: the run to resume {has}.")
@@ -131,6 +153,10 @@ class RunState:
         if self.accelerator.process_index < len(processes):
             set_random_state(processes[self.accelerator.process_index], self.accelerator.device)
         return dict(state["progress"])
+
+    @property
+    def _names(self) -> dict[torch.Tensor, str]:
+        return {parameter: name for name, parameter in self.parameters.items()}
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
@@ -151,6 +177,8 @@ class RunState:
                 raise ValueError(f"{_short(path)} holds {full_name!r}, which this model does not have.")
             if key in _MOMENTS:
                 _check_shape(path, full_name, value, parameters[name])
+            if isinstance(value, torch.Tensor) and value.shape == parameters[name].shape:
+                value = scatter(value, parameters[name])
             state.setdefault(numbers[parameters[name]], {})[key] = value
         if len(saved["param_groups"]) != len(self._groups):
             raise ValueError(

@@ -117,6 +117,8 @@ def train_stage(
         stage.unet.enable_gradient_checkpointing()
         stage.text_encoder.activation_checkpointing_enable()
     if compile:
+        if accelerator.is_fsdp2:
+            raise ValueError("`compile` does not work where FSDP shards the weights: leave it out.")
         compile_blocks(stage.unet, accelerator.device)
         if on_checkpoint is not None:
             on_checkpoint = torch.compiler.set_stance("force_eager")(on_checkpoint)

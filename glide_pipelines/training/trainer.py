@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
@@ -25,9 +24,11 @@ from .checkpoints import any_process, check_none_later, find_checkpoint, locked,
 from .learning_rate import LearningRate
 from .loader import make_loader
 from .log import TrainingLog
+from .moving_average import MovingAverage, copy_to
 from .optimizers import averaging_point, make_optimizer
 from .power_averages import PowerAverages, exponent, reconstruct
 from .run_state import RunState, random_state
+from .sharding import check_sharding, sharded_copy, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,9 +175,11 @@ def train(
     step saves the state before that step, where there is a single process.
 
     Args:
-        accelerator (`Accelerator`): Devices, processes, precision and gradient accumulation.
+        accelerator (`Accelerator`): Devices, processes, precision and gradient accumulation; and whether each process
+            holds a part of the weights only (FSDP2).
         config ([`TrainingConfig`]): The run.
-        model (`nn.Module`): Everything that is trained, in one module, in float32.
+        model (`nn.Module`): Everything that is trained, in one module, in float32. Where the weights are sharded it is
+            a copy that is trained, and the model stays whole, on the CPU.
         dataset (`Dataset`): Examples by number, without end; each a `dict` with `timesteps`. Its `fingerprint` (a
             `dict`, may be missing) must be the same when a run is resumed; its `bad_rows` (may be missing) are the rows
             that it skipped.
@@ -199,18 +202,19 @@ def train(
     Raises:
         FloatingPointError: if the loss or the gradient is not finite. Nothing of that step is ever saved.
         OSError: if a checkpoint cannot be written, as on a full disk. Nothing of it is left behind.
-        ValueError: if accelerate is to shard the weights; if the checkpoint to resume from does not exist, is damaged,
-            or belongs to a run with another seed, model or dataset; if the folder holds later checkpoints than the one
-            to go on from, or any when the run is new; or if another run is under way there.
+        ValueError: if accelerate is configured for what training does not take; if the checkpoint to resume from does
+            not exist, is damaged, or belongs to a run with another seed, model or dataset; if the folder holds later
+            checkpoints than the one to go on from, or any when the run is new; or if another run is under way there.
     """
     _check_parallelism(accelerator)
+    check_sharding(accelerator, model, config.optimizer)
     with locked(config.output_dir) if accelerator.is_main_process else contextlib.nullcontext():
-        named = dict(model.named_parameters()) if parameters is None else parameters
+        names = {name for name, _ in model.named_parameters()} if parameters is None else set(parameters)
         return _train(
             accelerator,
             config,
             model,
-            named,
+            names,
             settings,
             dataset,
             compute_loss,
@@ -224,7 +228,7 @@ def _train(
     accelerator: Accelerator,
     config: TrainingConfig,
     model: nn.Module,
-    named_parameters: dict[str, nn.Parameter],
+    parameter_names: set[str],
     settings: dict[str, Any] | None,
     dataset: Dataset[Any],
     compute_loss: LossFunction,
@@ -233,10 +237,10 @@ def _train(
     on_validation: Callable[[int], dict[str, Any]] | None,
 ) -> int:
     set_seed(config.seed, device_specific=True)
-    parameters = list(named_parameters.values())
+    trained = sharded_copy(accelerator, model) if accelerator.is_fsdp2 else model
     bare_optimizer = make_optimizer(
         config.optimizer,
-        parameters,  # the frozen ones too: a resumed run may train them
+        _named(trained, parameter_names).values(),  # the frozen ones too: a resumed run may train them
         lr=config.learning_rate.peak,
         adam={
             "betas": (config.adam_beta1, config.adam_beta2),
@@ -245,12 +249,13 @@ def _train(
         },
         options=config.optimizer_args,
     )
-    model, optimizer = accelerator.prepare(model, bare_optimizer)
-    bare_model = accelerator.unwrap_model(model)
-    ema = EMAModel(parameters, decay=config.ema_decay, foreach=True)
+    trained, optimizer = accelerator.prepare(trained, bare_optimizer)
+    bare_model = accelerator.unwrap_model(trained)
+    parameters = _named(bare_model, parameter_names)
+    average = MovingAverage(model, parameters, config.ema_decay)
     snapshot_steps = config.post_hoc_ema_steps or 0
-    powers = PowerAverages(named_parameters) if snapshot_steps else None
-    state = RunState(accelerator, bare_model, named_parameters, bare_optimizer, ema, powers)
+    powers = PowerAverages(parameters) if snapshot_steps else None
+    state = RunState(accelerator, bare_model, parameters, bare_optimizer, average, powers)
     progress = _Progress(config.seed, getattr(dataset, "fingerprint", None), settings)
     if config.resume_from_checkpoint is not None:
         path = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
@@ -258,9 +263,8 @@ def _train(
             progress.load(state.load(path), config.max_train_steps)
     if progress.step < config.max_train_steps:
         check_none_later(config.output_dir, progress.step)
-    ema.to(accelerator.device)
 
-    model.train()
+    trained.train()
     global_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     path, snapshots = Path(config.output_dir) / "log.jsonl", Path(config.output_dir) / "averages"
     log = TrainingLog(
@@ -292,9 +296,9 @@ def _train(
         if line is not None:
             bar.set_postfix(loss=line["loss"], images_per_second=line["images_per_second"], refresh=False)
 
-    def validate(measure: Callable[[int], dict[str, Any] | None]) -> None:
-        with _averaged(bare_model, parameters, ema), torch.random.fork_rng():
-            found = measure(progress.step)
+    def validate(measure: Callable[[int], dict[str, Any] | None], everywhere: bool) -> None:
+        with average.in_model(), torch.random.fork_rng():
+            found = measure(progress.step) if everywhere or accelerator.is_main_process else None
         if found:
             log.write({"step": progress.step, **found})
 
@@ -305,11 +309,11 @@ def _train(
             save_checkpoint(
                 accelerator, config.output_dir, state, vars(progress), config.checkpoints_total_limit, random
             )
-            if on_checkpoint is not None and accelerator.is_main_process:
-                validate(on_checkpoint)
+            if on_checkpoint is not None:
+                validate(on_checkpoint, everywhere=False)
             steps = config.validation_metrics_steps or config.max_train_steps
             if on_validation is not None and (progress.step % steps == 0 or progress.step == config.max_train_steps):
-                validate(on_validation)
+                validate(on_validation, everywhere=True)
             log.start(progress.step)
         saved_step, saved_time = progress.step, time.monotonic()
 
@@ -335,15 +339,16 @@ def _train(
             try:
                 for batch in micro_batches:
                     batch = {name: value.to(accelerator.device) for name, value in batch.items()}
-                    with accelerator.accumulate(model):
-                        loss, metrics = compute_loss(model, batch)
+                    with accelerator.accumulate(trained):
+                        loss, metrics = compute_loss(trained, batch)
                         accelerator.backward(loss.mean())
                         log.add(batch["timesteps"], {"loss": loss, **metrics})
                         if accelerator.sync_gradients:
                             rate = config.learning_rate(progress.step)
                             for group in optimizer.param_groups:
                                 group["lr"] = rate
-                            log.add_gradient(accelerator.clip_grad_norm_(parameters, config.max_grad_norm), rate)
+                            norm = accelerator.clip_grad_norm_(list(parameters.values()), config.max_grad_norm)
+                            log.add_gradient(whole(norm), rate)
                             unchanged = False
                         optimizer.step()
                         optimizer.zero_grad()
@@ -352,7 +357,7 @@ def _train(
                     save(before)
                 raise
             with averaging_point(bare_optimizer):
-                ema.step(parameters)
+                average.step()
                 if powers is not None:
                     powers.step()
             progress.step += 1
@@ -361,43 +366,32 @@ def _train(
             last = progress.step == config.max_train_steps
             if powers is not None and (last or progress.step % snapshot_steps == 0):
                 flush()  # an error, if the step was not finite
-                if accelerator.is_main_process:
-                    powers.save_snapshot(snapshots)
+                powers.save_snapshot(snapshots, write=accelerator.is_main_process)
             if progress.step % config.logging_steps == 0:
                 flush()
         save()  # in here, where a signal does not end the process
-    ema.copy_to(parameters)
+    average.copy_to_model()
     if config.ema_sigma_rel is not None and progress.step >= config.max_train_steps:
         accelerator.wait_for_everyone()
-        average = reconstruct(snapshots, config.ema_sigma_rel, progress.step)
-        for name, parameter in named_parameters.items():
-            parameter.data.copy_(average[name])
+        copy_to(model, reconstruct(snapshots, config.ema_sigma_rel, progress.step))
     return progress.step
 
 
 def _check_parallelism(accelerator: Accelerator) -> None:
     """Refuse what accelerate would do in another way, or do on a CPU only in appearance."""
-    for kind, name in (("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")):
+    for kind, name in (("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")):
         # On a CPU accelerate leaves the type as it is, and would keep the weights whole in silence.
         if accelerator.distributed_type.value == kind or os.environ.get(f"ACCELERATE_USE_{kind}") == "true":
             raise ValueError(
-                f"accelerate is configured for {name}, which shards the weights, and training here keeps them whole "
-                "in each process: take `--multi_gpu` in its place, and `--gradient_checkpointing` or `--lora_rank` to "
-                "save memory."
+                f"accelerate is configured for {name}, which training here does not take: take FSDP (`fsdp_version: "
+                "2`), which shards the weights too, or `--multi_gpu`, with `--gradient_checkpointing` or `--lora_rank` "
+                "to save memory."
             )
 
 
-@contextlib.contextmanager
-def _averaged(model: nn.Module, parameters: list[nn.Parameter], ema: EMAModel) -> Iterator[None]:
-    """Put the averaged weights into the model, ready to sample from."""
-    ema.store(parameters)
-    ema.copy_to(parameters)
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train()
-        ema.restore(parameters)
+def _named(model: nn.Module, names: set[str]) -> dict[str, nn.Parameter]:
+    """The parameters of these names."""
+    return {name: parameter for name, parameter in model.named_parameters() if name in names}
 
 
 @contextlib.contextmanager

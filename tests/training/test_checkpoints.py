@@ -12,7 +12,6 @@ import sys
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
 from glide_pipelines import files
@@ -24,6 +23,7 @@ from glide_pipelines.training.checkpoints import (
     locked,
     save_checkpoint,
 )
+from glide_pipelines.training.moving_average import MovingAverage
 from glide_pipelines.training.run_state import RunState, random_state, set_random_state
 
 
@@ -35,7 +35,8 @@ def make_state(seed=0, mixed_precision="no"):
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    return RunState(accelerator, model, dict(model.named_parameters()), optimizer, EMAModel(list(model.parameters())))
+    parameters = dict(model.named_parameters())
+    return RunState(accelerator, model, parameters, optimizer, MovingAverage(model, parameters, 0.9999))
 
 
 def save(folder, step, state=None, total_limit=None):
@@ -46,7 +47,7 @@ def save(folder, step, state=None, total_limit=None):
 def values(state):
     parameters = list(state.model.parameters())
     moments = [state.optimizer.state[p][key] for p in parameters for key in ("step", "exp_avg", "exp_avg_sq")]
-    return [*parameters, *state.ema.shadow_params, *moments]
+    return [*parameters, *state.average.tensors().values(), *moments]
 
 
 def test_a_state_comes_back_to_the_bit(tmp_path):

@@ -506,13 +506,17 @@ def test_how_a_step_is_computed_does_not_change_it(arguments, tmp_path, how):
             assert torch.equal(other[name], value)
 
 
-def launch(processes, arguments, path=ROOT / "examples" / "train_text_to_image.py"):
-    """Run a script in several processes."""
+def launch(processes, arguments, path=ROOT / "examples" / "train_text_to_image.py", config=None):
+    """Run a script in several processes: by torchrun, or by `accelerate launch` with a config."""
     with socket.socket() as free:  # another run of the tests may be under way on this machine
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    command += ["--master_port", str(port), str(path), *arguments]
+        port = str(free.getsockname()[1])
+    if config is None:
+        launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", port]
+    else:
+        launcher = ["accelerate.commands.launch", "--config_file", str(config)]
+        launcher += ["--num_processes", str(processes), "--main_process_port", port]
+    command = [sys.executable, "-m", *launcher, str(path), *arguments]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
