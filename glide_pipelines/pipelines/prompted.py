@@ -122,7 +122,8 @@ class PromptedPipeline(DiffusionPipeline):
     def _warn_outside_domain(self, prompt: str | list[str]) -> None:
         """A model of a small world that ships with the package says so when it is asked for something else."""
         domain = self.config.get("prompt_domain")
-        if domain is None:
+        # A LoRA may have taught it other words.
+        if domain is None or any(hasattr(model, "peft_config") for model in self.components.values()):
             return
         try:
             world = importlib.import_module(f"glide_pipelines.{domain}")

@@ -185,6 +185,14 @@ def test_a_prompt_outside_the_shapes_world_gets_a_warning(caplog):
     assert "'an oil painting of a corgi' is outside it" in caplog.text
 
 
+def test_a_lora_may_know_prompts_that_its_model_does_not(caplog):
+    LoraConfig = pytest.importorskip("peft").LoraConfig
+    pipe = GLIDEPipeline(**tiny_components(), prompt_domain="shapes")
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    pipe.encode_prompt("an oil painting of a corgi")
+    assert "outside" not in caplog.text
+
+
 # -- sampling ---------------------------------------------------------------------------------------------------------
 
 
