@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .train_options import TrainingData
+from .train_options import TrainingData, save_dtype
 
 
 if TYPE_CHECKING:  # importing these takes seconds
     from accelerate import Accelerator
     from huggingface_hub import ModelCard
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def finish(
@@ -46,6 +47,17 @@ def finish(
                 card = training_card(args.hub_model_id, loaded_as, data.name, facts, tag, adapts)
                 print(f"Uploaded: {push_to_hub(folder, args.hub_model_id, card)}")
     accelerator.end_training()
+
+
+def save_model(args: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Save a model that is no part of a pipeline, with its tokenizer, to `--model_dir`; returns the folder."""
+    from glide_pipelines.files import updated_folder
+
+    folder = Path(args.model_dir or Path(args.output_dir) / "model")
+    with updated_folder(folder) as temporary:
+        model.to(save_dtype(args)).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    return folder
 
 
 def _facts(args: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:

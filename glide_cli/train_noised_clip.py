@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from .options import Parser
-from .train_finish import finish
+from .train_finish import finish, save_model
 from .train_options import (
     A_MODEL,
     MODEL_CONFIGS,
@@ -18,7 +17,6 @@ from .train_options import (
     make_accelerator,
     model_or_shapes,
     read_sizes,
-    save_dtype,
     set_steps,
     timestep_weighting,
     training_config,
@@ -54,7 +52,6 @@ def noised_clip(args: argparse.Namespace) -> None:
     from transformers import AutoTokenizer
 
     from glide_pipelines import GLIDEDDPMScheduler, NoisedCLIPModel
-    from glide_pipelines.files import updated_folder
     from glide_pipelines.training import (
         TextToImageDataset,
         new_noised_clip,
@@ -98,11 +95,4 @@ def noised_clip(args: argparse.Namespace) -> None:
         model.enable_gradient_checkpointing()
     done = train(accelerator, config, model, dataset, noised_clip_loss(accelerator, scheduler), num_timesteps)
 
-    def save() -> Path:
-        folder = Path(args.model_dir or Path(args.output_dir) / "model")
-        with updated_folder(folder) as temporary:
-            model.to(save_dtype(args)).save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-        return folder
-
-    finish(args, accelerator, done, save, data, "NoisedCLIPModel")
+    finish(args, accelerator, done, lambda: save_model(args, model, tokenizer), data, "NoisedCLIPModel")

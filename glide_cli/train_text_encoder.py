@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from .options import Parser, positive_int
-from .train_finish import finish
+from .train_finish import finish, save_model
 from .train_options import (
     MODEL_CONFIGS,
     TrainingData,
@@ -14,7 +13,6 @@ from .train_options import (
     add_run_options,
     make_accelerator,
     read_sizes,
-    save_dtype,
     set_steps,
     training_config,
 )
@@ -43,7 +41,6 @@ def text_encoder(args: argparse.Namespace) -> None:
     from transformers import AutoTokenizer, GPT2Tokenizer
 
     from glide_pipelines import GLIDETextEncoder
-    from glide_pipelines.files import updated_folder
     from glide_pipelines.training import new_text_encoder, prepare_tokenizer, train
     from glide_pipelines.training.text_pretraining import CaptionedImages, ImagePredictor, image_prediction_loss
 
@@ -74,11 +71,4 @@ def text_encoder(args: argparse.Namespace) -> None:
         model.activation_checkpointing_enable()
     done = train(accelerator, config, predictor, dataset, image_prediction_loss, num_train_timesteps=1)
 
-    def save() -> Path:
-        folder = Path(args.model_dir or Path(args.output_dir) / "model")
-        with updated_folder(folder) as temporary:
-            model.to(save_dtype(args)).save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-        return folder
-
-    finish(args, accelerator, done, save, data, "GLIDETextEncoder")
+    finish(args, accelerator, done, lambda: save_model(args, model, tokenizer), data, "GLIDETextEncoder")
