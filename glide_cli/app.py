@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise UserError("The app needs the extra `app` (in a clone: `pip install -e '.[app]'`).") from error
+        raise UserError('The app needs the extra `app` (in a clone: `pip install ".[app]"`).') from error
 
     from .page import serve
 

@@ -56,7 +56,7 @@ def load_captioned_rows(
         from datasets import ReadInstruction, load_dataset
     except ImportError as error:
         raise ImportError(
-            "A dataset of images needs the extra `train` (in a clone: `pip install -e '.[train]'`)."
+            'A dataset of images needs the extra `train` (in a clone: `pip install ".[train]"`).'
         ) from error
 
     parts: Any

@@ -32,7 +32,7 @@ TIMEOUT = 60  # seconds
 
 @pytest.fixture(scope="module")
 def gr():
-    reason = "the app needs the extra `app` (in a clone: `pip install -e '.[app]'`)"
+    reason = 'the app needs the extra `app` (in a clone: `pip install ".[app]"`)'
     return pytest.importorskip("gradio", reason=reason)
 
 
@@ -612,7 +612,7 @@ def test_a_port_in_use(page, model, capsys):
 def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["app"]) == 2
-    assert_one_line(capsys, "The app needs the extra `app` (in a clone: `pip install -e '.[app]'`).")
+    assert_one_line(capsys, 'The app needs the extra `app` (in a clone: `pip install ".[app]"`).')
 
 
 def assert_one_line(capsys, words: str) -> None:

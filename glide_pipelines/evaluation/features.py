@@ -37,7 +37,7 @@ class _Inception(nn.Module):
         except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch
             raise ImportError(
                 "`features` 'inception' needs torch-fidelity, and the torchvision that belongs to this torch: "
-                f"the extra `eval` (in a clone: `pip install -e '.[eval]'`) ({error})."
+                f'the extra `eval` (in a clone: `pip install ".[eval]"`) ({error}).'
             ) from error
         try:
             # Without the bias of the last layer, as in every published Inception score.

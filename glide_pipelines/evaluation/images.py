@@ -78,7 +78,7 @@ class DatasetImages:
             import datasets
         except ImportError as error:
             raise ImportError(
-                "A dataset of images needs the extra `eval` (in a clone: `pip install -e '.[eval]'`)."
+                'A dataset of images needs the extra `eval` (in a clone: `pip install ".[eval]"`).'
             ) from error
         try:
             rows = load_captioned_rows(dataset_name, data_dir, image_column, caption_column, split, all_listed=True)

@@ -30,7 +30,7 @@ def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError as error:
-        raise ImportError("The FID needs the extra `eval` (in a clone: `pip install -e '.[eval]'`).") from error
+        raise ImportError('The FID needs the extra `eval` (in a clone: `pip install ".[eval]"`).') from error
 
     identity = _Identity(real.shape[1])
     with warnings.catch_warnings():

@@ -115,7 +115,7 @@ def _axes(path: Path, x: str, y: str) -> Iterator[Axes]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("Plots need the extra `eval` (in a clone: `pip install -e '.[eval]'`).") from error
+        raise ImportError('Plots need the extra `eval` (in a clone: `pip install ".[eval]"`).') from error
 
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.add_subplot(xlabel=x, ylabel=y)
