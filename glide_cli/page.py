@@ -79,7 +79,7 @@ CSS = """
 .live p { margin: 0 0 4px; overflow-wrap: anywhere; }
 .live .error { color: var(--error-text-color, #b91c1c); font-weight: 600; }
 .live .note { opacity: 0.85; }
-.results .grid-wrap { max-height: none !important; }
+.results .grid-wrap { max-height: none !important; overflow-y: auto !important; }
 @media (max-width: 700px) { .result { min-height: 100vh; } }
 """
 # A phone shows the columns one below the other: it goes down to the one of the result, which fills its screen.
