@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from diffusers.guiders import ClassifierFreeGuidance
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -399,6 +400,95 @@ def call_glide(data, capsys):
     counts["results" if code == 0 else "named errors"] += 1
 
 
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+# Options of `glide train text-to-image` with values that are good; None for those that take none.
+TRAIN_OPTIONS = {
+    "--stage": ["base", "super_res"],
+    "--resolution": ["8", "32"],
+    "--train_data_dir": ["text.txt", "model", "./no"],
+    "--max_train_samples": ["4"],
+    "--random_flip": None,
+    "--num_objects_shares": ["1 1 1"],
+    "--crop_size": ["16"],
+    "--low_res_blur": ["0.5"],
+    "--low_res_noise": ["0.1"],
+    "--low_res_consistency": None,
+    "--freeze_text_encoder": None,
+    "--proportion_empty_prompts": ["0.5"],
+    "--noise_offset": ["0.1"],
+    "--snr_gamma": ["5"],
+    "--snr_weight_range": ["1 100"],
+    "--timestep_bias_strategy": ["later", "none"],
+    "--timestep_bias_multiplier": ["2"],
+    "--timestep_bias_portion": ["0.5"],
+    "--lora_rank": ["2"],
+    "--lora_alpha": ["4"],
+    "--lora_targets": ["to_q"],
+    "--use_dora": None,
+    "--save_dtype": ["fp16"],
+    "--seed": ["1"],
+    "--train_batch_size": ["1", "2"],
+    "--gradient_accumulation_steps": ["2"],
+    "--gradient_checkpointing": None,
+    "--learning_rate": ["1e-3"],
+    "--lr_scheduler": ["cosine", "constant"],
+    "--lr_warmup_steps": ["1"],
+    "--lr_decay_steps": ["1"],
+    "--optimizer": ["sgd", "adamw"],
+    "--optimizer_args": ["momentum=0.9"],
+    "--adam_beta1": ["0.8"],
+    "--adam_weight_decay": ["0.1"],
+    "--adam_epsilon": ["1e-6"],
+    "--max_grad_norm": ["1"],
+    "--ema_decay": ["0.9"],
+    "--post_hoc_ema_steps": ["1"],
+    "--ema_sigma_rel": ["0.1"],
+    "--mixed_precision": ["no", "bf16"],
+    "--checkpointing_steps": ["1"],
+    "--checkpointing_minutes": ["1"],
+    "--checkpoints_total_limit": ["1"],
+    "--resume_from_checkpoint": ["latest"],
+    "--logging_steps": ["1"],
+    "--skip_bad_images": ["1"],
+    "--validation_prompts": ["red"],
+    "--validation_inference_steps": ["2"],
+}
+# A number that is too large here is no mistake, only years of work.
+ENDLESS = {"--gradient_accumulation_steps", "--train_batch_size", "--resolution", "--validation_inference_steps"}
+
+
+def call_train(data, capsys):
+    """One step, with up to four options, of which one may be anything."""
+    place = folder()
+    argv = ["--dataset_name", "shapes", "--pretrained_model_name_or_path", str(place / "model")]
+    argv += ["--max_train_steps", "1", "--train_batch_size", "1"]
+    names = data.draw(st.lists(st.sampled_from(sorted(TRAIN_OPTIONS)), max_size=4, unique=True), label="options")
+    odd = data.draw(st.sampled_from(names), label="odd") if names and data.draw(st.booleans()) else None
+    for name in names:
+        values = TRAIN_OPTIONS[name]
+        if name == odd:
+            words = st.sampled_from(["-1", "0", "1.5", "x", "", "nan"]) if name in ENDLESS else WORDS
+            argv += [name, data.draw(words, label=name)]
+        else:
+            argv += [name, *("" if values is None else data.draw(st.sampled_from(values), label=name)).split()]
+    argv = [str(place / word) if word in ("model", "text.txt", "broken.png") else word for word in argv]
+    run = tempfile.mkdtemp()
+    try:
+        code = glide_cli.main(["train", "text-to-image", "--output_dir", f"{run}/run", *argv])
+        error = capsys.readouterr().err.strip().splitlines()
+        assert code in (0, 2), argv
+        assert code == 0 or (error and error[-1].startswith("glide train")), (argv, error)
+        if code == 0:
+            assert next(Path(run).rglob("log.jsonl")).exists() and next(Path(run).rglob("*.safetensors")).exists()
+        counts["results" if code == 0 else "named errors"] += 1
+    finally:
+        shutil.rmtree(run)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
 # -- damaged folders --------------------------------------------------------------------------------------------------
 
 
@@ -447,13 +537,14 @@ TARGETS = {
     "respacing": call_respacing,
     **{name: functools.partial(call_model, name) for name in MODELS},
     "glide": call_glide,
+    "glide train": call_train,
     "a damaged folder": call_damaged,
 }
 
 
 def fuzz(target, cases, capsys, same_each_time):
     case = TARGETS[target]
-    options = {"capsys": capsys} if case in (call_glide, call_damaged) else {}
+    options = {"capsys": capsys} if case in (call_glide, call_train, call_damaged) else {}
 
     @settings(
         max_examples=cases,
