@@ -80,7 +80,7 @@ def measure_edits(argv: list[str] | None) -> None:
     add("--features", required=True, metavar="NAME", help="the classifier, as of glide evaluate")
     add("--num-captions", type=positive_int, default=64, metavar="N", help="so many (default: %(default)s)")
     add("--strength", type=finite, default=0.8, help="of the sketch (default: %(default)s)")
-    add("--guidance-scale", type=finite, default=3.0, help="of base stages (default: %(default)s)")
+    add("--guidance-scale", type=finite, help="of base stages (default: what the model recommends)")
     add("--seed", type=seed, default=0, help="of the choice of images and of noise (default: %(default)s)")
     add("--batch-size", type=positive_int, default=16, help="images at a time (default: %(default)s)")
     add_sampling_options(parser.add_argument_group("how to sample"))
