@@ -267,7 +267,7 @@ def add_tab(studio: Studio, task: str, steps: int, super_res_steps: int) -> Tab:
             )
             examples: dict[str, gr.Column] = {}
             for world, (known, prompts) in WORLDS.items() if task == "Draw" else ():
-                with gr.Column(visible=world_of(pipes) == world) as examples[world]:
+                with gr.Column(visible=known_world(pipes) == world) as examples[world]:
                     gr.Examples(prompts, inputs["prompt"], label="For example")
                     gr.Markdown(known)
             with gr.Accordion("Options", open=False):
@@ -454,13 +454,13 @@ def chooser(studio: Studio, tab: Tab) -> Callable[[str], list]:
 
     def choose(model: str) -> list:
         pipes = studio.models[model]
-        columns = [gr.Column(visible=world_of(pipes) == world) for world in tab.examples]
+        columns = [gr.Column(visible=known_world(pipes) == world) for world in tab.examples]
         return [pipes[tab.task].default_guidance_scale, *columns]
 
     return choose
 
 
-def world_of(pipes: dict[str, DiffusionPipeline]) -> str | None:
+def known_world(pipes: dict[str, DiffusionPipeline]) -> str | None:
     """The world that a model knows, such as `"shapes"`; None of a model that takes any prompt."""
     return pipes["Draw"].config.prompt_domain
 
