@@ -130,7 +130,13 @@ def test_evaluate_and_benchmark(glide, environment, folder):
 
 def test_the_app_answers(environment, folder):
     app = subprocess.Popen(
-        [environment / "glide", "app", "--fast"], cwd=folder, env=clean(), stdout=subprocess.PIPE, text=True
+        [environment / "glide", "app", "--fast"],
+        cwd=folder,
+        env=clean(),
+        stdout=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background of a shell, they ignore Ctrl-C, and their children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         line = app.stdout.readline()  # the address, as soon as the page is there
