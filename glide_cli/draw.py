@@ -31,8 +31,9 @@ from .options import (
 
 EXAMPLES = """\
 examples:
-  An image from the small model that ships with the package:
+  An image from one of the two small models that ship with the package, whichever knows the words:
     glide "a red circle above a blue square" -o image.png
+    glide "a slice of pizza" -o pizza.png
 
   The same image again, and one in fewer steps (an image remembers how it was generated):
     glide --like image.png -o again.png
