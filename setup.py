@@ -94,7 +94,7 @@ setup(
     packages=find_packages(include=["glide_cli", "glide_cli.*", "glide_pipelines", "glide_pipelines.*"]),
     package_data={
         "glide_cli": ["model_configs/*.json"],
-        "glide_pipelines": ["py.typed", "checkpoints/**", "emoji/NOTICE.md", "emoji/words.txt"],
+        "glide_pipelines": ["py.typed", "checkpoints/**", "emoji/*.md", "emoji/*.txt"],
     },
     entry_points={"console_scripts": ["glide = glide_cli:main"]},
 )
