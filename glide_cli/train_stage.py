@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,8 @@ def _text_to_image_parts(args: argparse.Namespace, data: TrainingData, accelerat
     if args.pretrained_model_name_or_path is not None:
         path = model_or_shapes(args, "pretrained_model_name_or_path", "the pipeline to continue from")
         parts = PipelineParts.from_pretrained(GLIDEPipeline, path, args.stage)
+        if parts.stage.unet.is_inpainter and args.lora_rank is None:
+            accelerator.print("The model inpaints, too, and may forget how: `glide train inpaint` trains both.")
     else:
         parts = _new_parts(args, data, accelerator)
     if args.text_encoder_name_or_path is not None:
@@ -146,6 +149,13 @@ def add_inpaint_options(parser: Parser) -> None:
     )
     add_data_options(parser)
     add_stage_options(parser)
+    parser.add_argument_group("masks").add_argument(
+        "--proportion_whole_masks",
+        type=float,
+        default=0.1,
+        help="share of examples that are repainted whole: about 0.5 for a model that is to make images from text, too "
+        "(default: %(default)s)",
+    )
     add_weighting_options(parser)
     add_lora_options(parser)
     add_run_options(parser)
@@ -156,7 +166,9 @@ def inpaint(args: argparse.Namespace) -> None:
     """Train the base model or the upsampler to inpaint."""
     from glide_pipelines.training import random_mask
 
-    _train(args, _inpaint_parts, random_mask)
+    if not 0 <= args.proportion_whole_masks <= 1:
+        raise ValueError(f"`proportion_whole_masks` must lie between 0 and 1, got {args.proportion_whole_masks}.")
+    _train(args, _inpaint_parts, functools.partial(random_mask, proportion_whole=args.proportion_whole_masks))
 
 
 def _inpaint_parts(args: argparse.Namespace, data: TrainingData, accelerator: Accelerator) -> PipelineParts:

@@ -39,9 +39,9 @@ class GLIDEUNet2DConditionModel(CheckedLoading, SingleFileNetworkMixin, UNet2DCo
     | inpainting base | 7 | `[x, image * keep, keep]` |
     | inpainting upsampler | 10 | `[x, image * keep, keep, low_res]` |
 
-    with `keep = 1 - mask`. The output has 6 channels: the noise prediction, then the variance (see
-    [`GLIDEDDPMScheduler`]). Use [`~GLIDEUNet2DConditionModel.glide_config`] for the settings that make the stock
-    class a GLIDE UNet.
+    with `keep = 1 - mask`. Without image and mask, an inpainting model repaints everything, which is text to image.
+    The output has 6 channels: the noise prediction, then the variance (see [`GLIDEDDPMScheduler`]). Use
+    [`~GLIDEUNet2DConditionModel.glide_config`] for the settings that make the stock class a GLIDE UNet.
     """
 
     _no_split_modules = ["ResnetBlock2D", "Attention"]
@@ -192,7 +192,7 @@ class GLIDEUNet2DConditionModel(CheckedLoading, SingleFileNetworkMixin, UNet2DCo
             low_res (`torch.Tensor` of shape `[B, 3, h, w]`, *optional*): Upsamplers only: the small image, in
                 [-1, 1]; enlarged bilinearly to `[H, W]` unless it has that size already.
             image (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): Inpainting models only: the known image, in
-                [-1, 1].
+                [-1, 1]. Without it and `mask` everything is repainted.
             mask (`torch.Tensor` of shape `[B, 1, H, W]`, *optional*): Inpainting models only: 1 = repaint, 0 = keep.
             cross_attention_kwargs (`dict`, *optional*): Passed on to the attention processors (`scale` of a LoRA).
             return_dict (`bool`, defaults to `True`): False gives a tuple.
@@ -271,6 +271,8 @@ class GLIDEUNet2DConditionModel(CheckedLoading, SingleFileNetworkMixin, UNet2DCo
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """Concatenate the sample with the conditions that this variant takes (table in the class docstring)."""
+        if self.is_inpainter and image is None and mask is None:
+            image, mask = torch.zeros_like(sample), torch.ones_like(sample[:, :1])
         for name, condition, taken in (
             ("low_res", low_res, self.is_upsampler),
             ("image", image, self.is_inpainter),

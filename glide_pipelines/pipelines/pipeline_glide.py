@@ -35,11 +35,12 @@ class GLIDEPipeline(TwoStagePipeline):
     Args:
         tokenizer (`GPT2Tokenizer`): GLIDE's byte-level BPE; its `model_max_length` is the text context.
         text_encoder ([`GLIDETextEncoder`]): Of the base model.
-        unet ([`GLIDEUNet2DConditionModel`]): The base model, 3 input channels.
+        unet ([`GLIDEUNet2DConditionModel`]): The base model, with 3 input channels, or 7: an inpainting
+            model makes images from text alone, too.
         scheduler (`SchedulerMixin`): [`GLIDEDDPMScheduler`] as released; any noise-predicting diffusers scheduler.
         super_res_text_encoder ([`GLIDETextEncoder`], *optional*): Of the upsampler, which has its own.
-        super_res_unet ([`GLIDEUNet2DConditionModel`], *optional*): The upsampler, 6 input channels. Without it the
-            base image is returned.
+        super_res_unet ([`GLIDEUNet2DConditionModel`], *optional*): The upsampler, with 6 input channels, or 10.
+            Without it the base image is returned.
         super_res_scheduler (`SchedulerMixin`, *optional*): [`GLIDEDDIMScheduler`] as released.
         prompt_domain (`str`, *optional*): The world that the checkpoint knows, such as `"shapes"`: prompts outside it
             get a warning.
@@ -155,7 +156,7 @@ class GLIDEPipeline(TwoStagePipeline):
             ValueError, TypeError: before any network runs, naming the argument, what was given and what is allowed.
         """
         # 1. Check everything before any network runs.
-        self._check_channels(unet=(3,), super_res_unet=(6,))
+        self._check_channels()
         with self._running_call(
             prompt=prompt,
             num_images_per_prompt=num_images_per_prompt,

@@ -106,7 +106,7 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
             ValueError, TypeError: before any network runs, naming the argument, what was given and what is allowed.
         """
         # 1. Check everything before any network runs.
-        self._check_channels(unet=(3,), super_res_unet=(6,))
+        self._check_channels()
         check_number("strength", strength, 0, 1)
         with self._running_call(
             prompt=prompt,

@@ -168,7 +168,7 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
             ValueError, TypeError: before any network runs, naming the argument, what was given and what is allowed.
         """
         # 1. Check everything before any network runs.
-        self._check_channels(unet=(7, 3), super_res_unet=(10, 6))
+        self._check_channels()
         self._check_resampling(num_resample)
         with self._running_call(
             prompt=prompt,

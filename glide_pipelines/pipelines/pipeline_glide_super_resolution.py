@@ -225,7 +225,7 @@ class GLIDESuperResolutionPipeline(GLIDESingleFileMixin, GLIDELoraLoaderMixin, G
         # 1. Check everything before any network runs.
         if self.super_res_unet is None or self.super_res_scheduler is None:
             raise ValueError("`super_res_unet` and `super_res_scheduler` are needed to enlarge, and there are none.")
-        self._check_channels(super_res_unet=(6,))
+        self._check_channels()
         latents = _either("latents", latents, super_res_latents)
         with self._running_call(
             prompt=prompt,

@@ -305,10 +305,10 @@ class GLIDEPipelineBase(PromptedPipeline):
                     error.add_note(_LESS_MEMORY)
                 raise
 
-    def _check_channels(self, **allowed: tuple[int, ...]) -> None:
-        """The UNets must be of a kind that fits the task, which their input channels show."""
-        for name, channels in allowed.items():
-            unet = getattr(self, name)
+    def _check_channels(self) -> None:
+        """The UNets must be of a kind that fits their stage, which their input channels show."""
+        for name, channels in (("unet", (3, 7)), ("super_res_unet", (6, 10))):
+            unet = getattr(self, name, None)
             if unet is not None and unet.config.in_channels not in channels:
                 raise ValueError(
                     f"`{name}` has {unet.config.in_channels} input channels; {type(self).__name__} needs one with "

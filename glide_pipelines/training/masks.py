@@ -10,7 +10,9 @@ from PIL import Image, ImageDraw
 SHARES = {"rectangles": 0.5, "strokes": 0.35, "whole": 0.1, "none": 0.05}
 
 
-def random_mask(rng: np.random.Generator, height: int, width: int) -> torch.Tensor:
+def random_mask(
+    rng: np.random.Generator, height: int, width: int, proportion_whole: float = SHARES["whole"]
+) -> torch.Tensor:
     """A random mask of the part of an image that is to be repainted.
 
     The paper erases "random regions" (arXiv 2112.10741, section 3.2) and says no more; this is the package's choice:
@@ -25,11 +27,17 @@ def random_mask(rng: np.random.Generator, height: int, width: int) -> torch.Tens
     Args:
         rng (`np.random.Generator`): Source of the randomness.
         height, width (`int`): Size of the mask, in pixels.
+        proportion_whole (`float`, defaults to 0.1): Share of the masks that repaint everything, 0 to 1; the others keep
+            their shares of the rest. A model that is to make images from text as well as it did needs a half or so.
 
     Returns:
         `torch.Tensor` of shape `[1, height, width]`: 1 = repaint, 0 = keep.
     """
-    kind = rng.choice(list(SHARES), p=list(SHARES.values()))
+    shares = np.array(list(SHARES.values()))
+    is_whole = np.array([kind == "whole" for kind in SHARES])
+    shares[~is_whole] *= (1 - proportion_whole) / shares[~is_whole].sum()
+    shares[is_whole] = proportion_whole
+    kind = rng.choice(list(SHARES), p=shares)
     mask = Image.new("L", (width, height), 1 if kind == "whole" else 0)
     if kind == "rectangles":
         _draw_rectangles(ImageDraw.Draw(mask), rng, mask.size)

@@ -22,7 +22,7 @@ from diffusers import (
 )
 from PIL import Image
 from scripts import load_script
-from tiny import tiny_clip, tiny_components, tiny_inpaint_pipeline, tiny_pipeline, tiny_tokenizer, tiny_unet
+from tiny import tiny_clip, tiny_components, tiny_pipeline, tiny_tokenizer, tiny_unet
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from glide_pipelines import GLIDEPipeline
@@ -445,10 +445,12 @@ def test_options_of_glide_alone_are_named(run, stable_diffusion, tmp_path, optio
 
 
 def test_models_that_need_more_than_a_caption_are_refused_before_anything_is_measured(run, stable_diffusion, tmp_path):
-    tiny_inpaint_pipeline().save_pretrained(tmp_path / "inpaint")
-    code, out, err = run("--output", tmp_path / "out", "--model", tmp_path / "inpaint", *QUICK)
+    swapped = tiny_pipeline()
+    swapped.register_modules(unet=swapped.super_res_unet)
+    swapped.save_pretrained(tmp_path / "swapped")
+    code, out, err = run("--output", tmp_path / "out", "--model", tmp_path / "swapped", *QUICK)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert f"--model {tmp_path / 'inpaint'} cannot generate from a caption: `unet` has 7 input channels" in err
+    assert f"--model {tmp_path / 'swapped'} cannot generate from a caption: `unet` has 6 input channels" in err
     img2img = Path(stable_diffusion).with_name("image")
     code, out, err = run("--output", tmp_path / "out", "--model", img2img, *OTHER)
     assert (code, out, err.count("\n")) == (2, "", 1)

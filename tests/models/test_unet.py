@@ -98,6 +98,15 @@ def test_a_missing_condition_is_named(in_channels, missing):
         tiny_unet(in_channels)(**given)
 
 
+@pytest.mark.parametrize("in_channels", [7, 10])
+def test_an_inpainting_model_without_image_and_mask_repaints_everything(in_channels):
+    given = inputs(in_channels)
+    given["mask"] = torch.ones_like(given["mask"])
+    unet, expected = tiny_unet(in_channels), tiny_unet(in_channels)(**given).sample
+    del given["image"], given["mask"]
+    assert torch.equal(unet(**given).sample, expected)
+
+
 def test_a_condition_too_many_is_named():
     with pytest.raises(ValueError, match="does not take `low_res`"):
         tiny_unet(3)(**inputs(6))

@@ -354,14 +354,28 @@ def test_resampling_is_refused_where_it_makes_no_sense(fine_tuned, implicit):
 
 
 def test_models_of_the_wrong_kind_are_named(fine_tuned):
-    for cls, message in (
-        (GLIDEPipeline, "`unet` has 7 input channels; GLIDEPipeline needs one with 3"),
-        (GLIDEImg2ImgPipeline, "`unet` has 7 input channels; GLIDEImg2ImgPipeline needs one with 3"),
-        (GLIDESuperResolutionPipeline, "`super_res_unet` has 10 input channels; .* needs one with 6"),
+    base, upsampler = fine_tuned.unet, fine_tuned.super_res_unet
+    for cls, unets, message in (
+        (GLIDEPipeline, {"unet": upsampler}, "`unet` has 10 input channels; GLIDEPipeline needs one with 3 or 7"),
+        (GLIDEInpaintPipeline, {"unet": upsampler}, "`unet` has 10 .*; GLIDEInpaintPipeline needs one with 3 or 7"),
+        (GLIDESuperResolutionPipeline, {"super_res_unet": base}, "`super_res_unet` has 7 .* needs one with 6 or 10"),
     ):
-        wrong = cls.from_pipe(fine_tuned)
+        wrong = cls.from_pipe(fine_tuned, **unets)
+        images = {GLIDEInpaintPipeline: {"image": PICTURE, "mask_image": MASK}, GLIDEPipeline: {}}
         with refused(wrong, ValueError, message):
-            wrong("red", **({} if cls is GLIDEPipeline else {"image": PICTURE}))
-    wrong = GLIDEInpaintPipeline.from_pipe(fine_tuned, unet=tiny_pipeline().super_res_unet)
-    with refused(wrong, ValueError, "`unet` has 6 input channels; GLIDEInpaintPipeline needs one with 7 or 3"):
-        paint(wrong)
+            wrong("red", **images.get(cls, {"image": PICTURE}))
+
+
+def test_an_inpainting_model_makes_an_image_from_text_as_if_all_of_one_were_masked(fine_tuned):
+    white = Image.new("L", PICTURE.size, 255)
+    (expected,) = paint(fine_tuned, mask=white, guidance_scale=3.0)
+    (image,) = GLIDEPipeline.from_pipe(fine_tuned)(**tiny_call(output_type="pil")).images
+    assert image.size == expected.size
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
+
+
+@pytest.mark.parametrize("cls", [GLIDEImg2ImgPipeline, GLIDESuperResolutionPipeline])
+def test_an_inpainting_model_edits_and_enlarges(fine_tuned, cls):
+    image = PICTURE if cls is GLIDEImg2ImgPipeline else PICTURE.resize((8, 8))
+    (result,) = cls.from_pipe(fine_tuned)("red", image=image, generator=torch.manual_seed(0)).images
+    assert result.size == PICTURE.size and np.asarray(result).std() > 0

@@ -206,6 +206,9 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     tiny_pipeline().save_pretrained(folder / "text-to-image")
     tiny_inpaint_pipeline().save_pretrained(folder / "inpaint")
+    swapped = tiny_pipeline()
+    swapped.register_modules(unet=swapped.super_res_unet)
+    swapped.save_pretrained(folder / "swapped")
     return folder
 
 
@@ -333,6 +336,6 @@ def test_options_of_another_task_are_named(run, tmp_path, task, options, words):
 
 
 def test_a_model_of_the_wrong_kind_is_named(run, tmp_path):
-    code, _, err = run("img2img", model="inpaint")
-    assert code == 2 and err.splitlines()[-1].startswith("glide evaluate-shapes: error: `unet` has 7 input channels")
+    code, _, err = run("img2img", model="swapped")
+    assert code == 2 and err.splitlines()[-1].startswith("glide evaluate-shapes: error: `unet` has 6 input channels")
     assert not any(tmp_path.iterdir())

@@ -24,6 +24,12 @@ def test_masks_are_of_the_documented_kinds(masks):
     assert 0.2 < between.mean() < 0.5  # regions worth painting, and something to go by
 
 
+def test_the_share_of_whole_masks_can_be_chosen_and_the_others_keep_theirs_of_the_rest():
+    areas = [random_mask(np.random.default_rng(seed), 24, 32, proportion_whole=0.5).mean() for seed in range(600)]
+    whole, none = ((torch.stack(areas) == value).float().mean().item() for value in (1, 0))
+    assert abs(whole - 0.5) < 0.06 and abs(none - SHARES["none"] * 0.5 / 0.9) < 0.02
+
+
 def test_masks_reach_every_part_of_an_image(masks):
     share = torch.stack(masks).mean(0)
     assert share.min() > 0.1 and share.max() < 0.7
