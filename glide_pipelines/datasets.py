@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import logging
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,7 +156,6 @@ def _read_part(folder: Path, caption_column: str, all_listed: bool) -> datasets.
     """The images that a metadata file or text files beside them caption, by their paths; None without captions."""
     import datasets
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     table = _read_metadata(folder, caption_column)
     if table is None:
@@ -165,10 +166,10 @@ def _read_part(folder: Path, caption_column: str, all_listed: bool) -> datasets.
     files = {name: name.removesuffix("file_name").removesuffix("_") or "image" for name in _file_columns(table)}
     if len({*table.column_names, *files.values()}) < table.num_columns + len(files):
         return None
-    _check_names(folder, {name: table[name].to_pylist() for name in files}, all_listed)
+    found = _find_files(folder, {name: table[name].to_pylist() for name in files}, all_listed)
     for name, image in files.items():
-        paths = pc.binary_join_element_wise(f"{folder}{os.sep}", table[name], "")
-        table = table.drop_columns([name]).add_column(0, image, paths)
+        paths = [os.path.join(folder, file) for file in found[name]]  # of an absolute name it is that name
+        table = table.drop_columns([name]).add_column(0, image, pa.array(paths, pa.string()))
     # Without a fingerprint `datasets` would hash the whole table.
     fingerprint = hashlib.sha256(os.urandom(16)).hexdigest()[:16]
     rows = datasets.Dataset(datasets.table.InMemoryTable(pa.table(table)), fingerprint=fingerprint)
@@ -186,8 +187,8 @@ def _read_metadata(folder: Path, caption_column: str) -> pyarrow.Table | None:
     import pyarrow.csv
     import pyarrow.json
 
-    jsonl, csv = folder / "metadata.jsonl", folder / "metadata.csv"
-    path = jsonl if jsonl.is_file() else csv
+    jsonl = folder / "metadata.jsonl"
+    path = jsonl if jsonl.is_file() else folder / "metadata.csv"
     if not path.is_file():
         return None
     try:
@@ -195,16 +196,27 @@ def _read_metadata(folder: Path, caption_column: str) -> pyarrow.Table | None:
             block = pyarrow.json.ReadOptions(block_size=16 << 20)
             table = pyarrow.json.read_json(path, read_options=block)
         else:
+            with path.open(encoding="utf-8-sig", errors="replace") as file:
+                header = file.readline()
+            # Spreadsheets separate by a semicolon where a comma is the decimal mark.
+            delimiter = max(",;\t", key=header.count)
+            names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
             strings = pyarrow.csv.ConvertOptions(
                 column_types={name: pa.string() for name in ("file_name", caption_column)}
             )
-            quoted = pyarrow.csv.ParseOptions(newlines_in_values=True)
-            table = pyarrow.csv.read_csv(path, convert_options=strings, parse_options=quoted)
+            layout = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
+            lines = pyarrow.csv.ReadOptions(column_names=names, skip_rows=1)
+            table = pyarrow.csv.read_csv(path, lines, convert_options=strings, parse_options=layout)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        form = "lines of JSON, an object for each image" if path == jsonl else "CSV"
+        raise ValueError(f"{path} cannot be read as {form}, in UTF-8: {error}") from error
+    if table.num_rows == 0:
+        raise ValueError(f"{path} holds no row.")
     for name in _file_columns(table):
         if table[name].null_count or not pa.types.is_string(table[name].type):
             raise ValueError(f"{path} must name a file in each row, as `{name}`.")
+    if not any(name.endswith(("file_name", "file_names")) for name in table.column_names):
+        raise ValueError(f"{path} must have a column `file_name`, got {', '.join(table.column_names)}.")
     return table if _file_columns(table) else None
 
 
@@ -212,7 +224,7 @@ def _read_sidecars(folder: Path, caption_column: str) -> pyarrow.Table | None:
     import pyarrow as pa
 
     endings = Image.registered_extensions()
-    entries = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    entries = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
     texts = {name.removesuffix(".txt") for name in entries if name.endswith(".txt")}
     if not texts:
         return None
@@ -225,40 +237,58 @@ def _read_sidecars(folder: Path, caption_column: str) -> pyarrow.Table | None:
         raise ValueError(
             f"{folder} must hold a .txt beside every image, got none for {len(missing)}: {first_few(missing)}."
         )
+    if alone := sorted(texts - {os.path.splitext(name)[0] for name in named}):
+        logger.warning(
+            f"{len(alone)} of the {len(texts)} .txt files in {folder} have no image beside them that can be read: "
+            f"{first_few([f'{name}.txt' for name in alone])}."
+        )
     captions = []
     for name in named:
         try:
-            captions.append(
-                (folder / os.path.splitext(name)[0]).with_suffix(".txt").read_text(encoding="utf-8").strip()
-            )
+            text = folder / f"{os.path.splitext(name)[0]}.txt"
+            captions.append(text.read_text(encoding="utf-8-sig").strip())
         except UnicodeDecodeError as error:
             raise ValueError(f"The caption of {folder / name} is not UTF-8: {error}") from error
     return pa.table({"file_name": named, caption_column: captions})
 
 
-def _check_names(folder: Path, columns: dict[str, list[str]], all_listed: bool) -> None:
-    """Refuse names of files that are not there; warn of images that no row names, or refuse them too."""
+def _find_files(folder: Path, columns: dict[str, list[str]], all_listed: bool) -> dict[str, list[str]]:
+    """The names of files as the folder has them. Refuse those that are not there; warn of images that no row names, or
+    refuse them too."""
     there: set[str] = set()
-    for place, _, files in os.walk(folder):
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = os.path.relpath(place, folder) + os.sep if place != str(folder) else ""
-        there.update(prefix + name for name in files)
-    listed: set[str] = set()
-    for column, names in columns.items():
-        listed.update(names)
-        if absent := [name for name in names if name not in there and not (folder / name).is_file()]:
+        there.update(prefix + name for name in files if not name.startswith("."))
+    found = {column: list(names) for column, names in columns.items()}
+    for column, names in found.items():
+        absent = [row for row, name in enumerate(names) if name not in there and not (folder / name).is_file()]
+        spellings = {_spelling(name): name for name in there} if absent else {}
+        missing = [row for row in absent if _spelling(names[row]) not in spellings]
+        if missing:
             raise ValueError(
-                f"The metadata of {folder} names {len(absent)} files that are not there, as `{column}`: "
-                f"{first_few(absent)}; the first is in row {names.index(absent[0])}."
+                f"The metadata of {folder} names {len(missing)} files that are not there, as `{column}`: "
+                f"{first_few([names[row] for row in missing])}; the first is in row {missing[0]}."
             )
+        for row in absent:
+            names[row] = spellings[_spelling(names[row])]
+    listed = set().union(*found.values())
+    listed |= {os.path.relpath(folder / name, folder) for name in listed - there}
     endings = Image.registered_extensions()
     images = {name for name in there if os.path.splitext(name)[1].lower() in endings}
-    if more := sorted(images - listed - set(map(os.path.normpath, listed - there))):
+    if more := sorted(images - listed):
         problem = (
             f"{len(more)} of the {len(images)} images in {folder} are in no row of its metadata: {first_few(more)}."
         )
         if all_listed:
             raise ValueError(problem)
         logger.warning(problem)
+    return found
+
+
+def _spelling(name: str) -> str:
+    """One of the spellings of a file's name: Windows has other slashes, and a Mac takes accents for letters."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 
 def undecoded(rows: datasets.Dataset, image_column: str) -> datasets.Dataset:

@@ -254,6 +254,49 @@ def test_what_is_wrong_with_a_folder_is_said(folder, caplog):
         make_source(folder)
 
 
+def test_metadata_of_a_spreadsheet(folder):
+    """A spreadsheet may write a byte order mark, semicolons or tabs, and spaces in its header."""
+    names = sorted(path.name for path in folder.glob("*.png"))
+    for comma in (";", "\t", ","):
+        rows = [f'{name}{comma}"one, two; three"' for name in names]
+        text = "\r\n".join([f"file_name{comma} text", *rows])
+        (folder / "metadata.jsonl").unlink(missing_ok=True)
+        (folder / "metadata.csv").write_text(text, encoding="utf-8-sig")
+        assert captions(make_source(folder), 6) == ["one, two; three"] * 6
+    for text, problem in {
+        "file_name,text\n": "holds no row",
+        "image,text\n0.png,one\n": "must have a column `file_name`, got image, text",
+        "file_name,text\n0.png,sch\xf6n\n": "cannot be read as CSV, in UTF-8",
+    }.items():
+        (folder / "metadata.csv").write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match=rf"metadata\.csv {problem}"):
+            make_source(folder)
+
+
+def test_names_of_files_from_other_systems(folder, tmp_path):
+    (folder / "sub").mkdir()
+    (folder / "0.png").rename(folder / "sub" / "sch\u00f6n \U0001f355.png")
+    named = ["sub\\scho\u0308n \U0001f355.png", str(folder / "1.png"), "../images/2.png"]
+    rows = [json.dumps({"file_name": name, "text": str(row)}) for row, name in enumerate(named)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    assert sorted(captions(make_source(folder), 3)) == ["0", "1", "2"]
+
+
+def test_text_files_beside_images(tmp_path, caplog):
+    folder = make_folder(tmp_path / "images", 0)
+    (folder / "metadata.jsonl").unlink()
+    for name, text in {"my.photo.v2": "dotted", "my.photo": "not this one", "bom": "\ufeffmarked\r\n"}.items():
+        (folder / f"{name}.png").write_bytes(png())
+        (folder / f"{name}.txt").write_text(text)
+    (folder / "phone.heic").write_bytes(b"of a kind that is not known")
+    (folder / "phone.txt").write_text("a photo")
+    (folder / "._bom.png").write_bytes(b"what a Mac puts beside a file")
+    (folder / "._bom.txt").write_bytes(b"\xff")
+    assert sorted(captions(make_source(folder), 3)) == ["dotted", "marked", "not this one"]
+    assert "1 of the 4 .txt files in" in caplog.text
+    assert "no image beside them that can be read: phone.txt" in caplog.text
+
+
 def test_modes_that_files_have(tmp_path):
     folder = tmp_path / "modes"
     folder.mkdir()
