@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import nn
 
-from glide_cli import Parser, exit_code
+from glide_cli import Parser, script
 from glide_cli.options import finite, image_file, positive_int, seed
 from glide_cli.output import make_grid, save_image
 from glide_pipelines import GLIDEDDPMScheduler, GLIDEPipeline, shapes_checkpoint
@@ -93,7 +93,8 @@ def towards(
     return cond_fn
 
 
-def guide(argv: list[str] | None) -> None:
+@script(ValueError, OSError)
+def main(argv: list[str] | None) -> None:
     """Train the classifier, sample with its gradient, count."""
     parser = Parser(description=__doc__)
     add = parser.add_argument
@@ -134,11 +135,6 @@ def guide(argv: list[str] | None) -> None:
         rows += images
     print(markdown_table(["scale", f"{args.background} background, of {args.num_images}", PROMPT], counts))
     save_image(make_grid(rows, args.num_images), args.output)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code, as `glide_cli.exit_code` does."""
-    return exit_code("classifier_guidance.py", lambda: guide(argv), (ValueError, OSError))
 
 
 if __name__ == "__main__":

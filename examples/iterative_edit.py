@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from glide_cli import Parser, exit_code
+from glide_cli import Parser, script
 from glide_cli.options import image_file, seed
 from glide_cli.output import add_captions, make_grid, save_image
 from glide_pipelines import GLIDEInpaintPipeline, shapes_checkpoint
@@ -60,7 +60,8 @@ def make_strip(images: Sequence[Image.Image], masks: Sequence[Image.Image]) -> I
     return make_grid(add_captions(framed, ["an empty image", *(prompt for prompt, _ in STORY)]), len(framed))
 
 
-def edit(argv: list[str] | None) -> None:
+@script(ValueError, OSError)
+def main(argv: list[str] | None) -> None:
     """Tell the story, and count what no mask touched."""
     parser = Parser(description=__doc__)
     parser.add_argument("--output", type=image_file, required=True, help="image file")
@@ -77,11 +78,6 @@ def edit(argv: list[str] | None) -> None:
     same = (np.asarray(images[-1]) == np.asarray(images[0])).all(axis=2)
     print(f"{args.output}: inpainted in {pipe.mode} mode; no mask touched {untouched.sum()} pixels, of which", end=" ")
     print(f"{(same & untouched).sum()} are as in the first image")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code, as `glide_cli.exit_code` does."""
-    return exit_code("iterative_edit.py", lambda: edit(argv), (ValueError, OSError))
 
 
 if __name__ == "__main__":

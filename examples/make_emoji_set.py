@@ -7,19 +7,20 @@ The images and their names come from two npm packages, which are fetched with np
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from tqdm.auto import tqdm
 
-from glide_cli.errors import exit_code
-from glide_cli.options import Parser, positive_int, seed
+from glide_cli import Parser, script
+from glide_cli.options import positive_int, seed
 from glide_pipelines.emoji import build
 from glide_pipelines.emoji.build import SKIN_TONE_CHOICES, SYMBOL_CHOICES
 from glide_pipelines.emoji.sources import NAMES, PICTURES, fetch_package, open_package
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+@script(ValueError, OSError)
+def main(argv: list[str] | None) -> None:
+    """Make the folder and say what it holds."""
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("output", help="folder to make")
@@ -42,12 +43,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--skin_tones", choices=SKIN_TONE_CHOICES, default="default", help="the yellow ones only, or all")
     add("--symbols", choices=SYMBOL_CHOICES, default="out", help="letters and signs: left out, a folder, or trained on")
     add("--seed", type=seed, default=0, help="of places, scales and backgrounds (default: %(default)s)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
 
-
-def make(argv: list[str] | None = None) -> None:
-    """Make the folder and say what it holds."""
-    args = parse_args(argv)
     done = build(
         args.output,
         open_package("pictures", args.pictures) if args.pictures else fetch_package("pictures", PICTURES),
@@ -64,11 +61,6 @@ def make(argv: list[str] | None = None) -> None:
         print(f"{args.output}/{folder}: {count} images")
     if done.missing:
         print(f"{len(done.missing)} emoji that are newer than the images were left out")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code, as `glide_cli.exit_code` does."""
-    return exit_code("make_emoji_set.py", lambda: make(argv), (ValueError, OSError))
 
 
 if __name__ == "__main__":

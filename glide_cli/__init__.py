@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from .errors import UserError, exit_code
+from .errors import UserError, exit_code, script
 from .options import Parser, did_you_mean
 
 
@@ -109,4 +109,5 @@ __all__ = [
     "main",
     "read_arguments",
     "run_command",
+    "script",
 ]

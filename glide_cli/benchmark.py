@@ -18,7 +18,7 @@ times a step of training, of the base or with --stage super_res the upsampler.
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .options import finite, output_file, positive_int
@@ -97,6 +97,19 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: if there is no such model or device.
     """
+    from glide_pipelines.files import write_json
+
+    from .loading import find_device
+
+    device = find_device("cpu" if args.cpu_time else args.device)
+    result, table = (_benchmark_training if args.train else _benchmark_sampling)(args, device)
+    print(table)
+    result["settings"] = {name: value for name, value in vars(args).items() if name != "output"}
+    if args.output is not None:
+        write_json(result, args.output)
+
+
+def _benchmark_sampling(args: argparse.Namespace, device: torch.device) -> tuple[dict[str, Any], str]:
     import torch
 
     from glide_pipelines.evaluation.benchmark import (
@@ -107,23 +120,16 @@ def run(args: argparse.Namespace) -> None:
         random_pipeline,
     )
     from glide_pipelines.evaluation.original import Original
-    from glide_pipelines.files import write_json
 
-    from .loading import find_device, load_pipeline
+    from .loading import load_pipeline
 
-    device = find_device("cpu" if args.cpu_time else args.device)
-    if args.train:
-        _benchmark_training(args, device)
-        return
     if args.model is None:
         pipe = random_pipeline(device, getattr(torch, args.dtype))
     else:
         pipe = load_pipeline(args.model, str(device), args.dtype, cuda_graphs=False)
     pipe.set_progress_bar_config(disable=True)
-    if args.memory_format is not None:
-        memory_format = getattr(torch, {"contiguous": "contiguous_format"}.get(args.memory_format, args.memory_format))
-        for unet in filter(None, (pipe.unet, pipe.super_res_unet)):
-            unet.to(memory_format=memory_format)
+    for unet in filter(None, (pipe.unet, pipe.super_res_unet)):
+        _set_memory_format(unet, args.memory_format)
     graphs = device.type == "cuda" and not args.no_cuda_graphs and not args.compile
     names = ["steps", "super_res_steps", "guidance_scale", "repeats", "whole_image", "cpu_time"]
     values = {name: getattr(args, name) for name in names} | {"cuda_graphs": graphs}
@@ -134,59 +140,48 @@ def run(args: argparse.Namespace) -> None:
     how = f"{args.model or 'released sizes, random weights'}; {', '.join(ways)}"
     if args.against is None:
         result = benchmark(pipe, batch_size=args.batch_size, compile=args.compile, **values)
-        print(benchmark_table(result, how))
-    else:
-        try:
-            sizes = {name: getattr(args, name) for name in ("batch_size", "steps", "super_res_steps", "guidance_scale")}
-            original = Original(args.against, device, **sizes)
-        except (FileNotFoundError, ImportError) as error:
-            raise UserError(f"--against: {error}") from error
-        result = compare(pipe, original, **values)
-        theirs = "float16" if device.type == "cuda" else "float32"
-        print(comparison_table(result, f"{how} (the original: {theirs})"))
-    result["settings"] = {name: value for name, value in vars(args).items() if name != "output"}
-    if args.output is not None:
-        write_json(result, args.output)
+        return result, benchmark_table(result, how)
+    try:
+        sizes = {name: getattr(args, name) for name in ("batch_size", "steps", "super_res_steps", "guidance_scale")}
+        original = Original(args.against, device, **sizes)
+    except (FileNotFoundError, ImportError) as error:
+        raise UserError(f"--against: {error}") from error
+    result = compare(pipe, original, **values)
+    theirs = "float16" if device.type == "cuda" else "float32"
+    return result, comparison_table(result, f"{how} (the original: {theirs})")
 
 
-def _benchmark_training(args: argparse.Namespace, device: torch.device) -> None:
-    import torch
+def _benchmark_training(args: argparse.Namespace, device: torch.device) -> tuple[dict[str, Any], str]:
     from accelerate import Accelerator
 
     from glide_pipelines import GLIDEPipeline
-    from glide_pipelines.files import write_json
     from glide_pipelines.training import PipelineParts
     from glide_pipelines.training.speed import benchmark_training, released_stage, training_table
 
     from .loading import find_model
 
-    name = args.stage or "base"
+    name, optimizer = args.stage or "base", args.optimizer or "adamw"
     if args.model is None:
         stage = released_stage(name)
     else:
         stage = PipelineParts.from_pretrained(GLIDEPipeline, find_model(args.model), name).stage
         stage.unet.use_fastest_layout()
-    if args.memory_format is not None:
-        formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-        stage.unet.to(memory_format=formats[args.memory_format])
+    _set_memory_format(stage.unet, args.memory_format)
     accelerator = Accelerator(mixed_precision=args.mixed_precision or "no", cpu=device.type == "cpu")
-    result = benchmark_training(
-        accelerator,
-        stage,
-        args.batch_size,
-        args.repeats,
-        args.optimizer or "adamw",
-        args.gradient_checkpointing,
-        args.lora_rank,
-        args.compile,
-        args.cpu_time,
-    )
+    names = ("batch_size", "repeats", "gradient_checkpointing", "lora_rank", "compile", "cpu_time")
+    values = {name: getattr(args, name) for name in names}
+    result = benchmark_training(accelerator, stage, optimizer=optimizer, **values)
     how = [args.model or "released sizes, random weights", name, f"batch {args.batch_size}"]
-    how += [args.mixed_precision or "float32", args.optimizer or "adamw"]
+    how += [args.mixed_precision or "float32", optimizer]
     how += [f"LoRA of rank {args.lora_rank}"] if args.lora_rank else []
     how += ["gradient checkpointing"] * args.gradient_checkpointing + ["compiled"] * args.compile
     how += ["processor time"] * args.cpu_time
-    print(training_table(result, ", ".join(how)))
-    result["settings"] = {option: value for option, value in vars(args).items() if option != "output"}
-    if args.output is not None:
-        write_json(result, args.output)
+    return result, training_table(result, ", ".join(how))
+
+
+def _set_memory_format(unet: Any, name: str | None) -> None:
+    import torch
+
+    if name is not None:
+        formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+        unet.to(memory_format=formats[name])

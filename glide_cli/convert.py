@@ -9,7 +9,8 @@ See docs/released_checkpoints.md. Every option may be written with underscores t
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from .errors import UserError, exit_code
@@ -37,40 +38,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Convert in the direction that the options ask for.
+    """Convert in the direction that the options ask for, and print what was written.
 
     Raises:
         UserError: if something cannot be converted, or an option is not for this direction.
     """
-    if not hasattr(args, "model_path"):
-        run_to_diffusers(args)
-    elif other := sorted(vars(args).keys() - {"model_path", "dump_path", "variant"}):
+    from glide_pipelines.conversion import ConversionError, convert_diffusers_to_glide, convert_glide_to_diffusers
+
+    given = vars(args)
+    if "model_path" in given and (other := sorted(given.keys() - {"model_path", "dump_path", "variant"})):
         raise UserError(f"--{other[0].replace('_', '-')} is not for converting back (--model-path)")
-    else:
-        run_to_glide(args)
-
-
-def run_to_diffusers(args: argparse.Namespace) -> None:
-    """Convert checkpoints to a folder, and print where it is.
-
-    Raises:
-        UserError: if something cannot be converted.
-    """
-    from glide_pipelines.conversion import convert_glide_to_diffusers
-
-    print(f"Wrote {_convert(convert_glide_to_diffusers, args)}")
-
-
-def run_to_glide(args: argparse.Namespace) -> None:
-    """Convert a folder back to checkpoints, and print where they are.
-
-    Raises:
-        UserError: if something cannot be converted.
-    """
-    from glide_pipelines.conversion import convert_diffusers_to_glide
-
-    for file in _convert(convert_diffusers_to_glide, args):
-        print(f"Wrote {file}")
+    try:
+        if "model_path" in given:
+            written = convert_diffusers_to_glide(**given)
+        else:
+            written = [convert_glide_to_diffusers(**given)]
+    except ConversionError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:  # the cache of downloads, or the folder's own name, cannot be written
+        where = f": {error.filename}" if error.filename else ""
+        raise UserError(f"{error.strerror or error}{where}") from error
+    for path in written:
+        print(f"Wrote {path}")
 
 
 def to_diffusers(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +72,7 @@ def to_diffusers(argv: Sequence[str] | None = None) -> int:
     _add(parser, "checkpoint_path", required=True, metavar="FILE", help=_CHECKPOINT)
     _add_common(parser)
     _add_to_diffusers(parser)
-    return exit_code(parser.prog, lambda: run_to_diffusers(parser.parse_args(argv)))
+    return exit_code(parser.prog, lambda: run(parser.parse_args(argv)))
 
 
 def to_glide(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +84,7 @@ def to_glide(argv: Sequence[str] | None = None) -> int:
     )
     _add(parser, "model_path", required=True, metavar="FOLDER", help=_MODEL)
     _add_common(parser)
-    return exit_code(parser.prog, lambda: run_to_glide(parser.parse_args(argv)))
+    return exit_code(parser.prog, lambda: run(parser.parse_args(argv)))
 
 
 def _script_parser(name: str, description: str, example: str) -> Parser:
@@ -116,74 +105,50 @@ def _add_common(parser: Arguments) -> None:
 
 
 def _add_to_diffusers(parser: Arguments) -> None:
-    _add(
-        parser,
+    add = partial(_add, parser)
+    add(
         "super_res_checkpoint_path",
         metavar="FILE",
         help="the upsampler: a file in the layout of upsample.pt, or upsample or upsample-inpaint (default: none)",
     )
-    _add(
-        parser,
+    add(
         "tokenizer",
         metavar="FOLDER",
         help="a folder with vocab.json and merges.txt, or a repository on the Hugging Face Hub "
         "(default: openai-community/gpt2)",
     )
-    _add(
-        parser,
+    add(
         "attention_head_dim",
         type=int,
         help="channels per attention head of the UNets; no file shows it, and a wrong number makes wrong images "
         "without an error. 64 is right for OpenAI's models and all that are fine-tuned from them (default: 64)",
     )
-    _add(
-        parser,
+    add(
         "text_num_attention_heads",
         type=int,
         help="heads of the text encoders; no file shows it either (default: heads of 64 channels, as released)",
     )
-    _add(parser, "image_size", type=int, help="height and width of the base image, in pixels (default: 64)")
-    _add(parser, "super_res_image_size", type=int, help="height and width of the upsampled image (default: 256)")
+    add("image_size", type=int, help="height and width of the base image, in pixels (default: 64)")
+    add("super_res_image_size", type=int, help="height and width of the upsampled image (default: 256)")
     for tower in ("text", "image"):
-        _add(
-            parser,
+        add(
             f"clip_{tower}_checkpoint_path",
             metavar="FILE",
             help=f"the {tower} tower of the noised CLIP: a file in the layout of clip_{tower}_enc.pt, or "
             f"clip-{tower}-enc, which is downloaded; with both towers the folder is one for CLIPGuidedPipeline",
         )
-    _add(
-        parser,
+    add(
         "clip_tokenizer",
         metavar="FOLDER",
         help="a folder with CLIP's vocab.json and merges.txt, or a repository on the Hugging Face Hub "
         "(default: openai/clip-vit-base-patch32)",
     )
-    _add(
-        parser,
-        "clip_attention_head_dim",
-        type=int,
-        help="channels per attention head of the noised CLIP (default: 64)",
-    )
-    _add(
-        parser,
+    add("clip_attention_head_dim", type=int, help="channels per attention head of the noised CLIP (default: 64)")
+    add(
         "dtype",
         choices=("float32", "float16", "bfloat16"),
         help="number format of the written weights (default: float32)",
     )
     no_model = "convert weights that are NaN or infinite, too, into a folder that no pipeline opens"
-    _add(parser, "allow_non_finite", action="store_true", help=no_model)
-    _add(parser, "push_to_hub", metavar="REPO_ID", help="also upload the folder to this repository")
-
-
-def _convert(convert: Callable[..., Any], args: argparse.Namespace) -> Any:
-    """Call a conversion with the options that were given."""
-    from glide_pipelines.conversion import ConversionError
-
-    try:
-        return convert(**vars(args))
-    except ConversionError as error:
-        raise UserError(str(error)) from error
-    except OSError as error:  # the cache of downloads, or the folder's own name, cannot be written
-        where = f": {error.filename}" if error.filename else ""
-        raise UserError(f"{error.strerror or error}{where}") from error
+    add("allow_non_finite", action="store_true", help=no_model)
+    add("push_to_hub", metavar="REPO_ID", help="also upload the folder to this repository")

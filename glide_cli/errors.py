@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -43,3 +46,23 @@ def exit_code(program: str, run: Callable[[], None], errors: tuple[type[Exceptio
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
+
+
+def script(*errors: type[Exception]) -> Callable[[Callable[[list[str] | None], None]], Callable[..., int]]:
+    """Makes the `main` of a script, which returns the exit code; its mistakes are told under the name of its file.
+
+    Args:
+        errors (`type[Exception]`): Exceptions that are mistakes of the user's there, besides [`UserError`].
+
+    Returns:
+        `Callable`: a decorator of what the script does with its arguments, which are None for those of the process.
+    """
+
+    def decorate(run: Callable[[list[str] | None], None]) -> Callable[..., int]:
+        @functools.wraps(run)
+        def main(argv: list[str] | None = None) -> int:
+            return exit_code(Path(inspect.getfile(run)).name, lambda: run(argv), errors)
+
+        return main
+
+    return decorate

@@ -25,12 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what to measure").add_argument
     add("--output", type=Path, required=True, metavar="FOLDER", help="images, table, JSON and plots")
     scales: dict[str, Any] = {"type": finite, "nargs": "*", "metavar": "X"}
-    add(
-        "--guidance-scale",
-        **scales,
-        default=[1.0, 2.0, 3.0],
-        help="of classifier-free guidance (default: 1 2 3)",
-    )
+    add("--guidance-scale", **scales, default=[1.0, 2.0, 3.0], help="of classifier-free guidance (default: 1 2 3)")
     add("--clip-guidance-scale", **scales, default=[], help="of guidance by a CLIP (default: none)")
     add(
         "--clip-beside",

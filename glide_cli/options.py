@@ -31,11 +31,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "pndm": ("diffusers.PNDMScheduler", {}),
 }
 # The options that --fast stands for; docs/schedulers_and_guidance.md has the measurements.
-FAST: dict[str, Any] = {
-    "steps": 10,
-    "super_res_steps": 10,
-    "super_res_scheduler": "sde-dpm-solver++",
-}
+FAST: dict[str, Any] = {"steps": 10, "super_res_steps": 10, "super_res_scheduler": "sde-dpm-solver++"}
 # How separate files are named in a folder.
 NAME_IN_FOLDER = "{index:03}-{seed}.png"
 FIELDS = {"index": 0, "seed": 0, "prompt": "prompt"}  # of a pattern, with values to try it with

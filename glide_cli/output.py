@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from tqdm.auto import tqdm
 
 from glide_pipelines.files import atomic_file
 
@@ -109,3 +111,17 @@ def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
     durations = [*[FRAME] * len(others), LAST_FRAME]
     first, *rest = [*others, last]
     save_image(first, path, save_all=True, append_images=rest, duration=durations, loop=0)
+
+
+@contextmanager
+def training_bar(steps: int) -> Iterator[Callable[..., None]]:
+    """A progress bar, as a function of the number of a step, its loss, and the shares of right answers by name."""
+    with tqdm(total=steps, mininterval=5) as bar:
+
+        def report(step: int, loss: float, accuracy: Mapping[str, float] | None = None) -> None:
+            bar.update()
+            if step % 50 == 0:
+                wrong = {name: f"{1 - share:.3f}" for name, share in (accuracy or {}).items()}
+                bar.set_postfix(loss=f"{loss:.3f}", **wrong, refresh=False)
+
+        yield report

@@ -354,6 +354,10 @@ def add_options(task: str, pipe: DiffusionPipeline, steps: int, super_res_steps:
 
 def connect(studio: Studio, model: gr.Dropdown, tabs: gr.Tabs, tab: Tab, parts: dict[str, Tab]) -> None:
     """Give a tab's buttons their work."""
+
+    def stop(request: gr.Request) -> None:  # all that a tab of the browser asked for
+        studio.turns.stop(session=request.session_hash)
+
     aside: dict[str, Any] = {"queue": False, "api_visibility": "private"}
     outputs = [tab.live, tab.gallery, tab.drawn, tab.stop, tab.onward]
     begins = [tab.button.click, tab.inputs["prompt"].submit]
@@ -369,7 +373,7 @@ def connect(studio: Studio, model: gr.Dropdown, tabs: gr.Tabs, tab: Tab, parts: 
         show_progress="hidden",  # the page shows its own
         trigger_mode="once",
     )
-    tab.stop.click(stopper(studio), **aside)
+    tab.stop.click(stop, **aside)
     if tab.file is not None:
         tab.file.upload(take_file, tab.file, [tab.inputs["painting"], tab.inputs["photo"], tab.live], **aside)
     for target, button in tab.send.items():
@@ -424,15 +428,6 @@ def read_images(task: str, given: dict[str, Any]) -> None:
         given["image"] = sketched(painting)
     elif task == "Enlarge" and given["image"] is None:
         raise UserError("There is no image to enlarge: drop a file into the frame, or take one from another tab.")
-
-
-def stopper(studio: Studio) -> Callable[[gr.Request], None]:
-    """What stops all that a tab of the browser asked for."""
-
-    def stop(request: gr.Request) -> None:
-        studio.turns.stop(session=request.session_hash)
-
-    return stop
 
 
 def sender(target: str) -> Callable[..., tuple]:

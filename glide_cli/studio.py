@@ -22,12 +22,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 
-from glide_pipelines import (
-    GLIDEImg2ImgPipeline,
-    GLIDEInpaintPipeline,
-    GLIDEPipeline,
-    GLIDESuperResolutionPipeline,
-)
+from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline, GLIDEPipeline, GLIDESuperResolutionPipeline
 from glide_pipelines.metadata import text_chunks
 
 from . import options

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from glide_cli import Parser, exit_code
+from glide_cli import Parser, script
 from glide_cli.options import checked, positive_int, seed
 from glide_pipelines.shapes.calibration import calibrate, calibration_table
 from glide_pipelines.shapes.detect import MIN_SIZE
@@ -19,7 +19,8 @@ width = checked(int, lambda value: value >= MIN_SIZE, f"a whole number of {MIN_S
 count = checked(int, lambda value: value >= 0, "a whole number of 0 or more")
 
 
-def print_table(argv: list[str] | None) -> None:
+@script()
+def main(argv: list[str] | None) -> None:
     """Calibrate the judge and print the table."""
     parser = Parser(description=__doc__)
     add = parser.add_argument
@@ -29,11 +30,6 @@ def print_table(argv: list[str] | None) -> None:
     add("--show", type=count, default=0, metavar="N", help="print this many of the mistakes (default: %(default)s)")
     args = parser.parse_args(argv)
     print(calibration_table(calibrate(args.scenes, args.sizes, args.seed, args.show)))
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code, as `glide_cli.exit_code` does."""
-    return exit_code("calibrate_judge.py", lambda: print_table(argv))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from glide_cli import Parser, UserError, exit_code
+from glide_cli import Parser, UserError, script
 from glide_pipelines import GLIDEPipeline, shapes_checkpoint
 from glide_pipelines.evaluation.benchmark import PipelineParts, random_pipeline
 
@@ -125,7 +125,8 @@ def profile(card: Card, pipe: GLIDEPipeline, embeds: dict[str, torch.Tensor]) ->
     card.say(f"kernels: {card.output / 'kernels.txt'}")
 
 
-def check_card(argv: list[str] | None) -> None:
+@script()
+def main(argv: list[str] | None) -> None:
     """Run the checks, the figures, and say which goals are reached."""
     parser = Parser(description=__doc__)
     parser.add_argument("--against", type=Path, help="a clone of openai/glide-text2im to be timed too")
@@ -167,11 +168,6 @@ def check_card(argv: list[str] | None) -> None:
     if card.failed:
         print(f"failed: {', '.join(card.failed)}")
         raise SystemExit(1)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code, as `glide_cli.exit_code` does."""
-    return exit_code("check_card.py", lambda: check_card(argv))
 
 
 if __name__ == "__main__":

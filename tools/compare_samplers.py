@@ -18,7 +18,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from glide_cli import Parser, exit_code
+from glide_cli import Parser, script
 from glide_cli.loading import load_pipeline, other_scheduler, silence_libraries
 from glide_cli.options import SCHEDULERS, add_model_options, finite, positive_int, seed, share
 from glide_pipelines import GLIDEPipeline
@@ -100,17 +100,14 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     return {"settings": settings, "versions": package_versions(), **results}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code, as `glide_cli.exit_code` does."""
-
-    def run() -> None:
-        args = parse_args(argv)
-        silence_libraries()
-        results = compare(args)
-        if PartialState().is_main_process:
-            print(write_report(results, args.output, plot_steps, steps_table, judged_table))
-
-    return exit_code("compare_samplers.py", run, (ValueError, ImportError))
+@script(ValueError, ImportError)
+def main(argv: list[str] | None) -> None:
+    """Generate, measure, and print and write the report."""
+    args = parse_args(argv)
+    silence_libraries()
+    results = compare(args)
+    if PartialState().is_main_process:
+        print(write_report(results, args.output, plot_steps, steps_table, judged_table))
 
 
 if __name__ == "__main__":

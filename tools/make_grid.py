@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import sys
 
-from glide_cli import Parser, exit_code
+from glide_cli import Parser, script
 from glide_cli.loading import find_model
 from glide_cli.options import image_file, seed
 from glide_cli.output import add_captions, make_grid, save_image
@@ -26,7 +26,8 @@ COLUMNS = 4
 MAX_LETTERS = 70
 
 
-def generate(argv: list[str] | None) -> None:
+@script(ValueError, OSError)
+def main(argv: list[str] | None) -> None:
     """Generate the images and write the grid."""
     parser = Parser(description=__doc__)
     parser.add_argument("captions", nargs="*", help="default: of the shapes world")
@@ -41,11 +42,6 @@ def generate(argv: list[str] | None) -> None:
     pipe = GLIDEPipeline.from_pretrained(find_model(args.model))
     images = pipe(captions, generator=generators(args.seed, len(captions))).images
     save_image(make_grid(add_captions(images, captions), COLUMNS), args.output)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code, as `glide_cli.exit_code` does."""
-    return exit_code("make_grid.py", lambda: generate(argv), (ValueError, OSError))
 
 
 if __name__ == "__main__":

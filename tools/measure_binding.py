@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import torch
 
-from glide_cli import Parser, exit_code
+from glide_cli import Parser, script
 from glide_cli.loading import silence_libraries
 from glide_cli.options import positive_int, seed
 from glide_pipelines import GLIDEPipeline, shapes_checkpoint
@@ -81,7 +81,8 @@ def measure(pipe: GLIDEPipeline, num_scenes: int, seed: int, batch_size: int = 6
     return errors
 
 
-def print_errors(argv: list[str] | None) -> None:
+@script(ValueError, OSError)
+def main(argv: list[str] | None) -> None:
     """Measure, and print the table."""
     parser = Parser(description=__doc__)
     parser.add_argument("--model", default=shapes_checkpoint(), help="folder or Hub id (default: the one that ships)")
@@ -93,11 +94,6 @@ def print_errors(argv: list[str] | None) -> None:
     names = list(next(iter(errors.values())))
     rows = ([t, *(f"{row[name]:.4f}" for name in names)] for t, row in errors.items())
     print(markdown_table(["timestep", *names], rows))
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code, as `glide_cli.exit_code` does."""
-    return exit_code("measure_binding.py", lambda: print_errors(argv), (ValueError, OSError))
 
 
 if __name__ == "__main__":

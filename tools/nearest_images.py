@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from glide_cli import Parser, exit_code
+from glide_cli import Parser, script
 from glide_cli.loading import silence_libraries
 from glide_cli.options import image_file, positive_int
 from glide_cli.output import add_captions, make_grid, save_image
@@ -25,7 +25,8 @@ from glide_cli.run_evaluate import load_network
 from glide_pipelines.evaluation import CaptionedImages, DatasetImages, GeneratedImages, measure
 
 
-def compare(argv: list[str] | None = None) -> None:
+@script(ValueError, OSError, ImportError)
+def main(argv: list[str] | None) -> None:
     """Find the most similar training images, print them, and write the page."""
     parser = Parser(description=__doc__)
     add = parser.add_argument
@@ -61,11 +62,6 @@ def compare(argv: list[str] | None = None) -> None:
         captions += [caption, f"in training: {other}", "the true image"]
     images = [image.resize((args.size, args.size)) for image in shown if image is not None]
     save_image(make_grid(add_captions(images, captions), 3 * args.columns), args.output)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code, as `glide_cli.exit_code` does."""
-    return exit_code("nearest_images.py", lambda: compare(argv), (ValueError, OSError, ImportError))
 
 
 if __name__ == "__main__":

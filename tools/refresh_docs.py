@@ -12,7 +12,6 @@ once, and not when going on.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import re
@@ -21,7 +20,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from glide_cli import Parser, exit_code
+from glide_cli import Parser, script
 from glide_cli.options import input_file
 from glide_pipelines.files import write_text
 
@@ -31,18 +30,6 @@ BLOCK = re.compile(
     r"^<!-- refresh -->\n```(?:bash)?\n(?P<commands>.*?)^```\n(?:\n<!-- printed -->\n(?P<printed>.*?)<!-- end -->\n)?",
     re.DOTALL | re.MULTILINE,
 )
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("pages", type=input_file, nargs="*", metavar="PAGE", help="Markdown; by default all of docs")
-    add("--list", action="store_true", help="print the commands, and run none")
-    add("--again", action="store_true", help="forget first what is kept of these pages")
-    add("--kept", type=Path, default=ROOT / "runs/docs", metavar="FOLDER", help="default: runs/docs")
-    args = parser.parse_args(argv)
-    args.pages = args.pages or sorted((ROOT / "docs").glob("*.md"))
-    return args
 
 
 def blocks(page: Path) -> Iterator[re.Match[str]]:
@@ -89,21 +76,26 @@ def refresh(page: Path, kept: Path) -> None:
         write_text(BLOCK.sub(put, page.read_text(encoding="utf-8")), page)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code, as `glide_cli.exit_code` does."""
-
-    def run() -> None:
-        args = parse_args(argv)
-        if args.list:
-            print(*(block["commands"] for page in args.pages for block in blocks(page)), sep="", end="")
-            return
-        if args.again:
-            for block in (block for page in args.pages for block in blocks(page)):
-                kept_output(block["commands"], args.kept).unlink(missing_ok=True)
-        for page in args.pages:
-            refresh(page, args.kept)
-
-    return exit_code("refresh_docs.py", run, (ValueError,))
+@script(ValueError)
+def main(argv: list[str] | None) -> None:
+    """Run the commands of the pages, or print them."""
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("pages", type=input_file, nargs="*", metavar="PAGE", help="Markdown; by default all of docs")
+    add("--list", action="store_true", help="print the commands, and run none")
+    add("--again", action="store_true", help="forget first what is kept of these pages")
+    add("--kept", type=Path, default=ROOT / "runs/docs", metavar="FOLDER", help="default: runs/docs")
+    args = parser.parse_args(argv)
+    pages = args.pages or sorted((ROOT / "docs").glob("*.md"))
+    commands = [block["commands"] for page in pages for block in blocks(page)]
+    if args.list:
+        print(*commands, sep="", end="")
+        return
+    if args.again:
+        for each in commands:
+            kept_output(each, args.kept).unlink(missing_ok=True)
+    for page in pages:
+        refresh(page, args.kept)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@ The one that ships was made by this command. See docs/evaluation.md.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
-from glide_cli import Parser, exit_code
+from glide_cli import Parser, script
 from glide_cli.options import positive_int, seed
+from glide_cli.output import training_bar
 from glide_pipelines.shapes import ShapesWorld
 from glide_pipelines.shapes.features import accuracy, train_shapes_features
 
@@ -22,25 +20,17 @@ from glide_pipelines.shapes.features import accuracy, train_shapes_features
 NUM_TEST_SCENES = 2000
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+@script(ValueError, OSError)
+def main(argv: list[str] | None) -> None:
+    """Train, save, and print how good it is."""
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--output", type=Path, required=True, help="folder of the classifier, in half precision")
     add("--steps", type=positive_int, default=6000, help="default: %(default)s")
     add("--batch-size", type=positive_int, default=64, help="default: %(default)s")
     add("--seed", type=seed, default=0, help="of scenes and weights (default: %(default)s)")
-    return parser.parse_args(argv)
-
-
-def train(args: argparse.Namespace) -> None:
-    """Train, save, and print how good it is."""
-    with tqdm(total=args.steps, mininterval=5) as bar:
-
-        def report(step: int, loss: float) -> None:
-            bar.update()
-            if step % 50 == 0:
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-
+    args = parser.parse_args(argv)
+    with training_bar(args.steps) as report:
         model = train_shapes_features(args.steps, args.batch_size, args.seed, report)
     model.half().save_pretrained(args.output)
     world = ShapesWorld(args.seed + 1, held_out=True)
@@ -48,11 +38,6 @@ def train(args: argparse.Namespace) -> None:
     print(f"Right of {NUM_TEST_SCENES} scenes that were not trained on, per cent:")
     for name, share in accuracy(model.float(), scenes).items():
         print(f"{name:12} {100 * share:.1f}")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code, as `glide_cli.exit_code` does."""
-    return exit_code("train_shapes_features.py", lambda: train(parse_args(argv)), (ValueError, OSError))
 
 
 if __name__ == "__main__":

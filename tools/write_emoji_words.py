@@ -10,11 +10,12 @@ import json
 import sys
 from pathlib import Path
 
-from glide_cli import Parser, exit_code
+from glide_cli import Parser, script
 from glide_pipelines.emoji.vocabulary import FILE, words_of
 
 
-def write(argv: list[str] | None) -> None:
+@script(ValueError, OSError)
+def main(argv: list[str] | None) -> None:
     """Read `metadata.jsonl` and write the file of the package."""
     parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="the set's folder train")
@@ -23,11 +24,6 @@ def write(argv: list[str] | None) -> None:
     rows = [json.loads(line) for line in (args.folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
     words = {word for row in rows for caption in row["text"] for word in words_of(caption)}
     args.output.write_text("\n".join(sorted(words)) + "\n", encoding="utf-8")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code, as `glide_cli.exit_code` does."""
-    return exit_code("write_emoji_words.py", lambda: write(argv), (ValueError, OSError))
 
 
 if __name__ == "__main__":

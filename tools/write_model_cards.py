@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glide_cli import Parser, exit_code
+from glide_cli import Parser, script
 from glide_cli.options import input_file
 from glide_pipelines.checkpoints import ROOT
 from glide_pipelines.conversion.model_card import model_card
@@ -164,7 +164,8 @@ def _sampling(results: dict[str, Any]) -> str:
     return f"{settings['num_captions']} of them, {steps}, {settings['dtype']}"
 
 
-def write(argv: list[str] | None) -> None:
+@script(ValueError, OSError)
+def main(argv: list[str] | None) -> None:
     """Write the cards whose figures are given."""
     parser = Parser(description=__doc__)
     for name in CARDS:
@@ -185,11 +186,6 @@ def write(argv: list[str] | None) -> None:
         model_card(card.title, sections, "apache-2.0", [card.tag], card.task).save(folder / "README.md")
         if card.notice is not None:
             (folder / "NOTICE.md").write_text(card.notice, encoding="utf-8")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code, as `glide_cli.exit_code` does."""
-    return exit_code("write_model_cards.py", lambda: write(argv), (ValueError, OSError))
 
 
 if __name__ == "__main__":
