@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from glide_pipelines import GLIDETextEncoder, GLIDEUNet2DConditionModel, NoisedCLIPModel
 from glide_pipelines.conversion.clip import RELEASED_LOGIT_SCALE, build_clip, clip_correspondences, tower_config
 from glide_pipelines.conversion.detection import build_stage
-from glide_pipelines.conversion.state_dicts import correspondences, to_diffusers
+from glide_pipelines.conversion.state_dicts import correspondences, read_weights
 
 
 # A state dict shows neither: see recordings/configs.json.
@@ -31,7 +31,7 @@ def recorded_networks(recordings: Path, name: str) -> tuple[GLIDEUNet2DCondition
     )
     table = correspondences(stage.unet, stage.text_encoder)
     for component in ("unet", "text_encoder"):
-        getattr(stage, component).load_state_dict(to_diffusers(state_dict, table, component), assign=True)
+        getattr(stage, component).load_state_dict(read_weights(state_dict, table, component), assign=True)
     return stage.unet, stage.text_encoder
 
 
@@ -41,7 +41,7 @@ def recorded_clip(recordings: Path) -> NoisedCLIPModel:
     clip = build_clip(*(tower_config(state_dict, kind, CLIP_HEAD_DIM) for kind, state_dict in files.items()))
     weights = {"logit_scale": torch.tensor(RELEASED_LOGIT_SCALE)}
     for kind, state_dict in files.items():
-        weights |= to_diffusers(state_dict, clip_correspondences(clip), kind)
+        weights |= read_weights(state_dict, clip_correspondences(clip), kind)
     clip.load_state_dict(weights, assign=True)
     return clip.eval()
 

@@ -33,16 +33,13 @@ _PARAMETERS = {"w": "weight", "g": "weight", "b": "bias"}
 
 
 def tower_config(state_dict: Mapping[str, torch.Tensor], kind: str, attention_head_dim: int = 64) -> dict[str, int]:
-    """The shape of a tower, as its file shows it.
+    """The arguments of a tower's config, as its file shows them.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`): In the layout of OpenAI's `clip_text_enc.pt` or `clip_image_enc.pt`.
         kind (`str`): `"clip-text-enc"` or `"clip-image-enc"`: the one that is wanted.
         attention_head_dim (`int`, defaults to 64): Channels per attention head. The files do not show it, and a wrong
             number goes unnoticed but for wrong gradients; 64 is right for the released model.
-
-    Returns:
-        `dict[str, int]`: the arguments of the tower's config.
 
     Raises:
         ConversionError: if this is another file, or the head width does not divide the tower's.
@@ -96,14 +93,8 @@ def build_clip(text_tower: dict[str, int], image_tower: dict[str, int]) -> Noise
 
 
 def clip_correspondences(clip: NoisedCLIPModel) -> list[Correspondence]:
-    """The whole table for a noised CLIP, in the order of GLIDE's state dicts.
-
-    Args:
-        clip ([`NoisedCLIPModel`]): Only its structure counts, so it may be on the meta device.
-
-    Returns:
-        `list[Correspondence]`: `component` is `"clip-text-enc"` or `"clip-image-enc"`, the file of the tensor.
-    """
+    """The whole table for a noised CLIP, in the order of GLIDE's state dicts; each row's `component` is the kind of its
+    file. Only the structure of the model counts, so it may be on the meta device."""
     keys = clip.state_dict().keys()
     rows = (
         Correspondence(f"blocks.{glide}", kind, (transformers,), head_dim=0)
@@ -115,15 +106,8 @@ def clip_correspondences(clip: NoisedCLIPModel) -> list[Correspondence]:
 
 
 def clip_to_glide(clip: NoisedCLIPModel) -> dict[str, OrderedDict[str, torch.Tensor]]:
-    """The two GLIDE state dicts of a noised CLIP, by kind; `logit_scale` has no place in them.
-
-    Args:
-        clip ([`NoisedCLIPModel`]): The model.
-
-    Returns:
-        `dict[str, OrderedDict[str, torch.Tensor]]`: under `"clip-text-enc"` and `"clip-image-enc"`; tensors share
-        memory with the model.
-    """
+    """The two GLIDE state dicts of a noised CLIP, under `"clip-text-enc"` and `"clip-image-enc"`; `logit_scale` has no
+    place in them. Tensors share memory with the model."""
     state_dict, table = clip.state_dict(), clip_correspondences(clip)
     return {
         kind: OrderedDict((row.glide, row.join(state_dict)) for row in table if row.component == kind)

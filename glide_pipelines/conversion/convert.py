@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import logging
 from huggingface_hub import create_repo, upload_folder
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..pipelines import CLIPGuidedPipeline, GLIDEInpaintPipeline, GLIDEPipeline
 from .detection import STAGE_KINDS
-from .errors import ConversionError, blaming, check_variant
+from .errors import ConversionError, blaming, check_variant, first_line
 from .folders import new_folder, writing
 from .model_card import glide_filtered_card
-from .stages import CLIPFiles, StageFile, check_clip, check_pair, open_clip, open_stage, pipeline_components
+from .stages import PipelineFiles, StageFile, open_files
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# The argument of each tower of the noised CLIP.
-_CLIP_ARGUMENTS = {"clip-text-enc": "clip_text_checkpoint_path", "clip-image-enc": "clip_image_checkpoint_path"}
 
 
 def convert_glide_to_diffusers(
@@ -94,29 +90,26 @@ def convert_glide_to_diffusers(
         _check_repo_id(push_to_hub)
     destination = Path(dump_path).expanduser().resolve()
     with new_folder(destination, "dump_path") as folder:
-        sizes = {"base": image_size, "super_res": super_res_image_size}
-        options = (sizes, attention_head_dim, text_num_attention_heads)
-        stages = [open_stage("checkpoint_path", checkpoint_path, STAGE_KINDS["base"], *options)]
-        if super_res_checkpoint_path is not None:
-            argument = "super_res_checkpoint_path"
-            stages.append(open_stage(argument, super_res_checkpoint_path, STAGE_KINDS["super_res"], *options))
-            _check_kinds(*stages)
-            check_pair(*stages)
-        towers = {"clip-text-enc": clip_text_checkpoint_path, "clip-image-enc": clip_image_checkpoint_path}
-        clip = open_clip(_CLIP_ARGUMENTS, towers, clip_attention_head_dim) if any(towers.values()) else None
-        if clip is not None:
-            check_clip(clip, image_size)
-        pipe = _build_pipeline(stages, tokenizer, clip, clip_tokenizer)
-        opened: list[StageFile | CLIPFiles] = [*stages, *([] if clip is None else [clip])]
-        with logging.tqdm(total=2 * len(stages) + (clip is not None), desc="Converting", unit="network") as bar:
-            for name, network in itertools.chain(*(each.fill(DTYPES[dtype], allow_non_finite) for each in opened)):
-                with writing("dump_path", dump_path):
-                    network.save_pretrained(folder / name, variant=variant)
-                network.to("meta")  # makes room for the next one
-                bar.set_postfix_str(name)
-                bar.update()
-        files = [file for each in opened for file in each.files]
-        card = glide_filtered_card(pipe, files, push_to_hub or destination.name, DTYPES[dtype], variant)
+        towers = {
+            "clip-text-enc": ("clip_text_checkpoint_path", clip_text_checkpoint_path),
+            "clip-image-enc": ("clip_image_checkpoint_path", clip_image_checkpoint_path),
+        }
+        files = open_files(
+            {"checkpoint_path": checkpoint_path, "super_res_checkpoint_path": super_res_checkpoint_path},
+            STAGE_KINDS,
+            {"base": image_size, "super_res": super_res_image_size},
+            attention_head_dim,
+            text_num_attention_heads,
+            towers if any(path for _, path in towers.values()) else None,
+            clip_attention_head_dim,
+        )
+        _check_kinds(*files.stages)
+        pipe = _pipeline_class(files)(**files.components(tokenizer, clip_tokenizer))
+        for name, network in files.fill("Converting", DTYPES[dtype], allow_non_finite):
+            with writing("dump_path", dump_path):
+                network.save_pretrained(folder / name, variant=variant)
+            network.to("meta")  # makes room for the next one
+        card = glide_filtered_card(pipe, files.files, push_to_hub or destination.name, DTYPES[dtype], variant)
         with writing("dump_path", dump_path):
             for name, component in pipe.components.items():
                 if component is not None and not isinstance(component, torch.nn.Module):
@@ -129,22 +122,21 @@ def convert_glide_to_diffusers(
     return destination
 
 
-def _check_kinds(base: StageFile, upsampler: StageFile) -> None:
+def _check_kinds(base: StageFile, *upsamplers: StageFile) -> None:
     """Both stages must inpaint, or neither."""
-    with blaming(upsampler.argument, upsampler.file.path):
-        if base.stage.unet.is_inpainter != upsampler.stage.unet.is_inpainter:
-            raise ConversionError(
-                f"this is GLIDE's {upsampler.file.kind}, which does not go with the {base.file.kind} of "
-                f"`{base.argument}`: both must inpaint, or neither"
-            )
+    for upsampler in upsamplers:
+        with blaming(upsampler.argument, upsampler.file.path):
+            if base.stage.unet.is_inpainter != upsampler.stage.unet.is_inpainter:
+                raise ConversionError(
+                    f"this is GLIDE's {upsampler.file.kind}, which does not go with the {base.file.kind} of "
+                    f"`{base.argument}`: both must inpaint, or neither"
+                )
 
 
-def _build_pipeline(
-    stages: list[StageFile], tokenizer: str | Path, clip: CLIPFiles | None, clip_tokenizer: str | Path
-) -> DiffusionPipeline:
-    """The pipeline around networks without values: it knows which components there are, and writes the index."""
-    pipeline = GLIDEInpaintPipeline if stages[0].stage.unet.is_inpainter else GLIDEPipeline
-    return (CLIPGuidedPipeline if clip else pipeline)(**pipeline_components(stages, tokenizer, clip, clip_tokenizer))
+def _pipeline_class(files: PipelineFiles) -> type[DiffusionPipeline]:
+    if files.clip is not None:
+        return CLIPGuidedPipeline
+    return GLIDEInpaintPipeline if files.stages[0].stage.unet.is_inpainter else GLIDEPipeline
 
 
 def _check_repo_id(repo_id: str) -> None:
@@ -158,5 +150,4 @@ def _push(folder: Path, repo_id: str) -> None:
     try:
         upload_folder(repo_id=create_repo(repo_id, exist_ok=True).repo_id, folder_path=folder)
     except Exception as error:  # not logged in, no right to write there, no network
-        reason = str(error).strip().split("\n")[0]
-        raise ConversionError(f"the upload failed ({reason}); the folder {folder} is complete") from error
+        raise ConversionError(f"the upload failed ({first_line(error)}); the folder {folder} is complete") from error

@@ -16,7 +16,7 @@ from ..sampling import STAGE_PREFIXES, Stage
 from .clip import RELEASED_LOGIT_SCALE, clip_to_glide
 from .detection import build_stage, stage_kind
 from .download import RELEASED_FILES
-from .errors import ConversionError, blaming, check_variant
+from .errors import ConversionError, blaming, check_variant, first_line
 from .folders import new_folder, writing
 from .state_dicts import to_glide
 
@@ -76,8 +76,8 @@ def _read_stage(model_path: Path, name: str, variant: str | None) -> tuple[str, 
     try:
         state_dict = to_glide(unet, text_encoder)
     except Exception as error:  # what the networks of another model raise is not ours to know
-        reason = str(error).strip().split("\n")[0]
-        raise ConversionError(f"{unet_name} and {text_encoder_name} are not those of GLIDE ({reason})") from error
+        what = f"{unet_name} and {text_encoder_name}"
+        raise ConversionError(f"{what} are not those of GLIDE ({first_line(error)})") from error
     heads = (unet.config.attention_head_dim, text_encoder.config.num_attention_heads)
     return stage_kind(build_stage(state_dict, *heads, unet.config.sample_size)), state_dict
 
@@ -98,6 +98,5 @@ def _load(network: type[Network], folder: Path, variant: str | None) -> Network:
     try:
         loaded: Any = network.from_pretrained(folder, variant=variant, dtype=torch.float32, use_safetensors=True)
     except Exception as error:  # what a missing or broken file, or one of another model raises is not ours to know
-        reason = str(error).strip().split("\n")[0]
-        raise ConversionError(f"{folder.name} is not GLIDE's ({reason})") from error
+        raise ConversionError(f"{folder.name} is not GLIDE's ({first_line(error)})") from error
     return loaded

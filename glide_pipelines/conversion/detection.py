@@ -35,14 +35,7 @@ _OTHER_MODELS = {
 
 
 def detect_kind(state_dict: Mapping[str, torch.Tensor]) -> str | None:
-    """The kind of checkpoint, by the name of OpenAI's release of it; None if it is none of GLIDE's.
-
-    Args:
-        state_dict (`Mapping[str, torch.Tensor]`): A state dict.
-
-    Returns:
-        `str` or None: one of `KINDS`.
-    """
+    """The kind of checkpoint, one of `KINDS`; None if it is none of GLIDE's."""
     if "blocks.input.w_voc" in state_dict:
         return "clip-text-enc"
     if "blocks.input.w_t" in state_dict:
@@ -86,9 +79,6 @@ def build_stage(
         text_num_attention_heads (`int`, *optional*): Heads of the text encoder, not shown either; by default they
             are 64 wide.
         sample_size (`int`, defaults to 64): Height and width in pixels of the images that the UNet makes.
-
-    Returns:
-        [`Stage`]
 
     Raises:
         ConversionError: if the state dict is not that of a GLIDE UNet with its text encoder, or the head widths do
@@ -197,28 +187,25 @@ def check_heads(argument: str, value: int, what: str, width: int) -> None:
 def check_tensors(
     state_dict: Mapping[str, torch.Tensor], table: Sequence[Correspondence], components: Mapping[str, nn.Module]
 ) -> None:
-    """Every tensor of the networks is there, in its shape, and nothing else is.
-
-    Args:
-        state_dict (`Mapping[str, torch.Tensor]`): In GLIDE's layout.
-        table (`Sequence[Correspondence]`): All of its tensors.
-        components (`Mapping[str, nn.Module]`): The networks, by the names that the table uses.
+    """A state dict in GLIDE's layout must hold every tensor of a table, in the shape that the components give it, and
+    nothing else.
 
     Raises:
         ConversionError: naming the first three faults.
     """
     states = {name: component.state_dict() for name, component in components.items()}
-    shapes = {row.glide: tuple(row.join(states[row.component]).shape) for row in table}
-    faults = (
-        [f"{key!r} is missing" for key in shapes if key not in state_dict]
-        + [f"{key!r} is unknown" for key in state_dict if key not in shapes]
-        + [
-            f"{key!r} is {tuple(state_dict[key].shape)} where {shape} is needed"
-            for key, shape in shapes.items()
-            if key in state_dict and tuple(state_dict[key].shape) != shape
-        ]
-        + [f"{key!r} holds {tensor.dtype}" for key, tensor in state_dict.items() if not tensor.is_floating_point()]
-    )
+    needed = {row.glide: tuple(row.join(states[row.component]).shape) for row in table}
+    given = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
+    faults = [
+        *(f"{key!r} is missing" for key in needed if key not in given),
+        *(f"{key!r} is unknown" for key in given if key not in needed),
+        *(
+            f"{key!r} is {given[key]} where {shape} is needed"
+            for key, shape in needed.items()
+            if given.get(key, shape) != shape
+        ),
+        *(f"{key!r} holds {tensor.dtype}" for key, tensor in state_dict.items() if not tensor.is_floating_point()),
+    ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ConversionError(f"these are not the tensors of a GLIDE checkpoint: {', '.join(faults[:3])}{more}")

@@ -14,16 +14,16 @@ class ConversionError(ValueError):
 
 @contextmanager
 def blaming(argument: str, value: str | Path) -> Iterator[None]:
-    """Put the argument and its value in front of what a [`ConversionError`] from inside says.
-
-    Args:
-        argument (`str`): The caller's argument that the error is about.
-        value (`str` or `Path`): What it was.
-    """
+    """Put the caller's argument and its value in front of what a [`ConversionError`] from inside says."""
     try:
         yield
     except ConversionError as error:
         raise ConversionError(f"`{argument}` ({value}): {error}") from error.__cause__
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, without its explanations."""
+    return str(error).strip().split("\n")[0]
 
 
 def check_variant(variant: str | None) -> None:

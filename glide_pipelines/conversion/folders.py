@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..files import replace_folder
-from .errors import ConversionError, blaming
+from .errors import ConversionError, blaming, first_line
 
 
 @contextmanager
@@ -57,11 +57,8 @@ def new_folder(path: str | Path, argument: str) -> Iterator[Path]:
 
 @contextmanager
 def writing(argument: str, path: str | Path) -> Iterator[None]:
-    """Say in one line that something could not be written, for instance because the disk is full.
-
-    Args:
-        argument (`str`): The caller's argument that the path came from.
-        path (`str` or `Path`): What it was.
+    """Say in one line that something could not be written, for instance because the disk is full, and which argument of
+    the caller the path came from.
 
     Raises:
         ConversionError: for any error from inside.
@@ -71,5 +68,4 @@ def writing(argument: str, path: str | Path) -> Iterator[None]:
     except Exception as error:  # safetensors, torch and tokenizers each raise errors of their own
         # What torch says is about its format; what the system said came before.
         said = error.__context__ if isinstance(error.__context__, OSError) else error
-        reason = str(said).strip().split("\n")[0]
-        raise ConversionError(f"`{argument}` ({path}): the folder cannot be written ({reason})") from error
+        raise ConversionError(f"`{argument}` ({path}): the folder cannot be written ({first_line(said)})") from error

@@ -63,9 +63,6 @@ def open_checkpoint(path: str | Path, kinds: tuple[str, ...] = KINDS) -> Checkpo
         path (`str` or `Path`): A file that `torch.save` or safetensors wrote.
         kinds (`tuple[str, ...]`, defaults to all of `KINDS`): What it may be.
 
-    Returns:
-        [`CheckpointFile`]
-
     Raises:
         ConversionError: if the file is missing, damaged or of another kind, or holds anything but tensors. Nothing in
             it is run, and no memory is taken for tensors that the file is too short for.

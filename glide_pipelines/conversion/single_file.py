@@ -10,23 +10,13 @@ from typing import Any, TypeVar, cast
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase
 
 from ..models import GLIDEUNet2DConditionModel, NoisedCLIPModel
 from ..pipelines import CLIPGuidedPipeline, GLIDEInpaintPipeline, GLIDESuperResolutionPipeline
 from .detection import STAGE_KINDS
 from .errors import ConversionError
-from .stages import (
-    CLIPFiles,
-    StageFile,
-    check_clip,
-    check_pair,
-    check_sizes,
-    open_clip,
-    open_stage,
-    pipeline_components,
-)
+from .stages import check_sizes, open_clip, open_files, open_stage
 
 
 Loaded = TypeVar("Loaded")
@@ -38,7 +28,6 @@ _KINDS: dict[type[DiffusionPipeline], Mapping[str, tuple[str, ...]]] = {
     CLIPGuidedPipeline: STAGE_KINDS,
     GLIDESuperResolutionPipeline: {"super_res": ("upsample",)},
 }
-_CLIP_ARGUMENTS = {"clip-text-enc": "clip_text", "clip-image-enc": "clip_image"}
 
 
 def load_pipeline(
@@ -64,33 +53,26 @@ def load_pipeline(
         raise TypeError(f"`{cls.__name__}.from_single_file` has no argument {unknown[0]!r}.")
     _check_dtype(dtype)
     kinds = next((kinds for pipeline, kinds in _KINDS.items() if issubclass(cls, pipeline)), _TEXT_TO_IMAGE)
-    files = {"pretrained_model_link_or_path": path, "super_res": super_res}
     if len(kinds) == 1 and super_res is not None:
         raise ConversionError(f"`super_res` is not for {cls.__name__}, whose upsampler is the first file")
-    sizes = {"base": image_size, "super_res": super_res_image_size}
-    stages = [
-        open_stage(argument, file, kinds[name], sizes, attention_head_dim, text_num_attention_heads)
-        for (argument, file), name in zip(files.items(), kinds, strict=False)
-        if file is not None
-    ]
-    if len(stages) == 2:
-        check_pair(*stages)
+    needs_clip = "clip_model" in parameters and "clip_model" not in kwargs
+    if not needs_clip and (clip_text or clip_image):
+        raise ConversionError(f"`clip_text` and `clip_image` are not for {cls.__name__} or beside `clip_model`")
+    files = open_files(
+        {"pretrained_model_link_or_path": path, "super_res": super_res},
+        kinds,
+        {"base": image_size, "super_res": super_res_image_size},
+        attention_head_dim,
+        text_num_attention_heads,
+        _towers(clip_text, clip_image) if needs_clip else None,
+        clip_attention_head_dim,
+    )
     if "scale_factor" in parameters:
         kwargs = {"scale_factor": check_sizes(super_res_image_size, image_size)} | kwargs
-    clip = None
-    towers = {"clip-text-enc": clip_text, "clip-image-enc": clip_image}
-    if "clip_model" in parameters and "clip_model" not in kwargs:
-        clip = open_clip(_CLIP_ARGUMENTS, towers, clip_attention_head_dim)
-        check_clip(clip, image_size)
-    elif any(towers.values()):
-        raise ConversionError(f"`clip_text` and `clip_image` are not for {cls.__name__} or beside `clip_model`")
-    pipe = cls(**pipeline_components(stages, tokenizer, clip, clip_tokenizer) | kwargs)
-    opened: list[StageFile | CLIPFiles] = [*stages, *([] if clip is None else [clip])]
-    with logging.tqdm(total=2 * len(stages) + (clip is not None), desc="Loading", unit="network") as progress_bar:
-        for _, network in itertools.chain(*(each.fill(dtype, allow_non_finite, copy=True) for each in opened)):
-            if isinstance(network, GLIDEUNet2DConditionModel):
-                network.use_fastest_layout()
-            progress_bar.update()
+    pipe = cls(**files.components(tokenizer, clip_tokenizer) | kwargs)
+    for _, network in files.fill("Loading", dtype, allow_non_finite, copy=True):
+        if isinstance(network, GLIDEUNet2DConditionModel):
+            network.use_fastest_layout()
     return pipe
 
 
@@ -141,10 +123,14 @@ def load_noised_clip(
         ConversionError: naming the argument, what was given and what is allowed.
     """
     _check_dtype(dtype)
-    clip = open_clip(_CLIP_ARGUMENTS, {"clip-text-enc": clip_text, "clip-image-enc": clip_image}, attention_head_dim)
+    clip = open_clip(_towers(clip_text, clip_image), attention_head_dim)
     for _ in clip.fill(dtype, allow_non_finite, copy=True):
         pass
     return clip.model
+
+
+def _towers(clip_text: str | Path | None, clip_image: str | Path | None) -> dict[str, tuple[str, str | Path | None]]:
+    return {"clip-text-enc": ("clip_text", clip_text), "clip-image-enc": ("clip_image", clip_image)}
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase
 
 from ..models import GLIDETextEncoder, NoisedCLIPModel
@@ -18,28 +20,18 @@ from .detection import STAGE_KINDS, build_stage, check_tensors
 from .download import find_checkpoint
 from .errors import ConversionError, blaming
 from .reading import CheckpointFile, open_checkpoint
-from .state_dicts import Correspondence, correspondences
+from .state_dicts import correspondences, read_weights
 from .tokenizers import load_clip_tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
 class StageFile:
-    """A stage on the meta device (shapes, no values), and the file that holds its weights.
-
-    Args:
-        argument (`str`): The caller's argument that named the file.
-        file ([`CheckpointFile`]): The file.
-        stage ([`Stage`]): The networks, and the scheduler of OpenAI's notebooks.
-    """
+    """A stage on the meta device (shapes, no values), the file that holds its weights, and the caller's argument that
+    named it."""
 
     argument: str
     file: CheckpointFile
     stage: Stage
-
-    @property
-    def files(self) -> list[CheckpointFile]:
-        """The file, in a list."""
-        return [self.file]
 
     @property
     def text_encoder(self) -> GLIDETextEncoder:
@@ -69,33 +61,109 @@ class StageFile:
 
 @dataclass(frozen=True)
 class CLIPFiles:
-    """The noised CLIP on the meta device (shapes, no values), and the file of each tower.
+    """The noised CLIP on the meta device (shapes, no values), and by kind (`"clip-text-enc"`, `"clip-image-enc"`) the
+    file of each tower with the caller's argument that named it."""
 
-    Args:
-        arguments (`Mapping[str, str]`): By kind, the caller's argument that named the file.
-        towers (`Mapping[str, CheckpointFile]`): By kind, the file.
-        model ([`NoisedCLIPModel`]): The network.
-    """
-
-    arguments: Mapping[str, str]
-    towers: Mapping[str, CheckpointFile]
+    towers: Mapping[str, tuple[str, CheckpointFile]]
     model: NoisedCLIPModel
-
-    @property
-    def files(self) -> list[CheckpointFile]:
-        """The files of both towers."""
-        return list(self.towers.values())
 
     def fill(self, dtype: torch.dtype, allow_non_finite: bool = False, copy: bool = False) -> Iterator[tuple[str, Any]]:
         """Fill the network, see [`read_weights`], and yield it with its name in a pipeline."""
         table = clip_correspondences(self.model)
         weights = {"logit_scale": torch.tensor(RELEASED_LOGIT_SCALE, dtype=dtype)}
-        for kind, file in self.towers.items():
-            with blaming(self.arguments[kind], file.path):
+        for kind, (argument, file) in self.towers.items():
+            with blaming(argument, file.path):
                 weights |= read_weights(file.state_dict(), table, kind, dtype, allow_non_finite, copy)
         self.model.load_state_dict(weights, assign=True)
         del weights
         yield "clip_model", self.model
+
+
+@dataclass(frozen=True)
+class PipelineFiles:
+    """The stages of a pipeline and its noised CLIP, if it has one, with their files."""
+
+    stages: list[StageFile]
+    clip: CLIPFiles | None
+
+    @property
+    def files(self) -> list[CheckpointFile]:
+        """All of them."""
+        towers = [] if self.clip is None else [file for _, file in self.clip.towers.values()]
+        return [*(stage.file for stage in self.stages), *towers]
+
+    def components(
+        self,
+        tokenizer: str | Path | PreTrainedTokenizerBase,
+        clip_tokenizer: str | Path | PreTrainedTokenizerBase,
+    ) -> dict[str, Any]:
+        """The components of the pipeline by their names: those of the stages, whose text encoders share a tokenizer,
+        and the noised CLIP with its own. For the tokenizers see [`load_tokenizer`] and [`load_clip_tokenizer`].
+
+        Raises:
+            ConversionError: if a tokenizer cannot be loaded, or does not fit.
+        """
+        config = self.stages[0].text_encoder.config
+        with blaming("tokenizer", _name(tokenizer)):
+            loaded = load_tokenizer(tokenizer, config.max_position_embeddings, config.vocab_size)
+        components: dict[str, Any] = {"tokenizer": loaded}
+        for opened in self.stages:
+            opened.text_encoder.config.pad_token_id = loaded.pad_token_id
+            opened.text_encoder.config.eos_token_id = loaded.eos_token_id
+            components |= opened.stage.components()
+        if self.clip is not None:
+            config = self.clip.model.text_model.config
+            with blaming("clip_tokenizer", _name(clip_tokenizer)):
+                components["clip_tokenizer"] = load_clip_tokenizer(
+                    clip_tokenizer, config.max_position_embeddings, config.vocab_size
+                )
+            components["clip_model"] = self.clip.model
+        return components
+
+    def fill(
+        self, title: str, dtype: torch.dtype, allow_non_finite: bool, copy: bool = False
+    ) -> Iterator[tuple[str, Any]]:
+        """Fill one network after the other, under a progress bar of that title, and yield it with its name."""
+        opened: list[StageFile | CLIPFiles] = [*self.stages, *([] if self.clip is None else [self.clip])]
+        with logging.tqdm(total=2 * len(self.stages) + (self.clip is not None), desc=title, unit="network") as bar:
+            for name, network in itertools.chain(*(each.fill(dtype, allow_non_finite, copy) for each in opened)):
+                yield name, network
+                bar.set_postfix_str(name)
+                bar.update()
+
+
+def open_files(
+    given: Mapping[str, str | Path | None],
+    kinds: Mapping[str, tuple[str, ...]],
+    image_sizes: Mapping[str, int],
+    attention_head_dim: int = 64,
+    text_num_attention_heads: int | None = None,
+    clip: Mapping[str, tuple[str, str | Path | None]] | None = None,
+    clip_attention_head_dim: int = 64,
+) -> PipelineFiles:
+    """Find the files of a pipeline and build the networks that they show, without reading their values.
+
+    Args:
+        given (`Mapping[str, str | Path | None]`): By the caller's argument, the file of each stage or the name of one
+            of OpenAI's; None for a stage that the pipeline goes without.
+        kinds (`Mapping[str, tuple[str, ...]]`): By stage, in the same order, what its file may be.
+        image_sizes (`Mapping[str, int]`): By stage, height and width of its images in pixels.
+        attention_head_dim (`int`, defaults to 64), text_num_attention_heads (`int`, *optional*): See [`build_stage`].
+        clip (`Mapping[str, tuple]`, *optional*): The towers of the noised CLIP, as [`open_clip`] takes them.
+        clip_attention_head_dim (`int`, defaults to 64): Channels per head of both towers.
+
+    Raises:
+        ConversionError: if a file is not what it is given as, or they do not belong together.
+    """
+    stages = [
+        open_stage(argument, file, kinds[name], image_sizes, attention_head_dim, text_num_attention_heads)
+        for (argument, file), name in zip(given.items(), kinds, strict=False)
+        if file is not None
+    ]
+    if len(stages) == 2:
+        check_pair(*stages)
+    opened = None if clip is None else open_clip(clip, clip_attention_head_dim, image_sizes["base"])
+    return PipelineFiles(stages, opened)
 
 
 def open_stage(
@@ -106,14 +174,7 @@ def open_stage(
     attention_head_dim: int = 64,
     text_num_attention_heads: int | None = None,
 ) -> StageFile:
-    """Find the file of a stage and build the networks that it shows, without reading their values.
-
-    Args:
-        argument (`str`): The caller's argument that named the file, for messages.
-        name_or_path (`str` or `Path`): A file, or the name of one of OpenAI's.
-        kinds (`tuple[str, ...]`): What the file may be, such as `("base", "base-inpaint")`.
-        image_sizes (`Mapping[str, int]`): By the stage's name, height and width of its images in pixels.
-        attention_head_dim (`int`, defaults to 64), text_num_attention_heads (`int`, *optional*): See [`build_stage`].
+    """Find the file of a stage and build the networks that it shows, see [`open_files`].
 
     Raises:
         ConversionError: if the file is none of these, or makes no images of that size.
@@ -160,122 +221,53 @@ def check_sizes(super_res_image_size: int, image_size: int) -> int:
 
 
 def open_clip(
-    arguments: Mapping[str, str], given: Mapping[str, str | Path | None], attention_head_dim: int = 64
+    given: Mapping[str, tuple[str, str | Path | None]], attention_head_dim: int = 64, image_size: int | None = None
 ) -> CLIPFiles:
     """Find the files of both towers and build the network that they show, without reading its values.
 
     Args:
-        arguments (`Mapping[str, str]`): By kind (`"clip-text-enc"`, `"clip-image-enc"`), the caller's argument.
-        given (`Mapping[str, str | Path | None]`): By kind, a file or the name of one of OpenAI's.
+        given (`Mapping[str, tuple[str, str | Path | None]]`): By kind (`"clip-text-enc"`, `"clip-image-enc"`), the
+            caller's argument, and the file or the name of one of OpenAI's.
         attention_head_dim (`int`, defaults to 64): Channels per head of both towers, which the files do not show.
+        image_size (`int`, *optional*): Of the base model's images, which the CLIP must read.
 
     Raises:
-        ConversionError: if a file is missing or is not the tower's, or the towers do not go together.
+        ConversionError: if a file is missing or is not the tower's, or the towers do not go together, or with the base
+            model.
     """
-    for kind, argument in arguments.items():
-        if given[kind] is None:
+    for argument, name in given.values():
+        if name is None:
             raise ConversionError(f"`{argument}` is missing: the noised CLIP has two towers, each with its file")
-    names = {kind: name for kind, name in given.items() if name is not None}
-    files, towers = {}, {}
-    for kind, argument in arguments.items():
-        with blaming(argument, names[kind]):
-            files[kind] = open_checkpoint(find_checkpoint(names[kind]), (kind,))
-            towers[kind] = tower_config(files[kind].state_dict(), kind, attention_head_dim)
-    with blaming(arguments["clip-image-enc"], names["clip-image-enc"]):
-        model = build_clip(towers["clip-text-enc"], towers["clip-image-enc"])
+    files, configs = {}, {}
+    for kind, (argument, name) in given.items():
+        with blaming(argument, str(name)):
+            file = open_checkpoint(find_checkpoint(str(name)), (kind,))
+            configs[kind] = tower_config(file.state_dict(), kind, attention_head_dim)
+        files[kind] = argument, file
+    with blaming(*map(str, given["clip-image-enc"])):
+        model = build_clip(configs["clip-text-enc"], configs["clip-image-enc"])
     table = clip_correspondences(model)
-    for kind, argument in arguments.items():
-        with blaming(argument, names[kind]):
-            check_tensors(files[kind].state_dict(), [row for row in table if row.component == kind], {kind: model})
-    return CLIPFiles(arguments, files, model.eval())
+    for kind, (argument, file) in files.items():
+        with blaming(argument, str(given[kind][1])):
+            check_tensors(file.state_dict(), [row for row in table if row.component == kind], {kind: model})
+    if image_size is not None:
+        argument, file = files["clip-image-enc"]
+        with blaming(argument, file.path):
+            _check_clip(model, image_size)
+    return CLIPFiles(files, model.eval())
 
 
-def check_clip(clip: CLIPFiles, image_size: int) -> None:
-    """The CLIP must read what the base model makes.
-
-    Raises:
-        ConversionError: if it reads images of another size, or knows another number of timesteps.
-    """
-    vision = clip.model.vision_model.config
-    with blaming(clip.arguments["clip-image-enc"], clip.towers["clip-image-enc"].path):
-        if vision.image_size != image_size:
-            raise ConversionError(
-                f"it reads images of {vision.image_size} pixels, the base model makes {image_size} (`image_size`)"
-            )
-        timesteps = GLIDEDDPMScheduler().config.num_train_timesteps
-        if vision.num_train_timesteps != timesteps:
-            raise ConversionError(f"it knows {vision.num_train_timesteps} timesteps, the base model has {timesteps}")
-
-
-def pipeline_components(
-    stages: Sequence[StageFile],
-    tokenizer: str | Path | PreTrainedTokenizerBase,
-    clip: CLIPFiles | None = None,
-    clip_tokenizer: str | Path | PreTrainedTokenizerBase = "openai/clip-vit-base-patch32",
-) -> dict[str, Any]:
-    """The components of a pipeline by their names: those of the stages, the tokenizer, the noised CLIP with its own.
-
-    Args:
-        stages (`Sequence[StageFile]`): The stages, whose text encoders share a tokenizer.
-        tokenizer (`str`, `Path` or `PreTrainedTokenizerBase`): See [`load_tokenizer`].
-        clip ([`CLIPFiles`], *optional*): The noised CLIP.
-        clip_tokenizer (`str`, `Path` or `PreTrainedTokenizerBase`): See [`load_clip_tokenizer`].
-
-    Raises:
-        ConversionError: if a tokenizer cannot be loaded, or does not fit.
-    """
-    config = stages[0].text_encoder.config
-    with blaming("tokenizer", _name(tokenizer)):
-        loaded = load_tokenizer(tokenizer, config.max_position_embeddings, config.vocab_size)
-    components: dict[str, Any] = {"tokenizer": loaded}
-    for opened in stages:
-        opened.text_encoder.config.pad_token_id = loaded.pad_token_id
-        opened.text_encoder.config.eos_token_id = loaded.eos_token_id
-        components |= opened.stage.components()
-    if clip is not None:
-        clip_config = clip.model.text_model.config
-        with blaming("clip_tokenizer", _name(clip_tokenizer)):
-            components["clip_tokenizer"] = load_clip_tokenizer(
-                clip_tokenizer, clip_config.max_position_embeddings, clip_config.vocab_size
-            )
-        components["clip_model"] = clip.model
-    return components
+def _check_clip(clip: NoisedCLIPModel, image_size: int) -> None:
+    """The CLIP must read what the base model makes."""
+    vision = clip.vision_model.config
+    if vision.image_size != image_size:
+        raise ConversionError(
+            f"it reads images of {vision.image_size} pixels, the base model makes {image_size} (`image_size`)"
+        )
+    timesteps = GLIDEDDPMScheduler().config.num_train_timesteps
+    if vision.num_train_timesteps != timesteps:
+        raise ConversionError(f"it knows {vision.num_train_timesteps} timesteps, the base model has {timesteps}")
 
 
 def _name(tokenizer: str | Path | PreTrainedTokenizerBase) -> str:
     return str(tokenizer) if isinstance(tokenizer, str | Path) else type(tokenizer).__name__
-
-
-def read_weights(
-    state_dict: Mapping[str, torch.Tensor],
-    table: Sequence[Correspondence],
-    component: str,
-    dtype: torch.dtype,
-    allow_non_finite: bool = False,
-    copy: bool = False,
-) -> dict[str, torch.Tensor]:
-    """The state dict of one component, with every value checked.
-
-    Args:
-        state_dict (`Mapping[str, torch.Tensor]`): In GLIDE's layout.
-        table (`Sequence[Correspondence]`): Which tensor is which of the component's.
-        component (`str`): The component, as the table names it.
-        dtype (`torch.dtype`): The number format that is wanted.
-        allow_non_finite (`bool`, defaults to `False`): Whether values may be NaN or infinite.
-        copy (`bool`, defaults to `False`): Whether tensors that need no change are copied, in place of sharing memory
-            with `state_dict`, and so with the file that is mapped.
-
-    Raises:
-        ConversionError: naming the first tensor with a value that is not finite.
-    """
-    weights: dict[str, torch.Tensor] = {}
-    for row in table:
-        if row.component != component:
-            continue
-        original = state_dict[row.glide]
-        tensor = original.to(dtype, copy=copy)
-        if not allow_non_finite and not tensor.isfinite().all():
-            fault = f"overflows in {dtype}" if original.isfinite().all() else "holds NaN or infinity"
-            raise ConversionError(f"{row.glide!r} {fault}; `allow_non_finite` takes it as it is")
-        weights |= row.split(tensor)
-    return weights

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
+from .errors import ConversionError
 
 
 _Modules = Mapping[str, str | tuple[str, ...]]
@@ -81,15 +82,9 @@ class Correspondence:
 
 
 def correspondences(unet: GLIDEUNet2DConditionModel, text_encoder: GLIDETextEncoder) -> list[Correspondence]:
-    """The whole table for a pair of networks, in the order of GLIDE's state dict.
+    """The whole table for a UNet and its text encoder, in the order of GLIDE's state dict.
 
-    Args:
-        unet ([`GLIDEUNet2DConditionModel`]): Base model or upsampler; only its structure counts, so it may be on the
-            meta device.
-        text_encoder ([`GLIDETextEncoder`]): Its text encoder; the same holds.
-
-    Returns:
-        `list[Correspondence]`
+    Only their structure counts, so they may be on the meta device.
     """
     keys = {"unet": unet.state_dict().keys(), "text_encoder": text_encoder.state_dict().keys()}
     head_dim = {
@@ -124,14 +119,8 @@ def correspondences(unet: GLIDEUNet2DConditionModel, text_encoder: GLIDETextEnco
 
 
 def to_glide(unet: GLIDEUNet2DConditionModel, text_encoder: GLIDETextEncoder) -> OrderedDict[str, torch.Tensor]:
-    """The GLIDE state dict of a UNet and its text encoder: keys in the original's order, dtypes as they are.
-
-    Args:
-        unet ([`GLIDEUNet2DConditionModel`]): Base model or upsampler.
-        text_encoder ([`GLIDETextEncoder`]): Its text encoder.
-
-    Returns:
-        `OrderedDict[str, torch.Tensor]`: tensors that are not fused share memory with the models.
+    """The GLIDE state dict of a UNet and its text encoder: keys in the original's order, dtypes as they are. Tensors
+    that are not fused share memory with the models.
 
     Raises:
         ValueError: if the models hold anything that GLIDE does not.
@@ -145,21 +134,37 @@ def to_glide(unet: GLIDEUNet2DConditionModel, text_encoder: GLIDETextEncoder) ->
     return OrderedDict((row.glide, row.join(states[row.component])) for row in table)
 
 
-def to_diffusers(
-    state_dict: Mapping[str, torch.Tensor], table: list[Correspondence], component: str
+def read_weights(
+    state_dict: Mapping[str, torch.Tensor],
+    table: Iterable[Correspondence],
+    component: str,
+    dtype: torch.dtype = torch.float32,
+    allow_non_finite: bool = False,
+    copy: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """The state dict of one component.
+    """The state dict of one component, with every value checked.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`): In GLIDE's layout.
-        table (`list[Correspondence]`): From [`correspondences`].
-        component (`str`): `"unet"` or `"text_encoder"`.
+        table (`Iterable[Correspondence]`): From [`correspondences`], or of a noised CLIP.
+        component (`str`): The component, as the table names it.
+        dtype (`torch.dtype`, defaults to `torch.float32`): The number format that is wanted.
+        allow_non_finite (`bool`, defaults to `False`): Whether values may be NaN or infinite.
+        copy (`bool`, defaults to `False`): Whether tensors that need no change are copied, in place of sharing memory
+            with `state_dict`, and so with the file that is mapped.
 
-    Returns:
-        `dict[str, torch.Tensor]`: tensors that are not fused share memory with `state_dict`.
+    Raises:
+        ConversionError: naming the first tensor with a value that is not finite.
     """
-    rows = (row for row in table if row.component == component)
-    return {key: part for row in rows for key, part in row.split(state_dict[row.glide]).items()}
+    weights: dict[str, torch.Tensor] = {}
+    for row in (row for row in table if row.component == component):
+        original = state_dict[row.glide]
+        tensor = original.to(dtype, copy=copy)
+        if not allow_non_finite and not tensor.isfinite().all():
+            fault = f"overflows in {dtype}" if original.isfinite().all() else "holds NaN or infinity"
+            raise ConversionError(f"{row.glide!r} {fault}; `allow_non_finite` takes it as it is")
+        weights |= row.split(tensor)
+    return weights
 
 
 def _unet_rows(unet: GLIDEUNet2DConditionModel) -> _Rows:

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from transformers import CLIPTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
-from .errors import ConversionError
+from .errors import ConversionError, first_line
 
 
 _END = "<|endoftext|>"
@@ -108,7 +108,7 @@ def _load(
     try:
         return cls.from_pretrained(folder, **options)
     except Exception as error:  # what a broken file raises depends on how it is broken
-        raise ConversionError(f"the files are no {kind} tokenizer ({_first_line(error)})") from error
+        raise ConversionError(f"the files are no {kind} tokenizer ({first_line(error)})") from error
 
 
 def _folder(name_or_path: str | Path) -> Path:
@@ -121,9 +121,5 @@ def _folder(name_or_path: str | Path) -> Path:
     except Exception as error:  # no such repository, no network, no valid name
         raise ConversionError(
             "there is no such folder, and it cannot be fetched from the Hugging Face Hub; give a folder with "
-            f"vocab.json and merges.txt, or a repository on the Hub ({_first_line(error)})"
+            f"vocab.json and merges.txt, or a repository on the Hub ({first_line(error)})"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -44,12 +44,7 @@ def find_state_dicts(content: Mapping[Any, Any]) -> dict[str, dict[str, torch.Te
 def choose_state_dict(
     content: Mapping[Any, Any], found: Mapping[str, Mapping[str, torch.Tensor]], kinds: tuple[str, ...]
 ) -> tuple[str, str]:
-    """Key and kind of the state dict to take.
-
-    Args:
-        content (`Mapping`): What the file holds.
-        found (`Mapping`): The state dicts in it, from [`find_state_dicts`].
-        kinds (`tuple[str, ...]`): The kinds that are wanted.
+    """Key and kind of the state dict to take, of those that [`find_state_dicts`] has found in the content of a file.
 
     Raises:
         ConversionError: if there is none of these kinds, or several with nothing to prefer one.

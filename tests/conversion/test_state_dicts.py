@@ -8,7 +8,7 @@ from small import CHANNELS, HEAD_DIM, TEXT_HEADS, small_networks, small_state_di
 
 from glide_pipelines import GLIDETextConfig, GLIDETextEncoder, GLIDEUNet2DConditionModel
 from glide_pipelines.conversion.detection import build_stage, detect_kind, stage_kind
-from glide_pipelines.conversion.state_dicts import Correspondence, correspondences, to_diffusers, to_glide
+from glide_pipelines.conversion.state_dicts import Correspondence, correspondences, read_weights, to_glide
 
 
 # Parameters of OpenAI's files, text encoder included.
@@ -46,7 +46,7 @@ def test_the_way_back_gives_what_went_in(kind):
     stage = build_stage(state_dict, HEAD_DIM, TEXT_HEADS)
     table = correspondences(stage.unet, stage.text_encoder)
     for name in ("unet", "text_encoder"):
-        weights = to_diffusers(state_dict, table, name)
+        weights = read_weights(state_dict, table, name)
         getattr(stage, name).load_state_dict(weights, strict=True, assign=True)
     assert stage_kind(stage) == kind
     assert stage.name == ("super_res" if "upsample" in kind else "base")
