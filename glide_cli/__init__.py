@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def find_command(argv: Sequence[str]) -> tuple[str, list[str]]:
     """The command that the words of a command line name, and the words that are left for it."""
-    words = list(argv)
+    words = ["--help"] if list(argv) == ["help"] else list(argv)
     return (words.pop(0) if words and words[0] in COMMANDS else "draw"), words
 
 

@@ -206,7 +206,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """
     required = {"PROMPT (or --prompts, or --like)": args.prompt or args.prompts or args.like, "-o FILE": args.output}
     if missing := [name for name, value in required.items() if not value]:
-        raise UserError(f"give {' and '.join(missing)}")
+        raise UserError(f"give {' and '.join(missing)}; glide --help shows how")
     if args.like is not None:
         return  # the rest is checked together with what the image remembers
     args.prompt += args.prompts or []

@@ -20,7 +20,7 @@ from PIL import Image
 from glide_pipelines import GLIDEPipeline, emoji, pretrained_checkpoint, shapes
 
 from .errors import UserError
-from .options import SCHEDULERS
+from .options import SCHEDULERS, did_you_mean
 
 
 UPSAMPLER = ("super_res_unet", "super_res_text_encoder", "super_res_scheduler")
@@ -112,7 +112,7 @@ def find_model(model: str | None, checkpoint: str = "text-to-image", option: str
     if model is None:
         return str(pretrained_checkpoint("shapes", checkpoint))
     if os.path.isfile(model):
-        raise UserError(f"{option} {model}: a file; give its folder")
+        raise UserError(f"{option} {model}: a file; give its folder, or what `glide convert` makes of it")
     if os.path.isdir(model):
         return model
     # "owner/name" may be on the Hub; anything else is the name of a world, or a folder that is missing.
@@ -121,7 +121,10 @@ def find_model(model: str | None, checkpoint: str = "text-to-image", option: str
     try:
         return str(pretrained_checkpoint(model, checkpoint))
     except ValueError as error:
-        raise UserError(f"{option} {model}: no such folder; {error}") from error
+        if model in WORLDS:
+            raise UserError(f"{option} {model}: {error}") from error
+        ships = f"none of the models that ship ({', '.join(WORLDS)})"
+        raise UserError(f"{option} {model}: no such folder, and {ships}{did_you_mean(model, WORLDS)}") from error
 
 
 def world_of(prompts: Sequence[str]) -> str:

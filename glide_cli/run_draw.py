@@ -91,6 +91,10 @@ def draw(args: argparse.Namespace) -> None:
     args.dtype = find_dtype(args.dtype, find_device(args.device))
     if not all(prompt.strip() for prompt in args.prompt):
         logger.warning("A prompt is empty: the model chooses what the image shows.")
+    if {"a", "an", "the"} & {prompt.lower() for prompt in args.prompt}:
+        logger.warning('Each word is a prompt of its own, with its own image: a prompt of several stands in "quotes".')
+    if args.negative_prompt and args.guidance_scale == 1:
+        logger.warning("--negative-prompt changes nothing without guidance, at --guidance-scale 1.")
 
     pipe = _load(args)
     clip_guidance = _clip_guidance(args, pipe)
@@ -200,6 +204,8 @@ def _load_adapters(pipe: DiffusionPipeline, given: list[str]) -> None:
         scales[name] = scale
         try:
             if not Path(path).exists():
+                if path.count("/") != 1 or path.startswith((".", "~", "/")):  # else it may be on the Hub
+                    raise ValueError("no such file or folder")
                 path = huggingface_hub.snapshot_download(path, allow_patterns=["*.safetensors", "*.json"])
             pipe.load_lora_weights(path, adapter_name=name)
         except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -63,7 +63,7 @@ TRAININGS = {
 
 def add_arguments(parser: Parser) -> None:
     """A command for each training, with its own options."""
-    commands = parser.add_subparsers(dest="training", required=True, metavar="TRAINING")
+    commands = parser.add_subparsers(dest="training", required=True, metavar=f"{{{','.join(TRAININGS)}}}")
     for name, training in TRAININGS.items():
         training.add_options(commands.add_parser(name, help=training.help, description=f"{training.help}."))
 

@@ -233,6 +233,7 @@ def files(tmp_path) -> tuple[Path, Path]:
         (["a taxi"], "emoji"),
         (["a red circle", "a slice of pizza"], "emoji"),
         (["a corgi playing a flute"], "emoji"),
+        (["\U0001f355"], "emoji"),
         ([""], "shapes"),
         (["a taxi", "--lora", "of-shapes"], "shapes"),
         (["a taxi", "--clip-guidance-scale", "2"], "shapes"),
@@ -367,6 +368,7 @@ assert "torch" not in sys.modules and "glide_pipelines" not in sys.modules
 
 def test_help_states_the_pipeline_s_own_defaults(glide):
     code, page, _ = glide("--help")
+    assert glide("help") == (code, page, "")
     assert code == 0
     assert max(map(len, page.splitlines())) <= 105
     for action in glide_cli.command_parser("draw")._actions:
@@ -438,13 +440,25 @@ def test_a_prompt_that_is_the_name_of_a_command(glide, model, tmp_path):
     assert code == 0, err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a", "red", "circle"], 'a prompt of several stands in "quotes"'),
+        ([PROMPT, "--negative-prompt", "a square", "--guidance-scale", "1"], "--negative-prompt changes nothing"),
+    ],
+)
+def test_what_was_meant_otherwise(glide, model, tmp_path, arguments, words):
+    code, _, err = glide(*arguments, "-o", tmp_path / "a.png", "--model", model, "--device", "cpu", *QUICK)
+    assert code == 0 and words in err and err.count("\n") == 1
+
+
 # -- errors of the user's ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["PROMPT", "-o"]),
+        ([], ["PROMPT", "-o", "glide --help"]),
         ([PROMPT], ["-o"]),
         (["-o", "x.png"], ["PROMPT"]),
         ([PROMPT, "-o", "x"], ["--output", "'x'", ".png"]),

@@ -390,7 +390,9 @@ def test_loras_are_scaled_and_remembered(draw, new, model, tmp_path):
         (["--guidance-interval", "0", "2"], "from 0 to 1"),
         (["--animate", "x.png"], ".gif or .webp"),
         (["--lora", "missing"], "--lora missing"),
-        (["--model", "birds"], "shapes ("),
+        (["--lora", "missing.safetensors"], "--lora missing.safetensors: no such file or folder"),
+        (["--model", "birds"], "none of the models that ship (shapes, emoji)"),
+        (["--model", "emojy"], "did you mean emoji?"),
     ],
 )
 def test_a_bad_option(glide, model, tmp_path, options, words):

@@ -22,6 +22,11 @@ def test_words_that_were_never_read_are_named_once():
     assert "never read 'corgi', 'louvre'. Try" in said
 
 
+@pytest.mark.parametrize("prompt", ["\U0001f355", "\u7ea2\u8272\u7684\u5706", "?!"])
+def test_a_prompt_without_a_known_word_is_no_prompt(prompt):
+    assert "never read" in prompt_warning(prompt)
+
+
 def test_most_of_what_is_held_out_is_made_of_known_words():
     from glide_pipelines.emoji import HELD_OUT
 
