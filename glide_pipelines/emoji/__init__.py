@@ -1,9 +1,8 @@
 """The Fluent emoji: a set of captioned images, made from two npm packages."""
 
-from .build import Summary, build, choose, place
+from .build import NOTICE, Summary, build, choose, place
 from .captions import Emoji, captions, phrases
 from .held_out import HELD_OUT
-from .notice import NOTICE
 from .sources import Package, fetch_package, open_package
 from .vocabulary import prompt_warning
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..files import atomic_folder
 from .captions import Emoji, captions
 from .colours import BACKGROUNDS, name_of_colour
 from .held_out import HELD_OUT
-from .notice import NOTICE
 from .sources import Package, picture_names, read_emoji, read_picture
 
 
+# Licence and attribution of the images.
+NOTICE = (Path(__file__).parent / "NOTICE.md").read_text(encoding="utf-8")
 CANVAS = 256  # width and height of the set's pictures, and of what is composed here before it is reduced
 SKIN_TONE_CHOICES = ("default", "all")
 SYMBOL_CHOICES = ("out", "apart", "train")
@@ -81,7 +82,7 @@ def build(
         [`Summary`]: how many pictures each folder holds.
 
     Raises:
-        `ValueError`: an argument out of its range, a folder that holds something already, or a damaged package.
+        ValueError: if an argument is out of its range, a folder that holds something already, or a damaged package.
     """
     if size < 1 or CANVAS % size:
         raise ValueError(f"`size` must divide {CANVAS}, got {size}.")
@@ -106,12 +107,10 @@ def build(
     if not folders:
         raise ValueError(f"`pictures` {pictures.source} holds none of the emoji of `names` {names.source}.")
 
-    aside = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        rows: dict[str, list[dict[str, object]]] = {folder: [] for folder in dict.fromkeys(folders.values())}
+    rows: dict[str, list[dict[str, object]]] = {folder: [] for folder in dict.fromkeys(folders.values())}
+    with atomic_folder(output) as aside:
         for folder in rows:
-            (aside / folder).mkdir(parents=True)
+            (aside / folder).mkdir()
         for emoji in progress(folders):
             folder = folders[emoji]
             picture = read_picture(pictures, files[emoji.codepoint])
@@ -124,11 +123,6 @@ def build(
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (aside / folder / "metadata.jsonl").write_text(text, encoding="utf-8")
         (aside / "NOTICE.md").write_text(NOTICE, encoding="utf-8")
-        if output.is_dir():
-            output.rmdir()
-        aside.replace(output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return Summary({folder: len(lines) for folder, lines in rows.items()}, missing)
 
 

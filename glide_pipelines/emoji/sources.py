@@ -9,9 +9,8 @@ import subprocess
 import tarfile
 import tempfile
 import zlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from PIL import Image
 
@@ -22,48 +21,23 @@ PICTURES = "@lobehub/fluent-emoji-3d@1.1.0"
 NAMES = "emoji-datasource@16.0.0"
 
 
-class Package(Protocol):
-    """The files of an npm package, by their path inside it."""
+@dataclass(frozen=True)
+class Package:
+    """The files of an npm package.
+
+    Args:
+        source (`Path`): The folder or the archive.
+        files (`dict[str, Path | bytes]`): Where each lies, or what it holds, by its path inside the package, such as
+            `"assets/1f600.webp"`.
+    """
 
     source: Path
-
-    def names(self) -> list[str]:
-        """Paths of all files, such as `"assets/1f600.webp"`."""
+    files: dict[str, Path | bytes]
 
     def read(self, name: str) -> bytes:
-        """The content of one of them."""
-
-
-class _Folder:
-    def __init__(self, source: Path) -> None:
-        self.source = source
-        # `npm pack` puts everything into "package"; `npm install` does not.
-        self._root = source / "package" if (source / "package").is_dir() else source
-
-    def names(self) -> list[str]:
-        return sorted(str(path.relative_to(self._root).as_posix()) for path in self._root.rglob("*") if path.is_file())
-
-    def read(self, name: str) -> bytes:
-        return (self._root / name).read_bytes()
-
-
-class _Archive:
-    def __init__(self, source: Path) -> None:
-        self.source = source
-        self._files: dict[str, bytes] = {}
-        with tarfile.open(source, "r:gz") as archive:  # Read in one pass, nothing is unpacked.
-            for member in archive:
-                path = PurePosixPath(member.name)
-                if member.isfile() and path.suffix in (".json", ".webp", ".png", "") and "sheets" not in path.parts:
-                    content = archive.extractfile(member)
-                    assert content is not None
-                    self._files[str(PurePosixPath(*path.parts[1:]))] = content.read()
-
-    def names(self) -> list[str]:
-        return sorted(self._files)
-
-    def read(self, name: str) -> bytes:
-        return self._files[name]
+        """The content of a file."""
+        file = self.files[name]
+        return file if isinstance(file, bytes) else file.read_bytes()
 
 
 def open_package(argument: str, source: str | Path) -> Package:
@@ -77,15 +51,17 @@ def open_package(argument: str, source: str | Path) -> Package:
         [`Package`]: its files.
 
     Raises:
-        `ValueError`: if it is neither, or no archive that can be read.
+        ValueError: if it is neither, or no archive that can be read.
     """
     path = Path(source)
     if path.is_dir():
-        return _Folder(path)
+        # `npm pack` puts everything into "package"; `npm install` does not.
+        root = path / "package" if (path / "package").is_dir() else path
+        return Package(path, {file.relative_to(root).as_posix(): file for file in root.rglob("*") if file.is_file()})
     if not path.is_file():
         raise ValueError(f"`{argument}` must be a .tgz file or a folder, got {str(source)!r}.")
     try:
-        return _Archive(path)
+        return _read_archive(path)
     except (tarfile.TarError, zlib.error, OSError, EOFError) as error:
         raise ValueError(f"`{argument}` {path} is no .tgz archive: {error}") from error
 
@@ -101,7 +77,7 @@ def fetch_package(argument: str, package: str) -> Package:
         [`Package`]: its files.
 
     Raises:
-        `ValueError`: if npm is not installed or does not get it.
+        ValueError: if npm is not installed or does not get it.
     """
     npm = shutil.which("npm")
     if npm is None:
@@ -113,7 +89,19 @@ def fetch_package(argument: str, package: str) -> Package:
         if done.returncode or len(archives) != 1:
             lines = done.stderr.strip().splitlines() or ["no archive came"]
             raise ValueError(f"`{argument}`: npm could not fetch {package}: {lines[-1]}")
-        return _Archive(archives[0])
+        return _read_archive(archives[0])
+
+
+def _read_archive(source: Path) -> Package:
+    files: dict[str, Path | bytes] = {}
+    with tarfile.open(source, "r:gz") as archive:  # Read in one pass, nothing is unpacked.
+        for member in archive:
+            path = PurePosixPath(member.name)
+            if member.isfile() and path.suffix in (".json", ".webp", ".png", "") and "sheets" not in path.parts:
+                content = archive.extractfile(member)
+                assert content is not None
+                files[str(PurePosixPath(*path.parts[1:]))] = content.read()
+    return Package(source, files)
 
 
 def read_emoji(package: Package) -> list[Emoji]:
@@ -126,9 +114,9 @@ def read_emoji(package: Package) -> list[Emoji]:
         `list[Emoji]`: In the order of the data; each entry before its skin tones. Those of two persons are left out.
 
     Raises:
-        `ValueError`: if the package holds no such data.
+        ValueError: if the package holds no such data.
     """
-    if "emoji.json" not in package.names():
+    if "emoji.json" not in package.files:
         raise ValueError(f"`names` {package.source} is not emoji-datasource: it holds no emoji.json.")
     found = []
     try:
@@ -156,9 +144,9 @@ def picture_names(package: Package) -> dict[str, str]:
     """Where the picture of each emoji is: paths by code point.
 
     Raises:
-        `ValueError`: if the package holds no pictures.
+        ValueError: if the package holds no pictures.
     """
-    paths = [PurePosixPath(name) for name in package.names()]
+    paths = [PurePosixPath(name) for name in sorted(package.files)]
     found = {plain_codepoint(path.stem): str(path) for path in paths if path.suffix in (".webp", ".png")}
     if not found:
         raise ValueError(f"`pictures` {package.source} holds no .webp or .png files.")
@@ -169,7 +157,7 @@ def read_picture(package: Package, name: str) -> Image.Image:
     """A picture with its transparency, in the middle of a square.
 
     Raises:
-        `ValueError`: if the file is damaged.
+        ValueError: if the file is damaged.
     """
     try:
         picture = Image.open(io.BytesIO(package.read(name))).convert("RGBA")

@@ -30,8 +30,7 @@ ALTERATIONS: tuple[str, ...] = (*VALUES, "count")
 
 
 def alter(caption: Caption, scene: Scene, attribute: str, rng: np.random.Generator) -> Caption | None:
-    """
-    Makes a true caption false by changing one said attribute.
+    """Makes a true caption false by changing one said attribute.
 
     Args:
         caption (`Caption`): True of the scene.
@@ -67,8 +66,7 @@ def alter(caption: Caption, scene: Scene, attribute: str, rng: np.random.Generat
 
 
 def is_true(caption: Caption, scene: Scene, place_slack: float = 0.0) -> bool:
-    """
-    Whether a caption is true of a scene, told by the scene itself and not by an image.
+    """Whether a caption is true of a scene, told by the scene itself and not by an image.
 
     Args:
         caption (`Caption`): What is said.
@@ -113,8 +111,7 @@ def roughen(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 def calibrate(
     num_scenes: int = 2000, sizes: Iterable[int] = (32, 128), seed: int = 0, show: int = 0
 ) -> dict[str, dict[str, tuple[float, int]]]:
-    """
-    Measures how often the judge is right.
+    """Measures how often the judge is right.
 
     Args:
         num_scenes (`int`): Scenes, of trained and held-out combinations alike.

@@ -23,8 +23,7 @@ from .scene import (
 
 @dataclass(frozen=True)
 class Mention:
-    """
-    What a caption says of one object; `None` is unstated.
+    """What a caption says of one object; `None` is unstated.
 
     Args:
         shape (`str`, *optional*): One of `SHAPES`.
@@ -45,8 +44,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Caption:
-    """
-    What is said of a scene. The number of objects is always said, by naming each.
+    """What is said of a scene. The number of objects is always said, by naming each.
 
     Args:
         objects (`tuple[Mention, ...]`): One to three objects, in the order of the text.
@@ -76,15 +74,11 @@ class Caption:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> Caption:
-    """
-    Samples a caption that is clearly true of the scene, with some attributes left unstated.
+    """Samples a caption that is clearly true of the scene, with some attributes left unstated.
 
     Args:
         scene (`Scene`): What to describe.
         rng (`np.random.Generator`): Decides what is said, in which order and how it is worded.
-
-    Returns:
-        `Caption`
     """
     objects = [scene.objects[index] for index in rng.permutation(len(scene.objects))]
     relation = None
@@ -112,15 +106,11 @@ def describe(scene: Scene, rng: np.random.Generator) -> Caption:
 
 
 def describe_fully(scene: Scene) -> Caption:
-    """
-    The caption that states every attribute except positions: shape, colour and size of every object, in alphabetical
+    """The caption that states every attribute except positions: shape, colour and size of every object, in alphabetical
     order, and the background. Scenes with the same objects and background share it, and it is true of no others.
 
     Args:
         scene (`Scene`): What to describe.
-
-    Returns:
-        `Caption`
     """
     objects = sorted((item.colour, item.shape, item.size) for item in scene.objects)
     mentions = tuple(Mention(shape, colour, size) for colour, shape, size in objects)
@@ -128,8 +118,7 @@ def describe_fully(scene: Scene) -> Caption:
 
 
 def parse(text: str) -> Caption | None:
-    """
-    Reads a text of the captions' grammar, whatever its case, articles and commas.
+    """Reads a text of the captions' grammar, whatever its case, articles and commas.
 
     Args:
         text (`str`): For example `"A red circle to the left of the blue square, on white"`.
@@ -138,7 +127,7 @@ def parse(text: str) -> Caption | None:
         `Caption`, *optional*: its `text` is the one given; `None` where the text is not about the shapes world.
 
     Raises:
-        `TypeError`: `text` is not a string.
+        TypeError: if `text` is not a string.
     """
     if not isinstance(text, str):
         raise TypeError(f"`text` must be a string, got {type(text).__name__}.")

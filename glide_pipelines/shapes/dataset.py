@@ -17,8 +17,7 @@ class Example(NamedTuple):
 
 
 class ShapesWorld:
-    """
-    Captioned scenes without end. Scene and caption at an index depend on nothing but the arguments and the index:
+    """Captioned scenes without end. Scene and caption at an index depend on nothing but the arguments and the index:
     not on what was asked before, nor on the process or the machine.
 
     Args:
@@ -29,14 +28,11 @@ class ShapesWorld:
             three objects; together 1.
 
     Raises:
-        `ValueError`: an argument out of its range.
+        ValueError: if an argument is out of its range.
     """
 
     def __init__(
-        self,
-        seed: int = 0,
-        held_out: bool | None = False,
-        num_objects_shares: Sequence[float] = NUM_OBJECTS_SHARES,
+        self, seed: int = 0, held_out: bool | None = False, num_objects_shares: Sequence[float] = NUM_OBJECTS_SHARES
     ) -> None:
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"`seed` must be a whole number of at least 0, got {seed!r}.")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from .render import draw_shape
 from .scene import BACKGROUNDS, COLOURS, SHAPES, SIZES
@@ -23,8 +23,7 @@ _TEMPLATE = 256
 
 @dataclass(frozen=True)
 class Found:
-    """
-    An object found in an image.
+    """An object found in an image.
 
     Args:
         shape (`str`, *optional*): The best of `SHAPES`; `None` if none fits.
@@ -48,8 +47,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Detection:
-    """
-    What an image shows.
+    """What an image shows.
 
     Args:
         background (`str`, *optional*): The one of `BACKGROUNDS` within 60 of 255 in RGB; `None` if there is none.
@@ -61,18 +59,14 @@ class Detection:
 
 
 def detect(image: Image.Image | np.ndarray) -> Detection:
-    """
-    Finds the objects of an image.
+    """Finds the objects of an image.
 
     Args:
         image (`PIL.Image.Image` or `np.ndarray`): 32 pixels wide and high or more; arrays [H, W, 3] are uint8, or
             floating point in [0, 1].
 
-    Returns:
-        `Detection`
-
     Raises:
-        `ValueError`: an image of another kind.
+        ValueError: if the image is of another kind.
     """
     pixels = _pixels(image)
     side = min(pixels.shape[:2])
@@ -155,8 +149,7 @@ def _connected(mask: np.ndarray, smallest: float) -> list[np.ndarray]:
 def _split_colours(
     pixels: np.ndarray, region: np.ndarray, ground: np.ndarray, smallest: float
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """
-    Splits a region where objects of different colours touch. Gives (region, colour) pairs.
+    """Splits a region where objects of different colours touch. Gives (region, colour) pairs.
 
     Pixels at an edge mix object and background, and such a mixture can look like a third colour (red on white like
     pink), so a pixel belongs to another object only if no mixture explains it, and enough of them hang together.
@@ -188,11 +181,7 @@ def _coverage(pixels: np.ndarray, ground: np.ndarray, colour: np.ndarray) -> np.
 
 
 def _grow(mask: np.ndarray, steps: int) -> np.ndarray:
-    for _ in range(steps):
-        wide = np.pad(mask, 1)
-        wide = wide[:-2] | wide[1:-1] | wide[2:]
-        mask = wide[:, :-2] | wide[:, 1:-1] | wide[:, 2:]
-    return mask
+    return np.asarray(Image.fromarray(mask.astype(np.uint8)).filter(ImageFilter.MaxFilter(2 * steps + 1))) > 0
 
 
 def _fit(coverage: np.ndarray, colour: np.ndarray) -> Found:

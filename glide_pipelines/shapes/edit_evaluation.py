@@ -26,8 +26,7 @@ ROWS: dict[str, Callable[[EditVerdict], Sequence[bool]]] = {
 
 
 def edit_figures(verdicts: Iterable[EditVerdict]) -> dict[str, dict]:
-    """
-    Verdicts gathered.
+    """Verdicts gathered.
 
     Args:
         verdicts (`Iterable[EditVerdict]`): One or more.
@@ -46,8 +45,7 @@ def edit_figures(verdicts: Iterable[EditVerdict]) -> dict[str, dict]:
 
 
 def judge_true_edits(edits: Sequence[Edit], size: int) -> dict[str, dict]:
-    """
-    The figures of a perfect model: the scenes with the new object, rendered `size` pixels wide.
+    """The figures of a perfect model: the scenes with the new object, rendered `size` pixels wide.
 
     Returns:
         `dict`: as [`edit_figures`] gives it.
@@ -64,8 +62,7 @@ def judge_edits(
     size: tuple[int, int] | None = None,
     **call: Any,
 ) -> dict[str, dict]:
-    """
-    The figures of an editing pipeline. Each image has a generator of its own, so that every model and setting starts
+    """The figures of an editing pipeline. Each image has a generator of its own, so that every model and setting starts
     from the same noise.
 
     Args:
@@ -94,8 +91,7 @@ def judge_edits(
 
 
 def edit_table(columns: dict[str, dict[str, dict]]) -> str:
-    """
-    Figures as Markdown, in per cent with their 95 % intervals.
+    """Figures as Markdown, in per cent with their 95 % intervals.
 
     Args:
         columns (`dict`): A column's title to what [`edit_figures`] gave; one or more.

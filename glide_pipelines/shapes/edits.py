@@ -22,8 +22,7 @@ _NEAR = 0.05  # distance along an axis, in units of the image, up to which an ob
 
 @dataclass(frozen=True)
 class Edit:
-    """
-    An edit that a model is asked for: one object of a scene gives way to another.
+    """An edit that a model is asked for: one object of a scene gives way to another.
 
     Args:
         scene (`Scene`): What the image shows before.
@@ -50,8 +49,7 @@ class Edit:
         return Caption(tuple(mentions), background=self.scene.background)
 
     def mask(self, size: int) -> Image.Image:
-        """
-        A square around the object that is replaced, `MARGIN` larger on each side and rounded up to whole pixels.
+        """A square around the object that is replaced, `MARGIN` larger on each side and rounded up to whole pixels.
 
         Args:
             size (`int`): Width and height of the mask in pixels.
@@ -75,8 +73,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class EditVerdict:
-    """
-    The answer of `judge_edit`.
+    """The answer of `judge_edit`.
 
     Args:
         colour, shape (`bool`): Whether the (largest) object in the mask has the one that is asked for.
@@ -98,16 +95,12 @@ class EditVerdict:
 
 
 def sample_edits(count: int, seed: int = 0) -> list[Edit]:
-    """
-    Samples edits of held-out scenes. One object, chosen at random, is replaced by one of another colour and another
+    """Samples edits of held-out scenes. One object, chosen at random, is replaced by one of another colour and another
     shape, of the same size and in the same place; the resulting scene is held out too.
 
     Args:
         count (`int`): How many; a longer list begins as a shorter one does.
         seed (`int`): Of the scenes and of the edits.
-
-    Returns:
-        `list[Edit]`
     """
     world = ShapesWorld(seed, held_out=True)
     rng = np.random.default_rng((seed, 1))
@@ -135,8 +128,7 @@ def _choices(scene: Scene, rng: np.random.Generator) -> list[Edit]:
 
 
 def judge_edit(edit: Edit, before: Image.Image, after: Image.Image) -> EditVerdict:
-    """
-    Judges what a model made of an edit.
+    """Judges what a model made of an edit.
 
     Args:
         edit (`Edit`): What was asked for.
@@ -144,11 +136,8 @@ def judge_edit(edit: Edit, before: Image.Image, after: Image.Image) -> EditVerdi
             pixels wide and high or more. In one that is not square the scene is what [`framed`] makes of it: the
             caption and what is untouched are judged on the whole image, objects and their places in its middle.
 
-    Returns:
-        `EditVerdict`
-
     Raises:
-        `ValueError`: the images' sizes differ, or `judge` does not take them.
+        ValueError: if the images' sizes differ, or `judge` does not take them.
     """
     if before.size != after.size:
         raise ValueError(f"`after` must have the size of `before`, {before.size}, got {after.size}.")

@@ -20,8 +20,7 @@ from .tally import ATTRIBUTES, UNSTATED, WHOLE, Figures, Tally
 
 
 def judge_renders(examples: Sequence[Example], size: int) -> Figures:
-    """
-    The figures of a perfect model: the scenes themselves, rendered `size` pixels wide.
+    """The figures of a perfect model: the scenes themselves, rendered `size` pixels wide.
 
     Returns:
         `dict`: as [`Tally.figures`] gives it.
@@ -35,9 +34,9 @@ def judge_renders(examples: Sequence[Example], size: int) -> Figures:
 def judge_pipeline(
     pipe: GLIDEPipeline, examples: Sequence[Example], seed: int, batch_size: int, **call: Any
 ) -> dict[str, Any]:
-    """
-    The figures of a text-to-image pipeline. Each image has a generator of its own, so that every setting of the sampler
-    starts from the same noise. Where there is an upsampler, the base model's images are judged too, if large enough.
+    """The figures of a text-to-image pipeline. Each image has a generator of its own, so that every setting of the
+    sampler starts from the same noise. Where there is an upsampler, the base model's images are judged too, if large
+    enough.
 
     Args:
         pipe ([`GLIDEPipeline`]): Called with captions; its images are square, 32 pixels wide or more.
@@ -74,8 +73,7 @@ def judge_pipeline(
 def upsampler_difference(
     pipe: GLIDESuperResolutionPipeline, examples: Sequence[Example], seed: int, batch_size: int, **call: Any
 ) -> dict[str, float]:
-    """
-    How far the upsampler's result for a true small image is from the true large image.
+    """How far the upsampler's result for a true small image is from the true large image.
 
     Args:
         pipe ([`GLIDESuperResolutionPipeline`]): Called with captions and small images.
@@ -104,8 +102,7 @@ def _captions(examples: Sequence[Example]) -> list[str]:
 
 
 def guidance_table(results: dict[str, Any]) -> str:
-    """
-    Results as Markdown: accuracy in per cent with its 95 % interval, diversity in bits, and the upsampler alone.
+    """Results as Markdown: accuracy in per cent with its 95 % interval, diversity in bits, and the upsampler alone.
 
     Args:
         results (`dict`): `renders` (of [`judge_renders`]), `guidance` (a list of [`judge_pipeline`]'s figures, each

@@ -24,10 +24,9 @@ _LEAST_VARIANCE = 0.5
 
 @torch.no_grad()
 def log_likelihoods(x_t: torch.Tensor, alpha_bar: float, scenes: Sequence[Scene]) -> torch.Tensor:
-    """
-    How likely each noised image is, given what a full caption says of a scene ([`describe_fully`]): shape, colour and
-    size of every object and the background, but not where the objects are. With the logarithm of the prior added, the
-    largest is the best guess of the caption that can be made.
+    """How likely each noised image is, given what a full caption says of a scene ([`describe_fully`]): shape, colour
+    and size of every object and the background, but not where the objects are. With the logarithm of the prior added,
+    the largest is the best guess of the caption that can be made.
 
     `x_t / sqrt(alpha_bar)` is the image under noise of variance `(1 - alpha_bar) / alpha_bar` (arXiv 2006.11239,
     equation 4). Objects do not touch, so the log-density of a scene is that of its empty background plus a gain for
@@ -47,7 +46,7 @@ def log_likelihoods(x_t: torch.Tensor, alpha_bar: float, scenes: Sequence[Scene]
         `torch.Tensor` of shape `[N, M]`: log-likelihoods in float64 on the CPU, up to a constant.
 
     Raises:
-        `ValueError`: an argument out of its range.
+        ValueError: if an argument is out of its range.
     """
     if not 0 < alpha_bar <= 1:
         raise ValueError(f"`alpha_bar` must lie above 0 and up to 1, got {alpha_bar}.")

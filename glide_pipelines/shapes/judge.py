@@ -17,8 +17,7 @@ _MAX_COMPARED = 6  # of more objects than this, the largest are compared with th
 
 @dataclass(frozen=True)
 class ObjectVerdict:
-    """
-    Whether each said attribute of one object is right; `None` is unstated.
+    """Whether each said attribute of one object is right; `None` is unstated.
 
     Args:
         found (`Found`, *optional*): The object of the image that was taken for it; `None` if there is none left,
@@ -35,8 +34,7 @@ class ObjectVerdict:
 
 @dataclass(frozen=True)
 class Verdict:
-    """
-    The answer of `judge`, attribute by attribute; `None` is unstated.
+    """The answer of `judge`, attribute by attribute; `None` is unstated.
 
     Args:
         background (`bool`, *optional*): Whether the background is within 60 of 255 in RGB of the one that is said.
@@ -68,8 +66,7 @@ class Verdict:
 
 
 def judge(image: Image.Image | np.ndarray, caption: Caption | str) -> Verdict:
-    """
-    Judges an image against a caption. Objects of the image are matched to those of the caption in the way that
+    """Judges an image against a caption. Objects of the image are matched to those of the caption in the way that
     makes most of their attributes right, and among such ways in one that makes the relation right.
 
     Args:
@@ -77,12 +74,9 @@ def judge(image: Image.Image | np.ndarray, caption: Caption | str) -> Verdict:
             floating point in [0, 1].
         caption (`Caption` or `str`): What should be seen.
 
-    Returns:
-        `Verdict`
-
     Raises:
-        `ValueError`: an image of another kind, or a text that `parse` cannot read.
-        `TypeError`: `caption` is neither a caption nor a string.
+        ValueError: if the image is of another kind, or `parse` cannot read the text.
+        TypeError: if `caption` is neither a caption nor a string.
     """
     wanted = caption if isinstance(caption, Caption) else parse(caption)
     if wanted is None:

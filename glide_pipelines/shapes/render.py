@@ -49,8 +49,7 @@ def draw_shape(
 
 
 def render(scene: Scene, size: int = 128) -> Image.Image:
-    """
-    Render a scene, anti-aliased.
+    """Render a scene, anti-aliased.
 
     Args:
         scene (`Scene`): What to render.
@@ -60,14 +59,13 @@ def render(scene: Scene, size: int = 128) -> Image.Image:
         `PIL.Image.Image`: RGB.
 
     Raises:
-        `ValueError`: `size` is out of its range.
+        ValueError: if `size` is out of its range.
     """
     return render_sizes(scene, (size,))[0]
 
 
 def render_sizes(scene: Scene, sizes: Sequence[int] = (32, 128)) -> tuple[Image.Image, ...]:
-    """
-    Render a scene once and reduce the result to several sizes, so that a smaller image is the box average of a
+    """Render a scene once and reduce the result to several sizes, so that a smaller image is the box average of a
     larger one, up to rounding, wherever its size divides the larger size.
 
     Args:
@@ -78,7 +76,7 @@ def render_sizes(scene: Scene, sizes: Sequence[int] = (32, 128)) -> tuple[Image.
         `tuple[PIL.Image.Image, ...]`: RGB, one for each size.
 
     Raises:
-        `ValueError`: one of `sizes` is out of its range.
+        ValueError: if one of `sizes` is out of its range.
     """
     for size in sizes:
         if not isinstance(size, int) or not 8 <= size <= _MAX_SIZE:

@@ -39,8 +39,7 @@ def caption_retrieval(
     seed: int = 0,
     batch_size: int = 64,
 ) -> dict[int, dict[str, dict[str, float]]]:
-    """
-    Noises held-out images to a timestep and lets the model pick each one's caption out of all of them, first among
+    """Noises held-out images to a timestep and lets the model pick each one's caption out of all of them, first among
     full captions ([`describe_fully`]), then among captions as the world samples them. These leave attributes unstated:
     several may be true of an image, and nobody can always tell which is its own. Equal captions count as each other's.
 
@@ -63,7 +62,7 @@ def caption_retrieval(
             how often it is true of the image, as [`rate`] gives it.
 
     Raises:
-        `ValueError`: the model's images are not a multiple of 16 pixels wide.
+        ValueError: if the model's images are not a multiple of 16 pixels wide.
     """
     world = ShapesWorld(seed, held_out=True)
     examples = [world.example(index) for index in range(num_captions)]
@@ -115,8 +114,7 @@ def caption_retrieval(
 
 
 def retrieval_table(rates: Mapping[Any, dict[str, dict[str, float]]]) -> str:
-    """
-    What [`caption_retrieval`] gave as Markdown: how often which caption is picked, in per cent with 95 % intervals.
+    """What [`caption_retrieval`] gave as Markdown: how often which caption is picked, in per cent with 95 % intervals.
 
     Args:
         rates (`Mapping`): A timestep, a number or its text, to its rates; one or more.

@@ -46,8 +46,7 @@ _CENTRED_SHARE = 0.12  # of the scenes with one object, which would otherwise ha
 
 @dataclass(frozen=True)
 class Object:
-    """
-    One shape of a scene.
+    """One shape of a scene.
 
     Args:
         shape (`str`): One of `SHAPES`.
@@ -59,7 +58,7 @@ class Object:
             by default its middle.
 
     Raises:
-        `ValueError`: an unknown name, or an object that leaves the image.
+        ValueError: if a name is unknown, or the object leaves the image.
     """
 
     shape: str
@@ -84,15 +83,14 @@ class Object:
 
 @dataclass(frozen=True)
 class Scene:
-    """
-    An image's content.
+    """An image's content.
 
     Args:
         objects (`tuple[Object, ...]`): One to three objects.
         background (`str`): One of `BACKGROUNDS`.
 
     Raises:
-        `ValueError`: an unknown background, or another number of objects.
+        ValueError: if the background is unknown, or there is another number of objects.
     """
 
     objects: tuple[Object, ...]
@@ -136,8 +134,7 @@ def is_held_out(combination: tuple[str, tuple[tuple[str, str], ...]]) -> bool:
 
 
 def is_at(place: str, x: float, y: float, slack: float = 0.0) -> bool:
-    """
-    Whether a position is clearly at a place.
+    """Whether a position is clearly at a place.
 
     Args:
         place (`str`): One of `PLACES`.
@@ -154,8 +151,7 @@ def is_at(place: str, x: float, y: float, slack: float = 0.0) -> bool:
 
 
 def is_related(relation: str, first: tuple[float, float], second: tuple[float, float], clearly: bool = True) -> bool:
-    """
-    Whether the first position is above, below, left of or right of the second. At most one relation holds: the
+    """Whether the first position is above, below, left of or right of the second. At most one relation holds: the
     distance along its axis must be the larger one.
 
     Args:
@@ -177,8 +173,7 @@ def sample_scene(
     num_objects: int | None = None,
     num_objects_shares: Sequence[float] = NUM_OBJECTS_SHARES,
 ) -> Scene:
-    """
-    Samples a scene: objects of different (colour, shape) pairs that do not touch one another or the border. Of three
+    """Samples a scene: objects of different (colour, shape) pairs that do not touch one another or the border. Of three
     objects at most one is large, since more would leave no choice of where to put them.
 
     Args:
@@ -188,11 +183,8 @@ def sample_scene(
         num_objects (`int`, *optional*): 1, 2 or 3; sampled by default.
         num_objects_shares (`Sequence[float]`, defaults to (0.4, 0.4, 0.2)): How often one, two and three are sampled.
 
-    Returns:
-        `Scene`
-
     Raises:
-        `ValueError`: an argument out of its range.
+        ValueError: if an argument is out of its range.
     """
     check_choice("held_out", held_out, (False, True, None))
     check_choice("num_objects", num_objects, (None, 1, 2, 3))

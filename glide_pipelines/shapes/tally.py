@@ -53,8 +53,7 @@ class Tally:
         self.unstated: dict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, image: Image.Image | np.ndarray, caption: Caption) -> None:
-        """
-        Judge one more image.
+        """Judge one more image.
 
         Args:
             image (`PIL.Image.Image` or `np.ndarray`): As `judge` takes it.
@@ -88,10 +87,9 @@ class Tally:
             self.unstated[name][value] += 1
 
     def figures(self) -> Figures:
-        """
-        Returns:
-            `dict`: `"accuracy"`: a row of `ATTRIBUTES` and `WHOLE` to what [`rate`] gives. `"diversity"`: a row of
-            `UNSTATED` to the entropy in `bits` and the `cases`. Rows without a case are left out.
+        """Returns:
+        `dict`: `"accuracy"`: a row of `ATTRIBUTES` and `WHOLE` to what [`rate`] gives. `"diversity"`: a row of
+        `UNSTATED` to the entropy in `bits` and the `cases`. Rows without a case are left out.
         """
         accuracy = {name: rate(answers) for name in (*ATTRIBUTES, *WHOLE) if (answers := self.answers.get(name))}
         diversity = {
@@ -103,8 +101,7 @@ class Tally:
 
 
 def judged_table(rows: Mapping[str, Figures]) -> str:
-    """
-    Many settings' figures as Markdown, a row for each: accuracy in per cent, spread of unstated attributes in bits.
+    """Many settings' figures as Markdown, a row for each: accuracy in per cent, spread of unstated attributes in bits.
 
     Args:
         rows (`Mapping`): A setting's name to its figures, as [`Tally.figures`] gives them; one or more.

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 
 from ..files import partial_path, replace_folder
-from .run_state import RunState, check_files, gather_random_states, random_state, read_state
+from .run_state import RunState, check_files, random_state, read_state
 
 
 logger = logging.getLogger(__name__)
@@ -149,21 +150,16 @@ def save_checkpoint(
     folder may hold later ones of another run. Every process must call it.
 
     Args:
-        accelerator (`Accelerator`): The processes.
-        output_dir (`str` or `Path`): The folder of the run.
-        state ([`RunState`]): What is saved.
+        accelerator, output_dir, state: Of the run.
         progress (`dict[str, Any]`): The position in the run; its `step` names the checkpoint.
         total_limit (`int`, *optional*): How many checkpoints are kept.
         random (`dict[str, Any]`, *optional*): This process's random state; by default the present one.
-
-    Returns:
-        `Path`: The checkpoint.
 
     Raises:
         OSError: if it cannot be written; nothing of it is left behind.
     """
     final = Path(output_dir) / f"checkpoint-{progress['step']}"
-    random_states = gather_random_states(random or random_state(accelerator.device))
+    random_states = list(gather_object([random or random_state(accelerator.device)]))
     files = state.gather()
     problem = None
     if accelerator.is_main_process:

@@ -12,12 +12,8 @@ def compile_blocks(unet: GLIDEUNet2DConditionModel, device: torch.device) -> Non
 
     It is the same module afterwards: the names and the values of its weights do not change.
 
-    Args:
-        unet ([`GLIDEUNet2DConditionModel`]): Its blocks are compiled one by one, in place.
-        device (`torch.device`): Where it will run.
-
     Raises:
-        ValueError: if nothing can be compiled there, as without a C++ compiler on a CPU, or without Triton on a GPU.
+        ValueError: if nothing can be compiled for the device, as without a C++ compiler on a CPU, or Triton on a GPU.
     """
 
     def increment(value: torch.Tensor) -> torch.Tensor:

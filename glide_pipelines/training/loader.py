@@ -68,10 +68,8 @@ def make_loader(
 
     Args:
         dataset (`Dataset`): Examples by number, without end.
-        first (`int`): Number of the first example.
-        steps (`int`): Optimizer steps.
-        batch_size (`int`): Examples per process and micro batch.
-        accumulation (`int`): Micro batches per step.
+        first, steps (`int`): Number of the first example, and of the optimizer's steps.
+        batch_size, accumulation (`int`): Examples in a micro batch of a process, and its micro batches in a step.
         rank, world (`int`): Which process this is, of how many.
         num_workers (`int`): Worker processes; 0 makes the examples in this one.
 

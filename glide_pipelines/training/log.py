@@ -14,13 +14,8 @@ from accelerate import Accelerator
 
 
 class MeansByQuarter:
-    """Means of values of examples: over all timesteps, and over each quarter of them, whose losses differ by orders of
-    magnitude.
-
-    Args:
-        num_train_timesteps (`int`): Steps T of the process.
-        device (`torch.device`): Where the values are.
-    """
+    """Means of values of examples: over all timesteps of the process, and over each quarter of them, whose losses
+    differ by orders of magnitude."""
 
     def __init__(self, num_train_timesteps: int, device: torch.device) -> None:
         self.num_train_timesteps = num_train_timesteps
@@ -36,11 +31,8 @@ class MeansByQuarter:
             sums.index_add_(0, quarter, values.detach().to(sums.dtype))
 
     def line(self, add_up: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor) -> dict[str, Any]:
-        """The means by name, those of the quarters under `<name>_by_quarter`.
-
-        Args:
-            add_up (`Callable`, *optional*): The sum of a tensor over all processes.
-        """
+        """The means by name, those of the quarters under `<name>_by_quarter`; `add_up` is the sum of a tensor over all
+        processes."""
         counts = add_up(self.counts).cpu()
         line: dict[str, Any] = {}
         for name, sums in self.sums.items():
@@ -58,8 +50,7 @@ class TrainingLog:
         accelerator (`Accelerator`): Knows the processes and the trackers.
         path (`Path`): The file, which is appended to.
         num_train_timesteps (`int`): Steps T of the process.
-        step (`int`): Steps done before.
-        max_train_steps (`int`): Steps in all.
+        step, max_train_steps (`int`): Steps of the run: those done before, and all.
         images_per_step (`int`): Of all processes.
     """
 

@@ -57,9 +57,6 @@ def hybrid_loss(
         noise (`torch.Tensor` of shape `[B, C, H, W]`): The noise eps in x_t.
         timesteps (`torch.Tensor` of shape `[B]`): Training timesteps.
 
-    Returns:
-        [`HybridLoss`]
-
     Raises:
         ValueError: if the model output does not have twice the channels of the image.
     """

@@ -119,10 +119,7 @@ class PipelineParts:
         """
         if self.stage.name != "base" and self.other is None:
             raise ValueError("A pipeline needs a base model, and there is only the upsampler.")
-        saved = {
-            "low_res_consistency": self.low_res_consistency,
-            "default_guidance_scale": self.default_guidance_scale,
-        }
+        saved = {"low_res_consistency": self.low_res_consistency, "default_guidance_scale": self.default_guidance_scale}
         return self.pipeline_class(**self._components(), **saved | self.settings)
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:

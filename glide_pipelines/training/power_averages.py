@@ -59,12 +59,7 @@ class PowerAverages:
 
     def save_snapshot(self, folder: Path, write: bool = True) -> None:
         """Write `<folder>/step-<step>.safetensors`, of which [`reconstruct`] makes other averages. Every process must
-        call it.
-
-        Args:
-            folder (`Path`): It is made.
-            write (`bool`, defaults to `True`): Whether it is this process that writes.
-        """
+        call it, and one of them writes."""
         averages = gather(self.tensors(), keep=write)
         if not write:
             return

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,9 +108,6 @@ def prepare_data(
         shard_size (`int`, defaults to 10,000): Images in a shard.
         num_workers (`int`, *optional*): Processes that check; by default one for each core.
 
-    Returns:
-        [`DataReport`]
-
     Raises:
         ValueError: if an argument is out of its range or does not go with another, or `output_dir` holds something.
         OSError: if the disk is full. Nothing is left behind.
@@ -124,13 +122,58 @@ def prepare_data(
     if vocab_size is not None and vocab_size < 257:
         raise ValueError(f"`vocab_size` must be at least 257, got {vocab_size}.")
     check = _Check(examples, held_out, resolution, min_size or resolution or 2, max_pixels)
-    if output_dir is None:
-        return _prepare(check, None, tokenizer, None, context, shard_size, num_workers)
-    folder = Path(output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    output = None if output_dir is None else Path(output_dir)
+    if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"`output_dir` must be a new folder, and {output_dir} holds something.")
-    with atomic_folder(folder) as temporary:
-        return _prepare(check, temporary, tokenizer, vocab_size, context, shard_size, num_workers)
+    with nullcontext() if output is None else atomic_folder(output) as folder:
+        report = DataReport(len(examples))
+        writers = {}
+        if folder is not None:
+            for part in report.parts:
+                (folder / part).mkdir()
+                writers[part] = ShardWriter(folder / part, shard_size)
+        good: dict[bytes, int] = {}
+        parts = bytearray(len(examples))  # 1 to train on, 2 held out
+        for number, found in _in_parallel(check, num_workers):
+            if isinstance(found, Problem):
+                report.problems.append(found)
+                continue
+            same = good.setdefault(found.digest, number)
+            if same != number:
+                name = examples.name(number)
+                report.problems.append(Problem(number, name, "duplicate", f"of {examples.name(same)}"))
+                continue
+            report.parts[found.part] += 1
+            parts[number] = 1 if found.part == TRAIN else 2
+            if writers:
+                writers[found.part].add(found.image, found.ending, found.captions)
+        for writer in writers.values():
+            writer.close()
+            if writer.count == 0:
+                writer.folder.rmdir()
+        if vocab_size is not None and folder is not None:
+            training = (number for number, part in enumerate(parts) if part == 1)
+            texts = (text for number in training for text in _captions(examples.caption(number)))
+            train_tokenizer(folder / "tokenizer", texts, vocab_size, context)
+            tokenizer = GPT2Tokenizer.from_pretrained(folder / "tokenizer")
+        if tokenizer is not None:
+            report.vocab_size, report.context = len(tokenizer), tokenizer.model_max_length
+            owners, owned = itertools.tee(
+                (number, text)
+                for number, part in enumerate(parts)
+                if part
+                for text in _captions(examples.caption(number))
+            )
+            lengths = prompt_lengths(tokenizer, (text for _, text in owned))
+            for (number, _), length in zip(owners, tqdm(lengths, "Captions", leave=False, mininterval=1), strict=True):
+                if length > tokenizer.model_max_length:
+                    reason = f"{length} tokens, of which the first {tokenizer.model_max_length} are seen"
+                    report.problems.append(Problem(number, examples.name(number), "cut caption", reason))
+        report.problems.sort()
+        if folder is not None:
+            with (folder / "report.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(problem._asdict(), ensure_ascii=False) + "\n" for problem in report.problems)
+        return report
 
 
 class _Checked(NamedTuple):
@@ -165,7 +208,7 @@ class _Check(Dataset[tuple[int, "_Checked | Problem"]]):
             data = _file(value)
         except (OSError, ValueError) as error:
             raise _Fault("unreadable", error) from error
-        captions = [text.strip() for text in captions_of(caption) if text.strip()]
+        captions = _captions(caption)
         try:
             for text in captions:
                 check_text("caption", text)
@@ -228,63 +271,8 @@ def _scaled(image: Image.Image, shorter: int) -> bytes:
     return file.getvalue()
 
 
-def _prepare(
-    check: _Check,
-    folder: Path | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    vocab_size: int | None,
-    context: int,
-    shard_size: int,
-    num_workers: int | None,
-) -> DataReport:
-    report = DataReport(len(check.examples))
-    writers = {}
-    if folder is not None:
-        for part in report.parts:
-            (folder / part).mkdir()
-            writers[part] = ShardWriter(folder / part, shard_size)
-    good: dict[bytes, int] = {}
-    parts = bytearray(len(check.examples))  # 1 to train on, 2 held out
-    for number, found in _in_parallel(check, num_workers):
-        if isinstance(found, Problem):
-            report.problems.append(found)
-            continue
-        same = good.setdefault(found.digest, number)
-        if same != number:
-            name = check.examples.name(number)
-            report.problems.append(Problem(number, name, "duplicate", f"of {check.examples.name(same)}"))
-            continue
-        report.parts[found.part] += 1
-        parts[number] = 1 if found.part == TRAIN else 2
-        if writers:
-            writers[found.part].add(found.image, found.ending, found.captions)
-    for writer in writers.values():
-        writer.close()
-        if writer.count == 0:
-            writer.folder.rmdir()
-    if vocab_size is not None and folder is not None:
-        training = (text for number in range(len(parts)) if parts[number] == 1 for text in _captions(check, number))
-        train_tokenizer(folder / "tokenizer", training, vocab_size, context)
-        tokenizer = GPT2Tokenizer.from_pretrained(folder / "tokenizer")
-    if tokenizer is not None:
-        report.vocab_size, report.context = len(tokenizer), tokenizer.model_max_length
-        owners, texts = itertools.tee(
-            (number, text) for number in range(len(parts)) if parts[number] for text in _captions(check, number)
-        )
-        lengths = prompt_lengths(tokenizer, (text for _, text in texts))
-        for (number, _), length in zip(owners, tqdm(lengths, "Captions", leave=False, mininterval=1), strict=True):
-            if length > tokenizer.model_max_length:
-                reason = f"{length} tokens, of which the first {tokenizer.model_max_length} are seen"
-                report.problems.append(Problem(number, check.examples.name(number), "cut caption", reason))
-    report.problems.sort()
-    if folder is not None:
-        with (folder / "report.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(problem._asdict(), ensure_ascii=False) + "\n" for problem in report.problems)
-    return report
-
-
-def _captions(check: _Check, number: int) -> list[str]:
-    return [text.strip() for text in captions_of(check.examples.caption(number)) if text.strip()]
+def _captions(caption: Any) -> list[str]:
+    return [text.strip() for text in captions_of(caption) if text.strip()]
 
 
 def _in_parallel(check: _Check, num_workers: int | None) -> Iterator[tuple[int, _Checked | Problem]]:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -82,13 +81,12 @@ class RunState:
         progress: dict[str, Any],
         random_states: list[Any],
     ) -> None:
-        """Write everything into a folder, from the main process.
+        """Write everything into an empty folder, from the main process.
 
         Args:
-            folder (`Path`): An empty folder.
             files (`Mapping[str, Mapping[str, torch.Tensor]]`): See [`gather`].
             progress (`dict[str, Any]`): The position in the run, as JSON can hold it.
-            random_states (`list`): Of every process: see [`gather_random_states`].
+            random_states (`list`): Of every process: see [`random_state`].
 
         Raises:
             OSError: if it cannot be written.
@@ -106,7 +104,9 @@ class RunState:
         except SafetensorError as error:  # which is no OSError, even where the disk is full
             raise OSError(str(error)) from error
         write_json({"processes": random_states}, folder / _RANDOM)
-        groups = [{key: value for key, value in group.items() if key != "params"} for group in self._groups]
+        groups = [
+            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
+        ]
         scaler = self.accelerator.scaler
         state = {
             "format": _FORMAT,
@@ -158,18 +158,14 @@ class RunState:
     def _names(self) -> dict[torch.Tensor, str]:
         return {parameter: name for name, parameter in self.parameters.items()}
 
-    @property
-    def _groups(self) -> list[dict[str, Any]]:
-        return self.optimizer.param_groups
-
     def _load_optimizer(self, path: Path, saved: dict[str, Any]) -> None:
-        parameters = self.parameters
+        parameters, own_groups = self.parameters, self.optimizer.param_groups
         name, own = saved.get("name", "AdamW"), type(self.optimizer).__name__
         if name != own:
             raise ValueError(f"`optimizer` of the run to resume is {name}, got {own}.")
         tensors = load_file(path)
         _check_names(path, tensors, saved["tensors"])
-        numbers = {parameter: number for number, parameter in enumerate(p for g in self._groups for p in g["params"])}
+        numbers = {parameter: number for number, parameter in enumerate(p for g in own_groups for p in g["params"])}
         state: dict[int, dict[str, Any]] = {}
         for full_name, value in {**tensors, **saved["values"]}.items():
             name, _, key = full_name.rpartition("/")
@@ -180,12 +176,12 @@ class RunState:
             if isinstance(value, torch.Tensor) and value.shape == parameters[name].shape:
                 value = scatter(value, parameters[name])
             state.setdefault(numbers[parameters[name]], {})[key] = value
-        if len(saved["param_groups"]) != len(self._groups):
+        if len(saved["param_groups"]) != len(own_groups):
             raise ValueError(
-                f"{_short(path)} must have {len(self._groups)} groups of parameters, got {len(saved['param_groups'])}."
+                f"{_short(path)} must have {len(own_groups)} groups of parameters, got {len(saved['param_groups'])}."
             )
         groups, first = [], 0
-        for group, values in zip(self._groups, saved["param_groups"], strict=True):
+        for group, values in zip(own_groups, saved["param_groups"], strict=True):
             values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
             groups.append({**values, "params": list(range(first, first + len(group["params"])))})
             first += len(group["params"])
@@ -221,11 +217,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, contents: bool = True) -> None:
-    """Compare a checkpoint's files with what was written.
-
-    Args:
-        folder (`Path`): The checkpoint.
-        contents (`bool`, defaults to `True`): Read the files; otherwise only their sizes are compared.
+    """Compare a checkpoint's files, or their sizes alone, with what was written.
 
     Raises:
         ValueError: naming the file that is damaged.
@@ -262,11 +254,6 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(_tensor(state["torch"]))
     if device.type != "cpu" and device.type in state:
         torch.get_device_module(device).set_rng_state(_tensor(state[device.type]))
-
-
-def gather_random_states(state: dict[str, Any]) -> list[Any]:
-    """The random states of all processes, each of which gives its own."""
-    return list(gather_object([state]))
 
 
 def _tensor(digits: str) -> torch.Tensor:

@@ -21,12 +21,8 @@ _OPTIMIZERS = ("Adadelta", "Adam", "Adamax", "AdamW", "ASGD", "NAdam", "RAdam", 
 
 
 def check_sharding(accelerator: Accelerator, model: nn.Module, optimizer: str) -> None:
-    """Refuse what does not work with FSDP, where accelerate is configured for it.
-
-    Args:
-        accelerator (`Accelerator`): As `accelerate launch` configured it.
-        model (`nn.Module`): What is to be sharded.
-        optimizer (`str`): See [`~glide_pipelines.training.optimizers.optimizer_class`].
+    """Refuse what does not work with FSDP, where accelerate is configured for it: of its settings, of the model, and of
+    the optimizer, given by its name.
 
     Raises:
         ValueError: naming the setting, or the parameter.
@@ -68,12 +64,7 @@ def check_sharding(accelerator: Accelerator, model: nn.Module, optimizer: str) -
 
 
 def sharded_copy(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """A copy of a model, to be sharded when accelerate prepares it together with its optimizer.
-
-    Args:
-        accelerator (`Accelerator`): Configured for FSDP2.
-        model (`nn.Module`): In float32; it stays as it is.
-    """
+    """A copy of a model in float32, to be sharded when accelerate, set up for FSDP2, prepares it with its optimizer."""
     if accelerator.mixed_precision == "bf16":
         # Autocast decides what is computed in bfloat16, as it does without sharding; the gradients of the processes are
         # added in float32. (By default accelerate takes bfloat16 for everything.)
@@ -114,12 +105,8 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather(tensors: Mapping[str, torch.Tensor], keep: bool = True) -> dict[str, torch.Tensor]:
-    """Tensors as they are, or, of sharded ones, all of them, on the CPU. Every process must call it.
-
-    Args:
-        tensors (`Mapping[str, torch.Tensor]`): By name.
-        keep (`bool`, defaults to `True`): Whether this process wants them; otherwise it gives its parts only.
-    """
+    """Tensors as they are, or, of sharded ones, all of them, on the CPU. Every process must call it; one that does not
+    `keep` them gives its parts only."""
     gathered = {}
     for name, tensor in tensors.items():
         complete = whole(tensor)

@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ..datasets import (
-    captions_of,
-    check_captions,
-    check_rows,
-    dataset_fingerprint,
-    image_names,
-    open_image,
-    undecoded,
-)
+from ..datasets import captions_of, check_captions, check_rows, dataset_fingerprint, image_names, open_image, undecoded
 from ..images import crop_square
 from .randomness import random_stream
 from .shards import TarShards
@@ -105,13 +97,7 @@ class _ShuffledSource:
     """The examples in another order in each epoch, as square images, each with one of its captions."""
 
     def __init__(
-        self,
-        examples: Examples,
-        resolution: int,
-        seed: int,
-        center_crop: bool,
-        random_flip: bool,
-        skip_bad_images: int,
+        self, examples: Examples, resolution: int, seed: int, center_crop: bool, random_flip: bool, skip_bad_images: int
     ) -> None:
         self.examples = examples
         self.fingerprint = examples.fingerprint

@@ -23,11 +23,7 @@ from .timesteps import TimestepWeighting
 
 
 def released_stage(name: str) -> Stage:
-    """A stage of the sizes of OpenAI's released checkpoints with random weights.
-
-    Args:
-        name (`str`): `"base"` or `"super_res"`.
-    """
+    """The stage `"base"` or `"super_res"` of the sizes of OpenAI's released checkpoints with random weights."""
     sizes = RELEASED_BASE if name == "base" else RELEASED_SUPER_RES
     config = GLIDEUNet2DConditionModel.glide_config(**sizes, text_hidden_size=512)
     unet = GLIDEUNet2DConditionModel(**config).use_fastest_layout()
@@ -135,12 +131,7 @@ def benchmark_training(
 
 
 def training_table(result: dict[str, Any], description: str) -> str:
-    """A result of [`benchmark_training`] as Markdown.
-
-    Args:
-        result (`dict`): The result.
-        description (`str`): Of the model and how it was trained; it begins the first line.
-    """
+    """A result of [`benchmark_training`] as Markdown; the first line begins with the description of model and run."""
     rate, reached = result["matmul_flops_per_second"], result["flops"] / result["seconds_per_step"]
     memory = result["peak_memory_bytes"]
     rows = [

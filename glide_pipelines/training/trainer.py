@@ -208,122 +208,102 @@ def train(
     """
     _check_parallelism(accelerator)
     check_sharding(accelerator, model, config.optimizer)
-    with locked(config.output_dir) if accelerator.is_main_process else contextlib.nullcontext():
-        names = {name for name, _ in model.named_parameters()} if parameters is None else set(parameters)
-        return _train(
-            accelerator,
-            config,
-            model,
-            names,
-            settings,
+    names = {name for name, _ in model.named_parameters()} if parameters is None else set(parameters)
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(locked(config.output_dir))
+        set_seed(config.seed, device_specific=True)
+        trained = sharded_copy(accelerator, model) if accelerator.is_fsdp2 else model
+        bare_optimizer = make_optimizer(
+            config.optimizer,
+            _named(trained, names).values(),  # the frozen ones too: a resumed run may train them
+            lr=config.learning_rate.peak,
+            adam={
+                "betas": (config.adam_beta1, config.adam_beta2),
+                "weight_decay": config.adam_weight_decay,
+                "eps": config.adam_epsilon,
+            },
+            options=config.optimizer_args,
+        )
+        trained, optimizer = accelerator.prepare(trained, bare_optimizer)
+        bare_model = accelerator.unwrap_model(trained)
+        parameters = _named(bare_model, names)
+        average = MovingAverage(model, parameters, config.ema_decay)
+        snapshot_steps = config.post_hoc_ema_steps or 0
+        powers = PowerAverages(parameters) if snapshot_steps else None
+        state = RunState(accelerator, bare_model, parameters, bare_optimizer, average, powers)
+        progress = _Progress(config.seed, getattr(dataset, "fingerprint", None), settings)
+        if config.resume_from_checkpoint is not None:
+            path = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
+            if path is not None:
+                progress.load(state.load(path), config.max_train_steps)
+        if progress.step < config.max_train_steps:
+            check_none_later(config.output_dir, progress.step)
+
+        trained.train()
+        global_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+        path, snapshots = Path(config.output_dir) / "log.jsonl", Path(config.output_dir) / "averages"
+        log = TrainingLog(
+            accelerator, path, num_train_timesteps, progress.step, config.max_train_steps, images_per_step=global_batch
+        )
+        saved_step, saved_time = progress.step, time.monotonic()
+        save_steps = (config.checkpointing_steps, config.validation_metrics_steps)
+        loader = make_loader(
             dataset,
-            compute_loss,
-            num_train_timesteps,
-            on_checkpoint,
-            on_validation,
+            first=progress.examples,
+            steps=max(0, config.max_train_steps - progress.step),
+            batch_size=config.train_batch_size,
+            accumulation=config.gradient_accumulation_steps,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            num_workers=config.dataloader_num_workers,
+        )
+        bar = stack.enter_context(
+            tqdm(
+                total=config.max_train_steps,
+                initial=progress.step,
+                disable=not accelerator.is_local_main_process,
+                mininterval=5,
+            )
         )
 
+        def flush() -> None:
+            for found in gather_object([progress.bad_rows]):
+                progress.bad_rows |= found
+            line = log.flush(progress.step, len(progress.bad_rows))
+            if line is not None:
+                bar.set_postfix(loss=line["loss"], images_per_second=line["images_per_second"], refresh=False)
 
-def _train(
-    accelerator: Accelerator,
-    config: TrainingConfig,
-    model: nn.Module,
-    parameter_names: set[str],
-    settings: dict[str, Any] | None,
-    dataset: Dataset[Any],
-    compute_loss: LossFunction,
-    num_train_timesteps: int,
-    on_checkpoint: Callable[[int], dict[str, Any] | None] | None,
-    on_validation: Callable[[int], dict[str, Any]] | None,
-) -> int:
-    set_seed(config.seed, device_specific=True)
-    trained = sharded_copy(accelerator, model) if accelerator.is_fsdp2 else model
-    bare_optimizer = make_optimizer(
-        config.optimizer,
-        _named(trained, parameter_names).values(),  # the frozen ones too: a resumed run may train them
-        lr=config.learning_rate.peak,
-        adam={
-            "betas": (config.adam_beta1, config.adam_beta2),
-            "weight_decay": config.adam_weight_decay,
-            "eps": config.adam_epsilon,
-        },
-        options=config.optimizer_args,
-    )
-    trained, optimizer = accelerator.prepare(trained, bare_optimizer)
-    bare_model = accelerator.unwrap_model(trained)
-    parameters = _named(bare_model, parameter_names)
-    average = MovingAverage(model, parameters, config.ema_decay)
-    snapshot_steps = config.post_hoc_ema_steps or 0
-    powers = PowerAverages(parameters) if snapshot_steps else None
-    state = RunState(accelerator, bare_model, parameters, bare_optimizer, average, powers)
-    progress = _Progress(config.seed, getattr(dataset, "fingerprint", None), settings)
-    if config.resume_from_checkpoint is not None:
-        path = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
-        if path is not None:
-            progress.load(state.load(path), config.max_train_steps)
-    if progress.step < config.max_train_steps:
-        check_none_later(config.output_dir, progress.step)
+        def validate(measure: Callable[[int], dict[str, Any] | None], everywhere: bool) -> None:
+            with average.in_model(), torch.random.fork_rng():
+                found = measure(progress.step) if everywhere or accelerator.is_main_process else None
+            if found:
+                log.write({"step": progress.step, **found})
 
-    trained.train()
-    global_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-    path, snapshots = Path(config.output_dir) / "log.jsonl", Path(config.output_dir) / "averages"
-    log = TrainingLog(
-        accelerator, path, num_train_timesteps, progress.step, config.max_train_steps, images_per_step=global_batch
-    )
-    saved_step, saved_time = progress.step, time.monotonic()
-    save_steps = (config.checkpointing_steps, config.validation_metrics_steps)
-    loader = make_loader(
-        dataset,
-        first=progress.examples,
-        steps=max(0, config.max_train_steps - progress.step),
-        batch_size=config.train_batch_size,
-        accumulation=config.gradient_accumulation_steps,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        num_workers=config.dataloader_num_workers,
-    )
-    bar = tqdm(
-        total=config.max_train_steps,
-        initial=progress.step,
-        disable=not accelerator.is_local_main_process,
-        mininterval=5,
-    )
+        def save(random: dict[str, Any] | None = None) -> None:
+            nonlocal saved_step, saved_time
+            if progress.step > saved_step:
+                flush()
+                save_checkpoint(
+                    accelerator, config.output_dir, state, vars(progress), config.checkpoints_total_limit, random
+                )
+                if on_checkpoint is not None:
+                    validate(on_checkpoint, everywhere=False)
+                due = progress.step % (config.validation_metrics_steps or config.max_train_steps) == 0
+                if on_validation is not None and (due or progress.step == config.max_train_steps):
+                    validate(on_validation, everywhere=True)
+                log.start(progress.step)
+            saved_step, saved_time = progress.step, time.monotonic()
 
-    def flush() -> None:
-        for found in gather_object([progress.bad_rows]):
-            progress.bad_rows |= found
-        line = log.flush(progress.step, len(progress.bad_rows))
-        if line is not None:
-            bar.set_postfix(loss=line["loss"], images_per_second=line["images_per_second"], refresh=False)
-
-    def validate(measure: Callable[[int], dict[str, Any] | None], everywhere: bool) -> None:
-        with average.in_model(), torch.random.fork_rng():
-            found = measure(progress.step) if everywhere or accelerator.is_main_process else None
-        if found:
-            log.write({"step": progress.step, **found})
-
-    def save(random: dict[str, Any] | None = None) -> None:
-        nonlocal saved_step, saved_time
-        if progress.step > saved_step:
-            flush()
-            save_checkpoint(
-                accelerator, config.output_dir, state, vars(progress), config.checkpoints_total_limit, random
-            )
-            if on_checkpoint is not None:
-                validate(on_checkpoint, everywhere=False)
-            steps = config.validation_metrics_steps or config.max_train_steps
-            if on_validation is not None and (progress.step % steps == 0 or progress.step == config.max_train_steps):
-                validate(on_validation, everywhere=True)
-            log.start(progress.step)
-        saved_step, saved_time = progress.step, time.monotonic()
-
-    with bar, _stop_signal() as stop, _fast_attention(accelerator.device):
+        # From here to the end a signal does not end the process.
+        stop = stack.enter_context(_stop_signal())
+        stack.enter_context(_fast_attention(accelerator.device))
         batches = iter(loader)
         while progress.step < config.max_train_steps:
             micro_batches, error = _next_step(batches, config.gradient_accumulation_steps, progress.bad_rows)
             if error is None and len(progress.bad_rows) > config.skip_bad_images:
-                names = ", ".join(progress.bad_rows)
-                error = ValueError(f"`skip_bad_images` is {config.skip_bad_images}, but there are more: {names}.")
+                rows = ", ".join(progress.bad_rows)
+                error = ValueError(f"`skip_bad_images` is {config.skip_bad_images}, but there are more: {rows}.")
             elapsed = (time.monotonic() - saved_time) / 60
             late = config.checkpointing_minutes is not None and elapsed >= config.checkpointing_minutes
             # One process may receive the signal, see the time pass, or fail, before the others.
@@ -369,12 +349,12 @@ def _train(
                 powers.save_snapshot(snapshots, write=accelerator.is_main_process)
             if progress.step % config.logging_steps == 0:
                 flush()
-        save()  # in here, where a signal does not end the process
-    average.copy_to_model()
-    if config.ema_sigma_rel is not None and progress.step >= config.max_train_steps:
-        accelerator.wait_for_everyone()
-        copy_to(model, reconstruct(snapshots, config.ema_sigma_rel, progress.step))
-    return progress.step
+        save()
+        average.copy_to_model()
+        if config.ema_sigma_rel is not None and progress.step >= config.max_train_steps:
+            accelerator.wait_for_everyone()
+            copy_to(model, reconstruct(snapshots, config.ema_sigma_rel, progress.step))
+        return progress.step
 
 
 def _check_parallelism(accelerator: Accelerator) -> None:

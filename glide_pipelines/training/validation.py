@@ -22,11 +22,7 @@ from .trainer import LossFunction
 
 @contextmanager
 def sampling_pipeline(parts: PipelineParts) -> Iterator[Any]:
-    """The pipeline, ready to generate on the device of the stage that is trained.
-
-    Args:
-        parts ([`PipelineParts`]): Both stages, or the base alone.
-    """
+    """The pipeline of both stages, or the base alone, ready to generate on the device of the one that is trained."""
     pipe: Any = parts.pipeline()
     pipe.set_progress_bar_config(disable=True)
     pipe.to(parts.stage.unet.device)
