@@ -96,6 +96,8 @@ def build_stage(
             text_encoder = GLIDETextEncoder(text_config)
     except ConversionError:
         raise
+    except KeyError as error:
+        raise ConversionError(f"this is not a whole GLIDE checkpoint: {error} is missing") from error
     except (LookupError, ArithmeticError, ValueError, RuntimeError) as error:
         # A few tensors are named as in GLIDE, but the rest makes no model of any size.
         raise ConversionError(f"this is not a whole GLIDE checkpoint ({' '.join(str(error).split())})") from error

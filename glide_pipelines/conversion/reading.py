@@ -18,7 +18,7 @@ from diffusers.utils import logging
 
 from .detection import KINDS
 from .errors import ConversionError
-from .unwrapping import choose_state_dict, find_state_dicts
+from .unwrapping import choose_state_dict, find_state_dicts, unread_averages
 
 
 logger = logging.get_logger(__name__)
@@ -81,7 +81,7 @@ def open_checkpoint(path: str | Path, kinds: tuple[str, ...] = KINDS) -> Checkpo
     if sum(tensor.nbytes for tensor in found[key].values()) > path.stat().st_size:
         raise ConversionError("the tensors would take more memory than the whole file has bytes")
     if key:
-        others = [repr(other) for other in found if other != key]
+        others = [repr(other) for other in [*found, *unread_averages(content, found)] if other != key]
         beside = f", and left out {', '.join(others)}" if others else ""
         logger.log(logging.WARNING if others else logging.INFO, f"{path}: took the weights under {key!r}{beside}.")
     return CheckpointFile(path, kind, key)
@@ -147,7 +147,7 @@ def _load(path: Path) -> Any:
         what = re.search(r"GLOBAL (\S+) (was not an allowed global|whose module)", str(error))
         raise ConversionError(
             f"the file holds something other than tensors{f' ({what.group(1)})' if what else ''}; it was not loaded, "
-            "since that could run code"
+            "since that could run code; load it with the code that it is from, and save its state dict alone"
         ) from error
     except Exception as error:  # what a damaged file makes torch and safetensors raise depends on the damage
         raise ConversionError("the file is cut short or damaged, or not a state dict of PyTorch") from error

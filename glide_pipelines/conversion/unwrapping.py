@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,6 +63,18 @@ def choose_state_dict(
         keys = ", ".join(map(repr, chosen))
         raise ConversionError(f"the file holds several models, under {keys}: save the wanted one in a file of its own")
     return chosen[0], detected[chosen[0]]
+
+
+def unread_averages(content: Mapping[Any, Any], found: Mapping[str, Any]) -> list[str]:
+    """Keys of averages whose tensors do not have the names of a state dict, as some frameworks keep them."""
+    sizes: Counter[str] = Counter()
+    for path, part in (("", content), *((f"{key}.", part) for key, part in content.items())):
+        for key, value in part.items() if isinstance(part, Mapping) else ():
+            name = str(key).split(".")[0]
+            if _AVERAGE.search(name):
+                sizes[path + name] += len(value) if isinstance(value, Mapping | list) else _is_named_tensor(key, value)
+    read = [f"{key}." for key in found]
+    return [name for name, size in sizes.items() if size > 1 and not any(key.startswith(f"{name}.") for key in read)]
 
 
 def _search(

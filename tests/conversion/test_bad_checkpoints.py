@@ -207,7 +207,7 @@ MESSAGES = {
     "a compressed archive": "it is compressed, which torch.save never does",
     "a zip bomb": "it is compressed, which torch.save never does",
     "a TorchScript archive": "this is a TorchScript archive, which holds code",
-    "code": r"something other than tensors \(.*mkdir\); it was not loaded, since that could run code",
+    "code": r"something other than tensors \(.*mkdir\); it was not loaded, since that could run code; load it",
     "old with code": "something other than tensors",
     "a pickle of code": "something other than tensors",
     "a module": "something other than tensors",

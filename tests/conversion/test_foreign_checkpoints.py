@@ -89,6 +89,20 @@ def test_what_was_taken_is_logged(tmp_path, caplog, name, level, message):
     assert (logged, text) == (level, f"{tmp_path / 'file.pt'}: {message}")
 
 
+@pytest.mark.parametrize("content", ["a list", "names without dots"])
+def test_an_average_that_cannot_be_read_is_told(tmp_path, caplog, content):
+    """As diffusers keeps one, and as latent-diffusion does."""
+    if content == "a list":
+        file = {"model": WEIGHTS, "ema": {"decay": 0.9, "shadow_params": list(WEIGHTS.values())}}
+    else:
+        average = {f"model_ema.{key.replace('.', '')}": tensor for key, tensor in WEIGHTS.items()}
+        file = {"state_dict": prefixed("model.", WEIGHTS) | average, "ema_decay": torch.tensor(0.9)}
+    torch.save(file, tmp_path / "file.pt")
+    assert_same(open_checkpoint(tmp_path / "file.pt").state_dict(), WEIGHTS)
+    left_out = "'ema'" if content == "a list" else "'state_dict.model_ema'"
+    assert caplog.messages[-1].endswith(f"and left out {left_out}.")
+
+
 def test_two_averages_are_not_chosen_from(tmp_path):
     torch.save({"ema_0.999": WEIGHTS, "ema_0.9999": OTHER, "model": OTHER}, tmp_path / "file.pt")
     with pytest.raises(ConversionError, match=r"several models, under 'ema_0.999', 'ema_0.9999': save the wanted one"):
