@@ -30,6 +30,7 @@ from .pipelines import (
     GLIDEPipelineOutput,
     GLIDESuperResolutionPipeline,
 )
+from .pipelines.prompted import PROMPT_DOMAINS
 from .sampling import CLIPGuidance
 from .schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from .single_file import register_loaders
@@ -109,3 +110,4 @@ _register_with_auto_pipelines()
 _register_with_lora()
 _register_with_transformers()
 register_loaders(load_pipeline, load_network)
+PROMPT_DOMAINS.update({world: f"{__name__}.{world}:prompt_warning" for world in ("shapes", "emoji")})

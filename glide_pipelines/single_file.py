@@ -18,12 +18,8 @@ _loaders: dict[str, Callable[..., Any]] = {}
 
 
 def register_loaders(pipeline: Callable[..., Any], network: Callable[..., Any]) -> None:
-    """Set the functions that `from_single_file` calls with the class, the path and the other arguments.
-
-    Args:
-        pipeline (`Callable`): Loads a pipeline.
-        network (`Callable`): Loads a UNet or a text encoder.
-    """
+    """Set the functions that load a pipeline, and a UNet or a text encoder. `from_single_file` calls them with the
+    class, the path and the other arguments."""
     _loaders.update(pipeline=pipeline, network=network)
 
 

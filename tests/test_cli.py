@@ -383,8 +383,8 @@ def test_help_states_the_pipeline_s_own_defaults(glide):
     assert f"(default: {strength})" in page
     from glide_pipelines.pipelines import pipeline_utils
 
-    assert f"steps of the base model (default: {pipeline_utils.DEFAULT_TIMESTEPS})" in page
-    assert f"of the upsampler (default: {pipeline_utils.DEFAULT_SUPER_RES_TIMESTEPS})" in page
+    assert f"steps of the base model (default: {pipeline_utils.DEFAULT_TIMESTEPS['base']})" in page
+    assert f"of the upsampler (default: {pipeline_utils.DEFAULT_TIMESTEPS['super_res']})" in page
 
 
 def test_version(glide):

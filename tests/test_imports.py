@@ -13,16 +13,15 @@ ROOT = Path(__file__).parents[1] / "glide_pipelines"
 # The layers from the lowest to the highest; a layer may import those below it, and itself.
 LAYERS = (
     {
+        "arguments",
         "version",
         "files",
         "markdown",
         "images",
         "measuring",
         "datasets",
-        "domains",
         "checkpoints",
         "single_file",
-        "tensors",
         "metadata",
     },
     {"models", "schedulers"},

@@ -12,8 +12,8 @@ from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPOutput, CLIPPreTrainedModel
 
+from ..arguments import check_indices, check_tensor
 from ..images import unscale_pixels
-from ..tensors import check_indices, check_tensor
 from .pretrained import Float32Mixin, init_clip_layers
 
 
@@ -96,11 +96,7 @@ class NoisedCLIPConfig(CLIPConfig):
 
 
 class NoisedCLIPTextModel(Float32Mixin, CLIPPreTrainedModel):
-    """The text tower: a causal transformer.
-
-    Args:
-        config ([`NoisedCLIPTextConfig`]): Shape of the tower.
-    """
+    """The text tower: a causal transformer."""
 
     config_class = NoisedCLIPTextConfig
     config: NoisedCLIPTextConfig
@@ -128,15 +124,8 @@ class NoisedCLIPTextModel(Float32Mixin, CLIPPreTrainedModel):
                 init.normal_(embedding, std=self.config.initializer_range)
 
     def forward(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """The vector at the end of each caption, before the projection.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `[B, L]`): Token ids.
-            attention_mask (`torch.Tensor` of shape `[B, L]`): True on text, false on the padding after it.
-
-        Returns:
-            `torch.Tensor` of shape `[B, W]`.
-        """
+        """The vector `[B, W]` at the end of each caption, before the projection, of token ids `[B, L]` and their mask,
+        true on text and false on the padding after it."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         hidden_states = self.token_embedding(input_ids) + self.position_embedding[positions]
         # What comes after the end does not reach it: padding needs no mask.
@@ -148,9 +137,6 @@ class NoisedCLIPTextModel(Float32Mixin, CLIPPreTrainedModel):
 
 class NoisedCLIPVisionModel(Float32Mixin, CLIPPreTrainedModel):
     """The image tower: patches, and the vector of the timestep in place of a class token.
-
-    Args:
-        config ([`NoisedCLIPVisionConfig`]): Shape of the tower.
 
     Raises:
         ValueError: if the patches do not fill the image.
@@ -189,15 +175,8 @@ class NoisedCLIPVisionModel(Float32Mixin, CLIPPreTrainedModel):
             init.zeros_(module.time_embedding.weight)
 
     def forward(self, sample: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """The vector of each noised image, before the projection.
-
-        Args:
-            sample (`torch.Tensor` of shape `[B, 3, S, S]`): x_t, where x_0 lies in [-1, 1].
-            timesteps (`torch.Tensor` of shape `[B]`): Timesteps; a fraction is rounded.
-
-        Returns:
-            `torch.Tensor` of shape `[B, W]`.
-        """
+        """The vector `[B, W]` of each noised image, before the projection, of x_t `[B, 3, S, S]`, where x_0 lies in
+        [-1, 1], and timesteps `[B]`; a fraction is rounded."""
         mean, std = (sample.new_tensor(values).view(-1, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
         pixels = (unscale_pixels(sample) - mean) / std
         patches = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)

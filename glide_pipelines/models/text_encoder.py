@@ -10,8 +10,8 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel
 
+from ..arguments import check_indices, check_tensor
 from ..single_file import SingleFileNetworkMixin
-from ..tensors import check_indices, check_tensor
 from .pretrained import Float32Mixin, init_clip_layers
 
 

@@ -16,8 +16,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
+from ..arguments import check_tensor
 from ..single_file import SingleFileNetworkMixin
-from ..tensors import check_tensor
 from .checks import CheckedLoading, Shapes
 
 
@@ -93,23 +93,18 @@ class GLIDEUNet2DConditionModel(CheckedLoading, SingleFileNetworkMixin, UNet2DCo
         Returns:
             `dict`: keyword arguments for [`GLIDEUNet2DConditionModel`].
         """
-        levels = range(len(block_out_channels))
-        down = ["SimpleCrossAttn" if level in attention_levels else "Resnet" for level in levels]
+        attends = [level in attention_levels for level in range(len(block_out_channels))]
+        down = ["SimpleCrossAttnDownBlock2D" if each else "ResnetDownsampleBlock2D" for each in attends]
+        up = ["SimpleCrossAttnUpBlock2D" if each else "ResnetUpsampleBlock2D" for each in reversed(attends)]
         return {
             "sample_size": sample_size,
             "in_channels": in_channels,
             "out_channels": 6,
             "block_out_channels": tuple(block_out_channels),
             "layers_per_block": layers_per_block,
-            "down_block_types": tuple(
-                "SimpleCrossAttnDownBlock2D" if kind == "SimpleCrossAttn" else "ResnetDownsampleBlock2D"
-                for kind in down
-            ),
+            "down_block_types": tuple(down),
             "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-            "up_block_types": tuple(
-                "SimpleCrossAttnUpBlock2D" if kind == "SimpleCrossAttn" else "ResnetUpsampleBlock2D"
-                for kind in reversed(down)
-            ),
+            "up_block_types": tuple(up),
             "cross_attention_dim": text_hidden_size,
             "attention_head_dim": attention_head_dim,
             "resnet_time_scale_shift": "scale_shift",
@@ -326,15 +321,11 @@ class GLIDEUNet2DConditionModel(CheckedLoading, SingleFileNetworkMixin, UNet2DCo
 
         Each block then starts as the identity and the model predicts zero (Dhariwal and Nichol, arXiv 2105.05233).
         """
-        for module in self.modules():
-            if isinstance(module, ResnetBlock2D):
-                nn.init.zeros_(module.conv2.weight)
-                nn.init.zeros_(module.conv2.bias)
-            elif isinstance(module, Attention):
-                nn.init.zeros_(module.to_out[0].weight)
-                nn.init.zeros_(module.to_out[0].bias)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        last = [module.conv2 for module in self.modules() if isinstance(module, ResnetBlock2D)]
+        last += [module.to_out[0] for module in self.modules() if isinstance(module, Attention)]
+        for layer in (*last, self.conv_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
 
 def _recompute(gradient_checkpointing_func: Callable, module: nn.Module, *args: Any, **kwargs: Any) -> Any:

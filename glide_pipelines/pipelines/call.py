@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
@@ -37,48 +38,57 @@ class CallState:
 
 @dataclass
 class Call:
-    """One call of a pipeline, its arguments checked and its schedulers' runs planned.
+    """One call of a pipeline: the arguments that pipelines share, as [`GLIDEPipeline`] takes them, and what is made of
+    them. The embeddings are those of all images once the prompts are encoded.
 
     Attributes:
+        strength: The share of the first stage's steps that is run.
+        num_resample: How often a stage in implicit mode takes each step.
         state: What callbacks may read and change.
         stages: The stages that run, in order, by name.
-        batch_size: Prompts.
-        num_images_per_prompt: Images for each of them.
         runs: The run of each stage's scheduler, by the stage's name; what is stepped is a copy.
-        prompts: The arguments of `encode_prompt` that name prompts and embeddings.
-        generator: Source of all noise.
-        upsample_temperature: Factor on the upsampler's starting noise.
-        guider: In place of classifier-free guidance.
-        cross_attention_kwargs: Passed to the UNet of the first stage.
-        max_batch_size: The UNets take at most so many inputs at a time.
-        output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
-        return_dict: False gives a tuple.
-        callback, callback_inputs: Called after each step, with these tensors.
-        prompt_embeds, negative_prompt_embeds, super_res_prompt_embeds: Set once the prompts are encoded.
+        batch_size: Prompts.
         steps_taken: Over both stages.
         part: What the progress bar says of the part of the images that is worked on.
     """
 
-    state: CallState
-    stages: dict[str, Stage]
-    batch_size: int
+    prompt: str | list[str] | None
     num_images_per_prompt: int
-    runs: dict[str, SchedulerRun]
-    prompts: dict[str, Any]
     generator: torch.Generator | list[torch.Generator] | None
     upsample_temperature: float
-    guider: BaseGuidance | None
+    eta: float
+    super_res_num_inference_steps: int | None
+    super_res_timesteps: str | list[int] | None
+    super_res_prompt_embeds: torch.Tensor | None
+    cond_fn: CondFn | list[CondFn] | None
     cross_attention_kwargs: dict[str, Any] | None
     max_batch_size: int | None
     output_type: str
     return_dict: bool
-    callback: Callable | None
-    callback_inputs: Sequence[str]
-    prompt_embeds: torch.Tensor | None = field(default=None, init=False)
-    negative_prompt_embeds: torch.Tensor | None = field(default=None, init=False)
-    super_res_prompt_embeds: torch.Tensor | None = field(default=None, init=False)
+    callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None
+    callback_on_step_end_tensor_inputs: list[str]
+    # Of a base stage.
+    num_inference_steps: int | None = None
+    timesteps: str | list[int] | None = None
+    guidance_scale: float | None = None
+    guider: BaseGuidance | None = None
+    negative_prompt: str | list[str] | None = None
+    prompt_embeds: torch.Tensor | None = None
+    negative_prompt_embeds: torch.Tensor | None = None
+    strength: float = 1.0
+    num_resample: int = 1
+    # Made of the arguments.
+    state: CallState = field(init=False)
+    stages: dict[str, Stage] = field(init=False)
+    runs: dict[str, SchedulerRun] = field(init=False)
+    batch_size: int = field(init=False)
     steps_taken: int = field(default=0, init=False)
     part: str = field(default="", init=False)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the base stage also runs on the negative prompt: at scale 1 it would change nothing."""
+        return self.guidance_scale != 1 or self.guider is not None
 
     @property
     def num_images(self) -> int:

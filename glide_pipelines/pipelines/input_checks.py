@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
-import sys
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from diffusers.callbacks import (
 )
 from diffusers.guiders import BaseGuidance
 
+from ..arguments import check_number, check_tensor, describe
 from ..models.tokenization import check_text
 from ..sampling import SchedulerRun, Stage
 
@@ -39,12 +38,7 @@ _ATTENTION_INPUTS = {
     "kwargs",
 }
 # They switch guidance off by a scale of 0, which here generates what the negative prompt says.
-GUIDANCE_CUTOFFS = (
-    SDCFGCutoffCallback,
-    SDXLCFGCutoffCallback,
-    SDXLControlnetCFGCutoffCallback,
-    SD3CFGCutoffCallback,
-)
+GUIDANCE_CUTOFFS = (SDCFGCutoffCallback, SDXLCFGCutoffCallback, SDXLControlnetCFGCutoffCallback, SD3CFGCutoffCallback)
 
 
 def check_prompt(name: str, prompt: Any) -> None:
@@ -52,7 +46,7 @@ def check_prompt(name: str, prompt: Any) -> None:
     if isinstance(prompt, str):
         prompt = [prompt]
     if not isinstance(prompt, list) or not all(isinstance(text, str) for text in prompt):
-        raise TypeError(f"`{name}` must be a string or a list of strings, got {_describe(prompt)}.")
+        raise TypeError(f"`{name}` must be a string or a list of strings, got {describe(prompt)}.")
     if not prompt:
         raise ValueError(f"`{name}` must not be an empty list.")
     for text in prompt:
@@ -64,13 +58,7 @@ def check_embeds(name: str, embeds: Any, stage: Stage, batch_size: int | None = 
 
     `L` is the context of the stage's text encoder, if it has one; None leaves the batch open.
     """
-    if not isinstance(embeds, torch.Tensor):
-        raise TypeError(f"`{name}` must be a torch.Tensor, got {_describe(embeds)}.")
-    width = stage.unet.config.cross_attention_dim
-    if embeds.ndim != 3 or (width is not None and embeds.shape[-1] != width):
-        raise ValueError(f"`{name}` must have the shape [batch, tokens, {width or 'width'}], got {list(embeds.shape)}.")
-    if not embeds.numel():
-        raise ValueError(f"`{name}` must not be empty, got the shape {list(embeds.shape)}.")
+    check_tensor(name, embeds, "batch", "tokens", stage.unet.config.cross_attention_dim or "width")
     if batch_size is not None and embeds.shape[0] != batch_size:
         raise ValueError(f"`{name}` must have a batch of {batch_size}, as the prompts have, got {embeds.shape[0]}.")
     if stage.text_encoder is not None:
@@ -81,21 +69,10 @@ def check_embeds(name: str, embeds: Any, stage: Stage, batch_size: int | None = 
     return embeds
 
 
-def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
-    """`value` must be a finite number between `low` and `high`."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"`{name}` must be a number, got {_describe(value)}.")
-    magnitude: Any = abs(value)  # whole numbers may be too large for `math.isfinite`
-    if not magnitude <= sys.float_info.max:
-        raise ValueError(f"`{name}` must be finite, got {value}.")
-    if not low <= float(value) <= high:
-        raise ValueError(f"`{name}` must lie between {low} and {high}, got {value}.")
-
-
 def check_positive_int(name: str, value: Any) -> None:
     """`value` must be an integer from 1 to `MAX_INT`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"`{name}` must be an integer, got {_describe(value)}.")
+        raise TypeError(f"`{name}` must be an integer, got {describe(value)}.")
     if value < 1:
         raise ValueError(f"`{name}` must be 1 or more, got {value}.")
     if int(value) > MAX_INT:
@@ -114,7 +91,7 @@ def check_generator(generator: Any, num_images: int) -> None:
     if generator is None or isinstance(generator, torch.Generator):
         return
     if not isinstance(generator, list) or not all(isinstance(entry, torch.Generator) for entry in generator):
-        raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {_describe(generator)}.")
+        raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {describe(generator)}.")
     if len(generator) != num_images:
         raise ValueError(
             f"`generator` is a list of {len(generator)}, but {num_images} images are asked for "
@@ -124,10 +101,7 @@ def check_generator(generator: Any, num_images: int) -> None:
 
 def check_latents(name: str, latents: Any, shape: tuple[int, ...]) -> None:
     """`latents` must be a finite tensor of the given shape."""
-    if not isinstance(latents, torch.Tensor):
-        raise TypeError(f"`{name}` must be a torch.Tensor, got {_describe(latents)}.")
-    if tuple(latents.shape) != shape:
-        raise ValueError(f"`{name}` must have the shape {list(shape)}, got {list(latents.shape)}.")
+    check_tensor(name, latents, *shape)
     _check_values(name, latents)
 
 
@@ -142,7 +116,7 @@ def check_guider(guider: Any) -> None:
     if guider is None:
         return
     if not isinstance(guider, BaseGuidance):
-        raise TypeError(f"`guider` must be one of `diffusers.guiders`, got {_describe(guider)}.")
+        raise TypeError(f"`guider` must be one of `diffusers.guiders`, got {describe(guider)}.")
     hooks_model = type(guider).prepare_models is not BaseGuidance.prepare_models
     if hooks_model or not set(guider._input_predictions) <= {"pred_cond", "pred_uncond"}:
         raise ValueError(
@@ -160,7 +134,7 @@ def rehearse_guider(guider: BaseGuidance | None, run: SchedulerRun) -> None:
     cond, uncond = torch.randn(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for step in range(len(run)):
         try:
-            guider.set_state(step=step, num_inference_steps=len(run), timestep=run.timestep(step))
+            guider.set_state(step=step, num_inference_steps=len(run), timestep=run.timesteps[step])
             branches = guider.prepare_inputs({"encoder_hidden_states": (cond, uncond)})
             for branch in branches:
                 branch.noise_pred = branch.encoder_hidden_states
@@ -177,7 +151,7 @@ def rehearse_guider(guider: BaseGuidance | None, run: SchedulerRun) -> None:
 def check_callable(name: str, value: Any) -> None:
     """`value` must be None or something that can be called."""
     if value is not None and not callable(value):
-        raise TypeError(f"`{name}` must be callable, got {_describe(value)}.")
+        raise TypeError(f"`{name}` must be callable, got {describe(value)}.")
 
 
 def check_callback(callback: Any) -> None:
@@ -194,7 +168,7 @@ def check_callback(callback: Any) -> None:
 def check_callback_inputs(names: Sequence[str], allowed: Sequence[str]) -> None:
     """Every name in `callback_on_step_end_tensor_inputs` must be one that the pipeline offers."""
     if not isinstance(names, list | tuple):
-        raise TypeError(f"`callback_on_step_end_tensor_inputs` must be a list of strings, got {_describe(names)}.")
+        raise TypeError(f"`callback_on_step_end_tensor_inputs` must be a list of strings, got {describe(names)}.")
     unknown = [name for name in names if name not in allowed]
     if unknown:
         raise ValueError(
@@ -208,7 +182,7 @@ def check_callback_outputs(returned: Any, tensors: Mapping[str, torch.Tensor | N
         return {}
     name = "callback_on_step_end"
     if not isinstance(returned, dict):
-        raise TypeError(f"`{name}` must return a dict of tensors or None, got {_describe(returned)}.")
+        raise TypeError(f"`{name}` must return a dict of tensors or None, got {describe(returned)}.")
     for key, value in returned.items():
         if key not in tensors:
             raise ValueError(f"`{name}` may return {', '.join(map(repr, tensors))}, got {key!r}.")
@@ -216,7 +190,7 @@ def check_callback_outputs(returned: Any, tensors: Mapping[str, torch.Tensor | N
         if value is before:
             continue
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            raise TypeError(f"`{name}` must return floating-point tensors, got {_describe(value)} for {key!r}.")
+            raise TypeError(f"`{name}` must return floating-point tensors, got {describe(value)} for {key!r}.")
         if before is None or value.shape != before.shape:
             shape = None if before is None else list(before.shape)
             raise ValueError(f"`{name}` must return {key!r} of the shape {shape}, got {list(value.shape)}.")
@@ -229,7 +203,7 @@ def check_cross_attention_kwargs(value: Any, unet: Any) -> None:
     if value is None:
         return
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise TypeError(f"`cross_attention_kwargs` must be a dict with names as keys, got {_describe(value)}.")
+        raise TypeError(f"`cross_attention_kwargs` must be a dict with names as keys, got {describe(value)}.")
     processors = {type(processor) for processor in unet.attn_processors.values()}
     taken = {name for each in processors for name in inspect.signature(each.__call__).parameters}
     allowed = {"scale"} | taken - _ATTENTION_INPUTS
@@ -241,15 +215,8 @@ def check_cross_attention_kwargs(value: Any, unet: Any) -> None:
 
 
 def _check_values(name: str, tensor: torch.Tensor) -> None:
-    """Of a tensor that takes part in the computation: floating-point, with data, dense and finite."""
-    if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
-        kind = "meta" if tensor.is_meta else tensor.layout if tensor.layout != torch.strided else tensor.dtype
-        raise TypeError(f"`{name}` must be a dense floating-point tensor, got one of {kind}.")
+    """A tensor that takes part in the computation must hold finite values."""
+    if tensor.is_meta:
+        raise TypeError(f"`{name}` must be a dense floating-point tensor, got one of meta.")
     if not tensor.isfinite().all():
         raise ValueError(f"`{name}` holds NaN or infinity.")
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"a {type(value).__name__} of {sorted({type(entry).__name__ for entry in value})}"
-    return f"{value!r} ({type(value).__name__})"

@@ -53,7 +53,8 @@ class GLIDELoraLoaderMixin(StableDiffusionLoraLoaderMixin):
         low_cpu_mem_usage = options.pop("low_cpu_mem_usage", False)
         given = dict(source) if isinstance(source, dict) else source
         state_dict, network_alphas, metadata = self.lora_state_dict(given, **options, return_lora_metadata=True)
-        components = [name for name in self._lora_loadable_modules if _has_prefix(state_dict, name)]
+        named = {name.partition(".")[0] for name in state_dict}
+        components = [name for name in self._lora_loadable_modules if name in named]
         if not components:
             state_dict = {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in state_dict.items()}
             component = self._owner_of({name.partition(".lora_")[0] for name in state_dict})
@@ -119,10 +120,6 @@ class GLIDELoraLoaderMixin(StableDiffusionLoraLoaderMixin):
                     "`fuse_lora()` to keep their effect; `save_lora_weights` saves the adapters themselves."
                 )
         super().save_pretrained(save_directory, *args, **kwargs)
-
-
-def _has_prefix(state_dict: dict[str, torch.Tensor], component: str) -> bool:
-    return any(name.startswith(f"{component}.") for name in state_dict)
 
 
 def _peft_config(source: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any] | None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import replace_example_docstring
 from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
 
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel, NoisedCLIPModel
-from ..sampling import CLIPGuidance, CLIPPrompt, CondFn, encode_clip_prompt
+from ..sampling import CLIPGuidance, CLIPPrompt, CondFn
 from .call import call_states
 from .pipeline_glide import GLIDEPipeline
 from .pipeline_glide_inpaint import GLIDEInpaintPipeline
@@ -50,20 +49,14 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
     either mode of [`GLIDEInpaintPipeline`].
 
     Args:
-        tokenizer (`GPT2Tokenizer`): GLIDE's byte-level BPE; its `model_max_length` is the text context.
-        text_encoder ([`GLIDETextEncoder`]): Of the base model.
-        unet ([`GLIDEUNet2DConditionModel`]): The base model, with 3 input channels, or 7 for inpainting.
+        tokenizer, text_encoder, unet, super_res_text_encoder, super_res_unet, super_res_scheduler, prompt_domain,
+        low_res_consistency, default_guidance_scale: As in [`GLIDEPipeline`].
         scheduler (`SchedulerMixin`): [`GLIDEDDPMScheduler`] as released, whose mean is shifted by variance times
             gradient; with any other one the score is shifted.
         clip_model ([`NoisedCLIPModel`]): Reads base images, under the base model's noise schedule. It stays on the
             device under CPU offloading, since it takes turns with `unet` at every step;
             `clip_model.enable_gradient_checkpointing()` bounds what its gradient takes.
         clip_tokenizer (`PreTrainedTokenizerBase`): CLIP's own; its `model_max_length` is its text context.
-        super_res_text_encoder ([`GLIDETextEncoder`], *optional*): Of the upsampler, which has its own.
-        super_res_unet ([`GLIDEUNet2DConditionModel`], *optional*): The upsampler, with 6 input channels, or 10 for
-            inpainting.
-        super_res_scheduler (`SchedulerMixin`, *optional*): Of the upsampler.
-        prompt_domain, low_res_consistency, default_guidance_scale: See [`GLIDEPipeline`].
     """
 
     clip_model: NoisedCLIPModel
@@ -160,12 +153,9 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
         Raises:
             ValueError: if there is neither a caption nor a vector.
         """
-        if clip_prompt_embeds is None:
-            if clip_prompt is None:
-                raise ValueError("Pass `clip_prompt` or `clip_prompt_embeds`: there is nothing to encode.")
-            clip_prompt_embeds = encode_clip_prompt(self.clip_model, self.clip_tokenizer, clip_prompt)
-        embeds = F.normalize(clip_prompt_embeds.to(device or self._execution_device, torch.float32), dim=-1)
-        return embeds.repeat_interleave(num_images_per_prompt, dim=0)
+        guidance = _Guidance(self.clip_model, self.clip_tokenizer, clip_prompt, prompt_embeds=clip_prompt_embeds)
+        guidance.num_images_per_prompt = num_images_per_prompt
+        return guidance.text_features().to(device or self._execution_device)
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)

@@ -11,7 +11,7 @@ from diffusers.guiders import BaseGuidance
 from diffusers.utils import replace_example_docstring
 
 from ..sampling import CondFn
-from .input_checks import check_latents, check_multiple
+from .call import Call
 from .pipeline_output import GLIDEPipelineOutput
 from .two_stage import TwoStagePipeline
 
@@ -45,35 +45,11 @@ class GLIDEPipeline(TwoStagePipeline):
         prompt_domain (`str`, *optional*): The world that the checkpoint knows, such as `"shapes"`: prompts outside it
             get a warning.
         low_res_consistency (`bool`, defaults to `False`): At each step of the upsampler, correct the estimate of the
-            clean image so that, reduced, it is the small one (DDNM, arXiv 2212.00490).
+            clean image so that, reduced, it is the small one (DDNM, arXiv 2212.00490). An upsampler that was trained
+            only briefly keeps its colours with it; OpenAI's need no correction, and would no longer equal the original.
         default_guidance_scale (`float`, *optional*): The classifier-free guidance that the checkpoint recommends, for
-            calls that name none.
+            calls that name none; without it they use that of OpenAI's notebooks.
     """
-
-    def check_inputs(
-        self,
-        num_images: int,
-        height: int,
-        width: int,
-        latents: torch.Tensor | None = None,
-        super_res_latents: torch.Tensor | None = None,
-    ) -> None:
-        """Check the size of the image and the given noise.
-
-        Args:
-            num_images (`int`): Images in all.
-            height, width (`int`): Size of the returned image in pixels.
-            latents, super_res_latents (`torch.Tensor`, *optional*): Given noise of each stage.
-
-        Raises:
-            ValueError, TypeError: naming the argument, what was given and what is allowed.
-        """
-        for name, size in (("height", height), ("width", width)):
-            check_multiple(name, size, self.size_multiple)
-        if latents is not None:
-            check_latents("latents", latents, (num_images, 3, *self._base_size((height, width))))
-        if super_res_latents is not None:
-            check_latents("super_res_latents", super_res_latents, (num_images, 3, height, width))
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -156,11 +132,10 @@ class GLIDEPipeline(TwoStagePipeline):
             ValueError, TypeError: before any network runs, naming the argument, what was given and what is allowed.
         """
         # 1. Check everything before any network runs.
-        self._check_channels()
-        with self._running_call(
+        arguments = Call(
             prompt=prompt,
             num_images_per_prompt=num_images_per_prompt,
-            guidance_scale=self.default_guidance_scale if guidance_scale is None else guidance_scale,
+            guidance_scale=guidance_scale,
             negative_prompt=negative_prompt,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
@@ -180,7 +155,8 @@ class GLIDEPipeline(TwoStagePipeline):
             return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        ) as call:
+        )
+        with self._running_call(arguments) as call:
             default_height, default_width = self.default_size
             height = default_height if height is None else height
             width = default_width if width is None else width
@@ -198,6 +174,5 @@ class GLIDEPipeline(TwoStagePipeline):
             image = self._sample_base(call, latents)
 
             # 4. Enlarge it.
-            if "super_res" in call.runs:
-                image = self._enlarge(call, image, (height, width), super_res_latents)
+            image = self._enlarge(call, image, (height, width), super_res_latents)
             return self._finish(call, image)

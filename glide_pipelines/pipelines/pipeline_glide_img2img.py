@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..images import load_images, one_per_sample, to_tensor
 from ..sampling import CondFn
-from .input_checks import check_latents, check_number
+from .call import Call
 from .pipeline_output import GLIDEPipelineOutput
 from .two_stage import TwoStagePipeline
 from .working_area import shaped
@@ -106,12 +106,10 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
             ValueError, TypeError: before any network runs, naming the argument, what was given and what is allowed.
         """
         # 1. Check everything before any network runs.
-        self._check_channels()
-        check_number("strength", strength, 0, 1)
-        with self._running_call(
+        arguments = Call(
             prompt=prompt,
             num_images_per_prompt=num_images_per_prompt,
-            guidance_scale=self.default_guidance_scale if guidance_scale is None else guidance_scale,
+            guidance_scale=guidance_scale,
             negative_prompt=negative_prompt,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
@@ -132,7 +130,8 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
             return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        ) as call:
+        )
+        with self._running_call(arguments) as call:
             if image is None:
                 raise ValueError("Pass `image`: there is no sketch to start from.")
             working = self._working_size(working_size)
@@ -142,10 +141,7 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
                 working = shaped(size, self.default_size, self.size_multiple)  # a CLIP reads one size only
             area = self._working_area((0, 0, size[1], size[0]), working)
             base_size = self._base_size(area.padded_size)
-            if latents is not None:
-                check_latents("latents", latents, (call.num_images, 3, *base_size))
-            if super_res_latents is not None:
-                check_latents("super_res_latents", super_res_latents, (call.num_images, 3, *area.padded_size))
+            self.check_inputs(call.num_images, *area.padded_size, latents, super_res_latents)
             self._bind_cond_fns(call, base_size)
 
             # 2. Encode the prompts.
@@ -159,6 +155,5 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
             image = self._sample_base(call, latents)
 
             # 4. Enlarge it, as in text to image.
-            if "super_res" in call.runs:
-                image = self._enlarge(call, image, area.padded_size, super_res_latents)
+            image = self._enlarge(call, image, area.padded_size, super_res_latents)
             return self._finish(call, map(area.resize_back, image))

@@ -27,7 +27,7 @@ from ..images import (
 from ..sampling import CondFn, KnownPixels, keep_known
 from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from .call import Call
-from .input_checks import check_latents, check_positive_int
+from .input_checks import check_positive_int
 from .pipeline_output import GLIDEPipelineOutput
 from .two_stage import TwoStagePipeline
 from .working_area import Box, Size, WorkingArea, box_around, hole_box, hole_groups, holes_of, scene_box, without_holes
@@ -66,14 +66,9 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
     Where the two UNets are of different kinds, each runs in its own mode.
 
     Args:
-        tokenizer (`GPT2Tokenizer`): GLIDE's byte-level BPE; its `model_max_length` is the text context.
-        text_encoder ([`GLIDETextEncoder`]): Of the base model.
-        unet ([`GLIDEUNet2DConditionModel`]): The base model, with 7 input channels (or 3).
-        scheduler (`SchedulerMixin`): [`GLIDEDDPMScheduler`] as released; any noise-predicting diffusers scheduler.
-        super_res_text_encoder ([`GLIDETextEncoder`], *optional*): Of the upsampler, which has its own.
-        super_res_unet ([`GLIDEUNet2DConditionModel`], *optional*): The upsampler, with 10 input channels (or 6).
+        tokenizer, text_encoder, unet, scheduler, super_res_text_encoder, super_res_unet, prompt_domain,
+        low_res_consistency, default_guidance_scale: As in [`GLIDEPipeline`].
         super_res_scheduler (`SchedulerMixin`, *optional*): [`GLIDEDDPMScheduler`] as released for inpainting.
-        prompt_domain (`str`, *optional*): See [`GLIDEPipeline`].
     """
 
     _released_guidance_scale = 5.0
@@ -168,12 +163,11 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
             ValueError, TypeError: before any network runs, naming the argument, what was given and what is allowed.
         """
         # 1. Check everything before any network runs.
-        self._check_channels()
         self._check_resampling(num_resample)
-        with self._running_call(
+        arguments = Call(
             prompt=prompt,
             num_images_per_prompt=num_images_per_prompt,
-            guidance_scale=self.default_guidance_scale if guidance_scale is None else guidance_scale,
+            guidance_scale=guidance_scale,
             negative_prompt=negative_prompt,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
@@ -194,7 +188,8 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             num_resample=num_resample,
-        ) as call:
+        )
+        with self._running_call(arguments) as call:
             if image is None or mask_image is None:
                 raise ValueError(f"Pass `{'image' if image is None else 'mask_image'}`: there is nothing to inpaint.")
             working = self._working_size(working_size)
@@ -210,10 +205,7 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
             parts = self._parts(masks, working, padding_mask_crop, height, width)
             padded_size = parts[0][0].area.padded_size
             base_size = self._base_size(padded_size)
-            if latents is not None:
-                check_latents("latents", latents, (call.num_images, 3, *base_size))
-            if super_res_latents is not None:
-                check_latents("super_res_latents", super_res_latents, (call.num_images, 3, *padded_size))
+            self.check_inputs(call.num_images, *padded_size, latents, super_res_latents)
             self._bind_cond_fns(call, base_size)
             num_parts = max(map(len, parts))
             call.state.num_timesteps *= num_parts
@@ -233,7 +225,7 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
                 shown = [area.extract(image) for area, image in zip(areas, images, strict=True)]
                 # What stands in the holes of later parts is to go, and is not shown.
                 holes = [area.extract_mask(mask) for area, mask in zip(areas, masks, strict=True)]
-                repainted = self._repaint(call, shown, holes, padded_size, latents, super_res_latents, num_resample)
+                repainted = self._repaint(call, shown, holes, padded_size, latents, super_res_latents)
                 pasted = (_put_in(*each, number) for each in zip(repainted, images, masks, parts, strict=True))
                 if number == num_parts - 1 or call.state.interrupt:
                     break
@@ -253,7 +245,6 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
         size: Size,
         latents: torch.Tensor | None,
         super_res_latents: torch.Tensor | None,
-        num_resample: int,
     ) -> torch.Tensor:
         """Images `[B, 3, *size]` in [-1, 1], repainted where the masks are white."""
         base_size = self._base_size(size)
@@ -264,7 +255,7 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
         def task(unet: Any, image: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
             """What tells a stage of the known pixels, in its own mode."""
             if not unet.is_inpainter:
-                return {"known_pixels": KnownPixels(image, mask, call.generator, num_resample)}
+                return {"known_pixels": KnownPixels(image, mask, call.generator, call.num_resample)}
             return {"conditions": {"image": image, "mask": mask}, "constraint": keep_known(image, mask)}
 
         device = self._execution_device

@@ -20,11 +20,11 @@ from ..images import common_size, load_images, one_per_sample, pad_to, to_tensor
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
 from ..sampling import CondFn, TiledUNet
 from ..sampling import scale_factor as scale_factor_of
-from ..single_file import GLIDESingleFileMixin
+from .call import Call
 from .input_checks import check_latents, check_multiple
-from .lora import GLIDELoraLoaderMixin
 from .pipeline_output import GLIDEPipelineOutput
 from .pipeline_utils import GLIDEPipelineBase
+from .working_area import padded
 
 
 # Options of `from_pretrained` that say which files to read, and where to get them.
@@ -43,7 +43,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class GLIDESuperResolutionPipeline(GLIDESingleFileMixin, GLIDELoraLoaderMixin, GLIDEPipelineBase):
+class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
     """GLIDE's upsampler on its own: a pipeline of one stage.
 
     Args:
@@ -151,11 +151,6 @@ class GLIDESuperResolutionPipeline(GLIDESingleFileMixin, GLIDELoraLoaderMixin, G
         return super().from_pipe(pipeline, dtype, torch_dtype, **kwargs)
 
     @property
-    def default_guidance_scale(self) -> float:
-        """1: the upsampler runs without guidance."""
-        return 1.0
-
-    @property
     def scale_factor(self) -> int:
         """How many times larger than the given image the returned one is."""
         return self.config.scale_factor
@@ -225,9 +220,8 @@ class GLIDESuperResolutionPipeline(GLIDESingleFileMixin, GLIDELoraLoaderMixin, G
         # 1. Check everything before any network runs.
         if self.super_res_unet is None or self.super_res_scheduler is None:
             raise ValueError("`super_res_unet` and `super_res_scheduler` are needed to enlarge, and there are none.")
-        self._check_channels()
         latents = _either("latents", latents, super_res_latents)
-        with self._running_call(
+        arguments = Call(
             prompt=prompt,
             num_images_per_prompt=num_images_per_prompt,
             super_res_prompt_embeds=_either("prompt_embeds", prompt_embeds, super_res_prompt_embeds),
@@ -245,13 +239,14 @@ class GLIDESuperResolutionPipeline(GLIDESingleFileMixin, GLIDELoraLoaderMixin, G
             return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        ) as call:
+        )
+        with self._running_call(arguments) as call:
             if image is None:
                 raise ValueError("Pass `image`: there is nothing to enlarge.")
             images = one_per_sample("image", load_images("image", image), call.batch_size, num_images_per_prompt)
             small_height, small_width = common_size("image", images, "enlarge one size at a time")
             height, width = small_height * self.scale_factor, small_width * self.scale_factor
-            padded_size = self._padded((height, width))
+            padded_size = padded((height, width), self.size_multiple)
             unet = self._tiled(max(padded_size), tile_size, tile_overlap)
             if latents is not None:
                 name = "latents" if super_res_latents is None else "super_res_latents"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -13,16 +13,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.guiders import BaseGuidance
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging, scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
+from ..arguments import check_number
 from ..images import common_size, round_pixels
 from ..sampling import (
-    CondFn,
     Constraint,
     CUDAGraphs,
     Denoiser,
@@ -33,10 +32,11 @@ from ..sampling import (
     Step,
     classifier_free_guidance,
     denoise,
+    height_and_width,
     keep_low_res,
     num_steps,
 )
-from ..sampling import scale_factor as scale_factor_of
+from ..single_file import GLIDESingleFileMixin
 from .call import Call, CallState, call_states
 from .input_checks import (
     check_callable,
@@ -47,11 +47,11 @@ from .input_checks import (
     check_generator,
     check_guider,
     check_multiple,
-    check_number,
     check_output_type,
     check_positive_int,
     rehearse_guider,
 )
+from .lora import GLIDELoraLoaderMixin
 from .pipeline_output import GLIDEPipelineOutput
 from .prompted import PromptedPipeline
 from .working_area import Box, Size, WorkingArea, padded
@@ -60,17 +60,14 @@ from .working_area import Box, Size, WorkingArea, padded
 logger = logging.get_logger(__name__)
 
 # The released notebooks' spacings (GLIDE, section 4, samples the base model with 150 steps; the notebooks with 100).
-enlargement = scale_factor_of
-DEFAULT_TIMESTEPS = "100"
-DEFAULT_SUPER_RES_TIMESTEPS = "fast27"
-_DEFAULT_TIMESTEPS = {"base": DEFAULT_TIMESTEPS, "super_res": DEFAULT_SUPER_RES_TIMESTEPS}
+DEFAULT_TIMESTEPS = {"base": "100", "super_res": "fast27"}
 
 
 def default_steps(stage: Stage) -> int | str:
     """What a stage is sampled with where nobody says: the number of steps of a few-step student, else a respacing."""
     config: Any = {} if stage.scheduler is None else stage.scheduler.config
     trained = config.get("trained_timesteps")
-    return _DEFAULT_TIMESTEPS[stage.name] if trained is None else len(trained)
+    return DEFAULT_TIMESTEPS[stage.name] if trained is None else len(trained)
 
 
 _LESS_MEMORY = (
@@ -79,7 +76,7 @@ _LESS_MEMORY = (
 )
 
 
-class GLIDEPipelineBase(PromptedPipeline):
+class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipeline):
     """What the pipelines have in common, for one stage or two.
 
     What belongs to a call travels with it ([`Call`]), so that threads may share a pipeline; the properties that a
@@ -159,7 +156,13 @@ class GLIDEPipelineBase(PromptedPipeline):
     @property
     def default_size(self) -> tuple[int, int]:
         """Height and width of the images that the last stage was trained on, in pixels."""
-        return list(self.stages.values())[-1].sample_size
+        unet = getattr(self, "super_res_unet", None) or self.unet
+        return height_and_width(unet.config.sample_size)
+
+    @property
+    def default_guidance_scale(self) -> float:
+        """Classifier-free guidance of a call that names none; 1 is off."""
+        return 1.0
 
     # -- speed --------------------------------------------------------------------------------------------------------
 
@@ -197,107 +200,59 @@ class GLIDEPipelineBase(PromptedPipeline):
     # -- one call -----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _running_call(
-        self,
-        *,
-        prompt: str | list[str] | None,
-        num_images_per_prompt: int,
-        guidance_scale: float = 1.0,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        super_res_prompt_embeds: torch.Tensor | None,
-        num_inference_steps: int | None = None,
-        timesteps: str | list[int] | None = None,
-        super_res_num_inference_steps: int | None,
-        super_res_timesteps: str | list[int] | None,
-        strength: float = 1.0,
-        num_resample: int = 1,
-        eta: float = 0.0,
-        upsample_temperature: float,
-        generator: torch.Generator | list[torch.Generator] | None,
-        guider: BaseGuidance | None = None,
-        cond_fn: CondFn | list[CondFn] | None = None,
-        cross_attention_kwargs: dict[str, Any] | None = None,
-        max_batch_size: int | None,
-        output_type: str,
-        return_dict: bool,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None,
-        callback_on_step_end_tensor_inputs: list[str],
-    ) -> Iterator[Call]:
+    def _running_call(self, call: Call) -> Iterator[Call]:
         """Check the arguments that pipelines share, plan the schedulers' runs, and make the call the running one."""
-        check_callback(callback_on_step_end)
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        check_positive_int("num_images_per_prompt", num_images_per_prompt)
-        check_number("guidance_scale", guidance_scale)
-        check_number("eta", eta, 0, 1)
-        check_number("upsample_temperature", upsample_temperature, 0)
-        check_output_type(output_type)
-        if not isinstance(return_dict, bool):
-            raise TypeError(f"`return_dict` must be True or False, got {return_dict!r}.")
-        check_guider(guider)
-        if max_batch_size is not None:
-            check_positive_int("max_batch_size", max_batch_size)
-        cond_fns = cond_fn if isinstance(cond_fn, list) else [] if cond_fn is None else [cond_fn]
+        self._check_channels()
+        check_callback(call.callback_on_step_end)
+        if isinstance(call.callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            call.callback_on_step_end_tensor_inputs = call.callback_on_step_end.tensor_inputs
+        check_callback_inputs(call.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        check_positive_int("num_images_per_prompt", call.num_images_per_prompt)
+        if call.guidance_scale is None:
+            call.guidance_scale = self.default_guidance_scale
+        check_number("guidance_scale", call.guidance_scale)
+        check_number("eta", call.eta, 0, 1)
+        check_number("strength", call.strength, 0, 1)
+        check_number("upsample_temperature", call.upsample_temperature, 0)
+        check_output_type(call.output_type)
+        if not isinstance(call.return_dict, bool):
+            raise TypeError(f"`return_dict` must be True or False, got {call.return_dict!r}.")
+        check_guider(call.guider)
+        if call.max_batch_size is not None:
+            check_positive_int("max_batch_size", call.max_batch_size)
+        cond_fns = call.cond_fn if isinstance(call.cond_fn, list) else [] if call.cond_fn is None else [call.cond_fn]
         for each in cond_fns:
             check_callable("cond_fn", each)
-        stages = self.stages
-        check_cross_attention_kwargs(cross_attention_kwargs, next(iter(stages.values())).unet)
-        prompts: dict[str, Any] = {
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "prompt_embeds": prompt_embeds,
-            "negative_prompt_embeds": negative_prompt_embeds,
-            "super_res_prompt_embeds": super_res_prompt_embeds,
-        }
-        is_guided = "base" in stages and (guidance_scale != 1 or guider is not None)
-        batch_size = self._check_prompts(stages, **prompts, is_guided=is_guided)
-        check_generator(generator, batch_size * num_images_per_prompt)
+        call.stages = self.stages
+        first = next(iter(call.stages.values()))
+        check_cross_attention_kwargs(call.cross_attention_kwargs, first.unet)
+        call.batch_size = self._check_prompts(call)
+        check_generator(call.generator, call.num_images)
 
         steps = {
-            "base": (num_inference_steps, timesteps),
-            "super_res": (super_res_num_inference_steps, super_res_timesteps),
+            "base": (call.num_inference_steps, call.timesteps),
+            "super_res": (call.super_res_num_inference_steps, call.super_res_timesteps),
         }
-        state = CallState(guidance_scale=float(guidance_scale), cond_fns=cond_fns)
-        runs = {}
-        for name, stage in stages.items():
+        call.state = CallState(guidance_scale=float(call.guidance_scale), cond_fns=cond_fns)
+        call.runs = {}
+        for name, stage in call.stages.items():
             if stage.scheduler is None:
                 raise ValueError(f"`{stage.prefix}unet` needs `{stage.prefix}scheduler`, and there is none.")
-            is_first = name == next(iter(stages))
-            runs[name] = SchedulerRun(
+            call.runs[name] = SchedulerRun(
                 stage.scheduler,
                 *steps[name],
                 default=default_steps(stage),
-                generator=generator,
-                eta=eta if is_first else 0.0,
-                strength=strength if is_first else 1.0,
+                generator=call.generator,
+                eta=call.eta if stage is first else 0.0,
+                strength=call.strength if stage is first else 1.0,
                 device=self._execution_device,
                 prefix=stage.prefix,
             )
             # Only a stage in implicit mode takes its steps several times.
-            resamples = num_resample > 1 and not stage.unet.is_inpainter
-            state.num_timesteps += num_steps(runs[name], num_resample if resamples else 1)
-        rehearse_guider(guider, next(iter(runs.values())))
-        call = Call(
-            state=state,
-            stages=stages,
-            batch_size=batch_size,
-            num_images_per_prompt=num_images_per_prompt,
-            runs=runs,
-            prompts=prompts,
-            generator=generator,
-            upsample_temperature=upsample_temperature,
-            guider=guider,
-            cross_attention_kwargs=cross_attention_kwargs,
-            max_batch_size=max_batch_size,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback=callback_on_step_end,
-            callback_inputs=callback_on_step_end_tensor_inputs,
-        )
-        with call_states.running(self, state):
+            resamples = call.num_resample > 1 and not stage.unet.is_inpainter
+            call.state.num_timesteps += num_steps(call.runs[name], call.num_resample if resamples else 1)
+        rehearse_guider(call.guider, call.runs[first.name])
+        with call_states.running(self, call.state):
             try:
                 yield call
             except RuntimeError as error:
@@ -321,7 +276,7 @@ class GLIDEPipelineBase(PromptedPipeline):
         run = next(iter(call.runs.values()))
         call.state.cond_fns = [
             cond_fn.bind(
-                call.prompts["prompt"],
+                call.prompt,
                 call.batch_size,
                 call.num_images_per_prompt,
                 size,
@@ -336,7 +291,6 @@ class GLIDEPipelineBase(PromptedPipeline):
 
     def _encode_call(self, call: Call) -> None:
         """Encode a call's prompts, once for all steps."""
-        is_guided = call.state.guidance_scale != 1 or call.guider is not None
         # The UNet scales its own LoRA layers at every pass.
         scale = (call.cross_attention_kwargs or {}).get("scale")
         text_encoder = next(iter(call.stages.values())).text_encoder
@@ -344,9 +298,13 @@ class GLIDEPipelineBase(PromptedPipeline):
             scale_lora_layers(text_encoder, scale)
         try:
             call.prompt_embeds, call.negative_prompt_embeds, call.super_res_prompt_embeds = self.encode_prompt(
-                **call.prompts,
-                num_images_per_prompt=call.num_images_per_prompt,
-                do_classifier_free_guidance=is_guided,
+                call.prompt,
+                call.num_images_per_prompt,
+                call.is_guided,
+                call.negative_prompt,
+                prompt_embeds=call.prompt_embeds,
+                negative_prompt_embeds=call.negative_prompt_embeds,
+                super_res_prompt_embeds=call.super_res_prompt_embeds,
             )
         finally:
             if scale is not None and text_encoder is not None:
@@ -406,8 +364,11 @@ class GLIDEPipelineBase(PromptedPipeline):
     ) -> torch.Tensor:
         """The upsampler's stage: images in [-1, 1] of shape `[B, 3, h, w]` to `size`, without guidance.
 
-        Where a callback has interrupted the base stage, its image as it is, enlarged bilinearly.
+        Without an upsampler the images as they are; where a callback has interrupted the base stage, enlarged
+        bilinearly.
         """
+        if "super_res" not in call.runs:
+            return low_res
         if call.state.interrupt:
             return F.interpolate(low_res.clamp(-1, 1), size, mode="bilinear", align_corners=False)
         # Training images came from 8-bit files: round the small image as they were.
@@ -472,15 +433,15 @@ class GLIDEPipelineBase(PromptedPipeline):
 
     def _end_step(self, call: Call, denoiser: Denoiser, step: Step) -> None:
         """Let the callback see a step, and take over what it changes."""
-        if call.callback is not None:
+        if call.callback_on_step_end is not None:
             tensors = {
                 "latents": step.sample,
                 "prompt_embeds": denoiser.prompt_embeds,
                 "negative_prompt_embeds": denoiser.negative_prompt_embeds,
                 "pred_original_sample": step.x_start,
             }
-            asked = {name: tensors[name] for name in call.callback_inputs}
-            returned = call.callback(self, call.steps_taken, step.timestep, asked)
+            asked = {name: tensors[name] for name in call.callback_on_step_end_tensor_inputs}
+            returned = call.callback_on_step_end(self, call.steps_taken, step.timestep, asked)
             changed = check_callback_outputs(returned, tensors)
             step.sample = changed.get("latents", step.sample)
             denoiser.prompt_embeds = changed.get("prompt_embeds", denoiser.prompt_embeds)
@@ -525,12 +486,9 @@ class GLIDEPipelineBase(PromptedPipeline):
         if working_size is not None:
             return WorkingArea.fitted(box, working_size, self.size_multiple)
         size = (box[3] - box[1], box[2] - box[0]) if size is None else size
-        padded_size = self._padded(size)
+        padded_size = padded(size, self.size_multiple)
         self._warn_of_size(*padded_size)
         return WorkingArea(box, size, padded_size)
-
-    def _padded(self, size: Size) -> Size:
-        return padded(size, self.size_multiple)
 
     def _warn_of_size(self, height: int, width: int) -> None:
         """Sizes far from the model's own are allowed, with a warning."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 from typing import Any
 
 import torch
@@ -11,14 +11,19 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
 from transformers import BatchEncoding, GPT2Tokenizer
 
+from ..arguments import check_tensor
 from ..models import GLIDETextEncoder, tokenize_prompts
 from ..sampling import STAGE_PREFIXES, Stage
-from ..tensors import check_tensor
+from .call import Call
 from .component_checks import check_components, check_index
 from .input_checks import check_embeds, check_prompt
 
 
 logger = logging.get_logger(__name__)
+
+# For each world that a checkpoint may name as its `prompt_domain`, the function that tells what to say of a prompt
+# outside it: `"module:name"`, imported when it is asked. A name in a file must not decide what is imported.
+PROMPT_DOMAINS: dict[str, str] = {}
 
 
 class PromptedPipeline(DiffusionPipeline):
@@ -88,31 +93,32 @@ class PromptedPipeline(DiffusionPipeline):
             ValueError: if there is no prompt in either form, or guidance needs the negative one, and there is nothing
                 to encode it with.
         """
-        encoders = {name: Stage.text_encoder_of(self, name) for name in STAGE_PREFIXES}
+        # A pipeline may hold text encoders without their UNets, to encode prompts only.
+        encoders = {name: getattr(self, Stage.component_names(name)[0], None) for name in STAGE_PREFIXES}
         has_base = encoders["base"] is not None or getattr(self, "unet", None) is not None
         if prompt is None and (prompt_embeds if has_base else super_res_prompt_embeds) is None:
             raise ValueError("Pass `prompt` or `prompt_embeds`: there is nothing to encode.")
         device = device or self._execution_device
+        tokens = None
         if prompt is not None:
             self._warn_outside_domain(prompt)
+            tokens = self.tokenize(prompt).to(device)
 
-        def encode(name: str, texts: str | list[str] | None) -> torch.Tensor | None:
+        def encode(name: str, tokens: BatchEncoding | None) -> torch.Tensor | None:
             text_encoder = encoders[name]
-            if texts is None or text_encoder is None:
-                return None
-            return text_encoder(**self.tokenize(texts).to(device)).last_hidden_state
+            return None if tokens is None or text_encoder is None else text_encoder(**tokens).last_hidden_state
 
         if prompt_embeds is None:
-            prompt_embeds = encode("base", prompt)
+            prompt_embeds = encode("base", tokens)
         if not do_classifier_free_guidance or prompt_embeds is None:
             negative_prompt_embeds = None
         elif negative_prompt_embeds is None:
             self._check_can_encode_negative_prompt(encoders["base"])
             # One prompt for the whole batch is encoded once.
-            encoded = encode("base", negative_prompt or "")
+            encoded = encode("base", self.tokenize(negative_prompt or "").to(device))
             negative_prompt_embeds = None if encoded is None else encoded.expand(prompt_embeds.shape[0], -1, -1)
         if super_res_prompt_embeds is None:
-            super_res_prompt_embeds = encode("super_res", prompt)
+            super_res_prompt_embeds = encode("super_res", tokens)
 
         def repeat(embeds: torch.Tensor | None) -> torch.Tensor | None:
             return None if embeds is None else embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
@@ -122,32 +128,23 @@ class PromptedPipeline(DiffusionPipeline):
     def _warn_outside_domain(self, prompt: str | list[str]) -> None:
         """A model of a small world that ships with the package says so when it is asked for something else."""
         domain = self.config.get("prompt_domain")
-        # A LoRA may have taught it other words.
-        if domain is None or any(hasattr(model, "peft_config") for model in self.components.values()):
+        if domain not in list(PROMPT_DOMAINS):  # none, or one of somebody else's package
             return
-        try:
-            world = importlib.import_module(f"glide_pipelines.{domain}")
-        except ImportError:  # the world of somebody else's package
+        if any(hasattr(model, "peft_config") for model in self.components.values()):  # a LoRA may know other words
             return
+        prompt_warning = pkgutil.resolve_name(PROMPT_DOMAINS[domain])
         for text in [prompt] if isinstance(prompt, str) else prompt:
-            warning = world.prompt_warning(text)
+            warning = prompt_warning(text)
             if warning is not None:
                 logger.warning(warning)
 
-    def _check_prompts(
-        self,
-        stages: dict[str, Stage],
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None,
-        prompt_embeds: torch.Tensor | None,
-        negative_prompt_embeds: torch.Tensor | None,
-        super_res_prompt_embeds: torch.Tensor | None,
-        is_guided: bool,
-    ) -> int:
-        """Check everything about prompts and their embeddings, and return the batch size."""
+    def _check_prompts(self, call: Call) -> int:
+        """Check everything about a call's prompts and their embeddings, and return the batch size."""
+        prompt, negative_prompt, prompt_embeds = call.prompt, call.negative_prompt, call.prompt_embeds
+        negative_prompt_embeds, super_res_prompt_embeds = call.negative_prompt_embeds, call.super_res_prompt_embeds
         given = {"base": prompt_embeds, "super_res": super_res_prompt_embeds}
         # The first stage decides the batch.
-        first = next(iter(stages.values()))
+        first = next(iter(call.stages.values()))
         embeds, embeds_name = given[first.name], f"{first.prefix}prompt_embeds"
         if prompt is None and embeds is None:
             raise ValueError(f"Pass `prompt` or `{embeds_name}`: there is nothing to generate.")
@@ -173,9 +170,9 @@ class PromptedPipeline(DiffusionPipeline):
                 )
         if negative_prompt_embeds is not None:
             check_embeds("negative_prompt_embeds", negative_prompt_embeds, first, batch_size)
-        elif is_guided:
+        elif call.is_guided:
             self._check_can_encode_negative_prompt(first.text_encoder)
-        if is_guided:
+        if call.is_guided:
             context = None if self.tokenizer is None else self.tokenizer.model_max_length
             own, negative = (
                 context if each is None else each.shape[1] for each in (prompt_embeds, negative_prompt_embeds)
@@ -185,7 +182,7 @@ class PromptedPipeline(DiffusionPipeline):
                     "`prompt_embeds` and `negative_prompt_embeds` must have the same number of tokens, and an encoded "
                     f"prompt has {context}: got {own} and {negative}."
                 )
-        super_res = stages.get("super_res")
+        super_res = call.stages.get("super_res")
         if super_res is None and super_res_prompt_embeds is not None:
             check_tensor("super_res_prompt_embeds", super_res_prompt_embeds, batch_size, "tokens", "width")
         if super_res is not None and super_res is not first:

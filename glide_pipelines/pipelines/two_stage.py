@@ -7,14 +7,14 @@ import math
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from transformers import GPT2Tokenizer
 
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
 from ..sampling import scale_factor
-from ..single_file import GLIDESingleFileMixin
-from .lora import GLIDELoraLoaderMixin
+from .input_checks import check_latents, check_multiple
 from .pipeline_utils import GLIDEPipelineBase
 
 
@@ -34,26 +34,8 @@ def upsampler_without_defaults(init: Init) -> Init:
     return init
 
 
-class TwoStagePipeline(GLIDESingleFileMixin, GLIDELoraLoaderMixin, GLIDEPipelineBase):
-    """A base stage and, optionally, an upsampler. Their components, all of which pipelines may share:
-
-    Args:
-        tokenizer (`GPT2Tokenizer`): GLIDE's byte-level BPE; its `model_max_length` is the text context.
-        text_encoder ([`GLIDETextEncoder`]): Of the base model.
-        unet ([`GLIDEUNet2DConditionModel`]): The base model.
-        scheduler (`SchedulerMixin`): Of the base model; any noise-predicting diffusers scheduler.
-        super_res_text_encoder ([`GLIDETextEncoder`], *optional*): Of the upsampler, which has its own.
-        super_res_unet ([`GLIDEUNet2DConditionModel`], *optional*): The upsampler. Without it the base image is
-            returned.
-        super_res_scheduler (`SchedulerMixin`, *optional*): Of the upsampler.
-        prompt_domain (`str`, *optional*): The world that the checkpoint knows, such as `"shapes"`: prompts outside it
-            get a warning.
-        low_res_consistency (`bool`, defaults to `False`): At each step of the upsampler, correct the estimate of the
-            clean image so that, reduced, it is the small one (DDNM, arXiv 2212.00490). An upsampler that was trained
-            only briefly keeps its colours with it; OpenAI's need no correction, and would no longer equal the original.
-        default_guidance_scale (`float`, *optional*): The classifier-free guidance that the checkpoint recommends, for
-            calls that name none; without it they use that of OpenAI's notebooks.
-    """
+class TwoStagePipeline(GLIDEPipelineBase):
+    """A base stage and, optionally, an upsampler, whose components pipelines may share: see [`GLIDEPipeline`]."""
 
     text_encoder: GLIDETextEncoder | None
     unet: GLIDEUNet2DConditionModel
@@ -120,4 +102,31 @@ class TwoStagePipeline(GLIDESingleFileMixin, GLIDELoraLoaderMixin, GLIDEPipeline
 
     def _base_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the base image that belongs to a generated image of a size."""
-        return size[0] // self.scale_factor, size[1] // self.scale_factor
+        scale = self.scale_factor
+        return size[0] // scale, size[1] // scale
+
+    def check_inputs(
+        self,
+        num_images: int,
+        height: int,
+        width: int,
+        latents: torch.Tensor | None = None,
+        super_res_latents: torch.Tensor | None = None,
+    ) -> None:
+        """Check the size of the image and the given noise.
+
+        Args:
+            num_images (`int`): Images in all.
+            height, width (`int`): Size of the returned image in pixels.
+            latents, super_res_latents (`torch.Tensor`, *optional*): Given noise of each stage.
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was given and what is allowed.
+        """
+        multiple = self.size_multiple
+        for name, size in (("height", height), ("width", width)):
+            check_multiple(name, size, multiple)
+        if latents is not None:
+            check_latents("latents", latents, (num_images, 3, *self._base_size((height, width))))
+        if super_res_latents is not None:
+            check_latents("super_res_latents", super_res_latents, (num_images, 3, height, width))

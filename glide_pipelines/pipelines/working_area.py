@@ -177,10 +177,6 @@ def hole_groups(holes: Sequence[Box], image_size: Size, working_size: Size) -> l
     """Holes that a model repaints together, the largest first.
 
     They share a part of the image, see [`scene_box`], that is no larger than the largest of them needs alone.
-
-    Args:
-        holes (`Sequence[tuple[int, int, int, int]]`): Boxes around what is repainted.
-        image_size, working_size (`tuple[int, int]`): Heights and widths of the image, and of what the model sees.
     """
     left = sorted(holes, key=lambda hole: _reduction(hole, working_size), reverse=True)
     groups = []

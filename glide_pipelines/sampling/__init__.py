@@ -7,7 +7,7 @@ from .graphs import CUDAGraphs, GraphedUNet
 from .known_pixels import KnownPixels, keep_known, keep_low_res
 from .loop import Step, denoise, num_steps
 from .run import SchedulerRun
-from .stage import STAGE_PREFIXES, Stage, scale_factor
+from .stage import STAGE_PREFIXES, Stage, height_and_width, scale_factor
 from .tiles import TiledUNet
 
 
@@ -31,6 +31,7 @@ __all__ = [
     "clip_gradient",
     "denoise",
     "encode_clip_prompt",
+    "height_and_width",
     "keep_known",
     "keep_low_res",
     "num_steps",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
+from ..arguments import check_number, check_tensor
 from ..models import NoisedCLIPModel, tokenize_prompts
 from ..models.tokenization import check_text
 
@@ -59,15 +59,13 @@ class CLIPGuidance:
         end: float = 1.0,
         prompt_embeds: torch.Tensor | None = None,
     ) -> None:
-        for name, value in (("scale", scale), ("start", start), ("end", end)):
-            _check_number(self._name(name), value)
-        for name, value in (("start", start), ("end", end)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{self._name(name)} must lie between 0 and 1, got {value}.")
+        check_number(self._name("scale"), scale)
+        check_number(self._name("start"), start, 0, 1)
+        check_number(self._name("end"), end, 0, 1)
         if start >= end:
-            raise ValueError(f"{self._name('start')} must be below {self._name('end')}, got {start} and {end}.")
+            raise ValueError(f"`{self._name('start')}` must be below `{self._name('end')}`, got {start} and {end}.")
         if prompt is not None and prompt_embeds is not None:
-            raise ValueError(f"Pass either {self._name('prompt')} or {self._name('prompt_embeds')}, not both.")
+            raise ValueError(f"Pass either `{self._name('prompt')}` or `{self._name('prompt_embeds')}`, not both.")
         if prompt is not None:
             self._check_prompt(prompt)
         if prompt_embeds is not None:
@@ -128,12 +126,12 @@ class CLIPGuidance:
             own = prompt if bound.prompt is None else bound.prompt
             if own is None:
                 raise ValueError(
-                    f"Pass `prompt`, {self._name('prompt')} or {self._name('prompt_embeds')}: there is nothing to "
+                    f"Pass `prompt`, `{self._name('prompt')}` or `{self._name('prompt_embeds')}`: there is nothing to "
                     "guide to."
                 )
             if self.clip_tokenizer is None:
                 raise ValueError(
-                    f"A prompt for CLIP needs `clip_tokenizer`; without it pass {self._name('prompt_embeds')}."
+                    f"A prompt for CLIP needs `clip_tokenizer`; without it pass `{self._name('prompt_embeds')}`."
                 )
             entries = [own] * batch_size if isinstance(own, str | dict) else list(own)
             self._check_batch("prompt", len(entries), batch_size)
@@ -162,45 +160,43 @@ class CLIPGuidance:
         embeds = self.prompt_embeds
         if embeds is None:
             if self.prompt is None or self.clip_tokenizer is None:
-                raise ValueError(f"Pass {self._name('prompt')} or {self._name('prompt_embeds')}.")
+                raise ValueError(f"Pass `{self._name('prompt')}` or `{self._name('prompt_embeds')}`.")
             embeds = encode_clip_prompt(self.clip_model, self.clip_tokenizer, self.prompt)
         embeds = F.normalize(embeds.to(self.clip_model.device, torch.float32), dim=-1)
         return embeds.repeat_interleave(self.num_images_per_prompt, dim=0)
 
     def _name(self, name: str) -> str:
-        return f"`{self._names.get(name, name)}`"
+        return self._names.get(name, name)
 
     def _check_batch(self, name: str, given: int, batch_size: int) -> None:
         if given != batch_size:
-            raise ValueError(f"{self._name(name)} must have a batch of {batch_size}, as the prompts have, got {given}.")
+            name = self._name(name)
+            raise ValueError(f"`{name}` must have a batch of {batch_size}, as the prompts have, got {given}.")
 
     def _check_prompt(self, prompt: Any) -> None:
         name = self._name("prompt")
         if isinstance(prompt, list) and not prompt:
-            raise ValueError(f"{name} must not be an empty list.")
+            raise ValueError(f"`{name}` must not be an empty list.")
         for entry in prompt if isinstance(prompt, list) else [prompt]:
             if isinstance(entry, str):
-                check_text(name.strip("`"), entry)
+                check_text(name, entry)
                 continue
             if not isinstance(entry, dict) or not all(isinstance(text, str) for text in entry):
                 raise TypeError(
-                    f"{name} must be a string, a dict of strings and their weights, or a list of these, "
+                    f"`{name}` must be a string, a dict of strings and their weights, or a list of these, "
                     f"got {entry!r} ({type(entry).__name__})."
                 )
             for text, weight in entry.items():
-                check_text(name.strip("`"), text)
-                _check_number(f"`{name.strip('`')}[{text!r}]`", weight)
+                check_text(name, text)
+                check_number(f"{name}[{text!r}]", weight)
             if math.isclose(sum(entry.values()), 0, abs_tol=1e-6):
-                raise ValueError(f"The weights in {name} must not sum to zero, got {entry}.")
+                raise ValueError(f"The weights in `{name}` must not sum to zero, got {entry}.")
 
     def _check_embeds(self, embeds: Any, width: int) -> None:
         name = self._name("prompt_embeds")
-        if not isinstance(embeds, torch.Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {embeds!r} ({type(embeds).__name__}).")
-        if embeds.ndim != 2 or embeds.shape[1] != width:
-            raise ValueError(f"{name} must have the shape [batch, {width}], got {list(embeds.shape)}.")
+        check_tensor(name, embeds, "batch", width)
         if not embeds.isfinite().all() or not embeds.any(dim=1).all():
-            raise ValueError(f"{name} must be finite and not zero: the direction of each vector is what counts.")
+            raise ValueError(f"`{name}` must be finite and not zero: the direction of each vector is what counts.")
 
 
 def clip_gradient(
@@ -261,10 +257,3 @@ def _check_tokenizer(clip_model: NoisedCLIPModel, clip_tokenizer: PreTrainedToke
     ):
         if given > allowed:
             raise ValueError(f"`clip_tokenizer` has {given} {what}; `clip_model` reads {allowed}.")
-
-
-def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__}).")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}.")

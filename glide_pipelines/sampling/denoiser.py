@@ -94,7 +94,7 @@ class Denoiser:
         Raises:
             ValueError: if a score gradient is none.
         """
-        state = {"step": index, "num_inference_steps": len(self.run), "timestep": self.run.timestep(index)}
+        state = {"step": index, "num_inference_steps": len(self.run), "timestep": self.run.timesteps[index]}
         noise_pred, model_variance = self._predict_noise(x_t, state)
         x_start = self.run.process.constrain_x_start(
             x_t, noise_pred, self.run.process_step(index), self.constraint, self.run.limit

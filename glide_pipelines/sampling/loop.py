@@ -59,6 +59,6 @@ def denoise(
             sample = run.step(index, prediction, sample, x_t)
             if repeat < num_resample - 1 and known_pixels is not None:
                 sample = run.undo_step(sample, known_pixels.noise(sample), index)
-            step = Step(index, run.timestep(index), sample, prediction.x_start)
+            step = Step(index, run.timesteps[index], sample, prediction.x_start)
             yield step
             sample = step.sample

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 import re
 from collections.abc import Sequence
 
@@ -48,7 +47,7 @@ class SchedulerRun:
 
     Attributes:
         scheduler: The copy.
-        timesteps (`torch.Tensor`): Of the run, one entry per evaluation of the model.
+        timesteps (`torch.Tensor`): Of the run, one entry per evaluation of the model, on the run's device.
         process ([`GaussianDiffusion`]): Noise levels at the scheduler's timesteps, ascending.
         limit: Keeps x_0 in its range, see [`x_start_limit`]; None if nothing does.
         init_noise_sigma: Standard deviation of the noise that sampling starts from.
@@ -86,8 +85,7 @@ class SchedulerRun:
             message = re.sub(r"\b(num_inference_steps|timesteps)(?=[`=])", rf"{prefix}\1", str(error))
             raise ValueError(message) from None
         self._first = self._skip(steps, strength)
-        self._timestep_values: list[float] = self.scheduler.timesteps.tolist()
-        if any(math.isnan(value) for value in self._timestep_values):
+        if self.scheduler.timesteps.isnan().any():
             raise ValueError(
                 f"`{prefix}num_inference_steps`: {type(scheduler).__name__} makes timesteps that are not numbers of "
                 f"{steps} steps on this noise schedule; choose more steps, or another scheduler."
@@ -120,16 +118,8 @@ class SchedulerRun:
         """Evaluations of the model in the run."""
         return len(self.timesteps)
 
-    def timestep(self, index: int) -> torch.Tensor:
-        """The timestep at an index into the run, of shape `[]`, on the run's device."""
-        return self.timesteps[index]
-
     def _own_timestep(self, index: int) -> torch.Tensor:
         return self.scheduler.timesteps[self._first + index]
-
-    def timestep_value(self, index: int) -> float:
-        """The timestep at an index into the run, as a number."""
-        return self._timestep_values[self._first + index]
 
     def process_step(self, index: int) -> int:
         """The step in the tables of `process` that belongs to an index into the run."""
@@ -167,13 +157,14 @@ class SchedulerRun:
         Returns:
             `torch.Tensor` of shape `[B, 3, H, W]`: the next sample.
         """
+        timestep = self._own_timestep(index)
         if isinstance(self.scheduler, GLIDEScheduler):
             # x_0 and not the noise: near the end of the cosine schedule going back and forth costs half of the
             # precision that the recorded numbers ask for.
             return self.scheduler.step_from_x_start(
                 prediction.x_start,
                 prediction.model_variance,
-                int(self.timestep_value(index)),
+                timestep,
                 sample,
                 cond_grad=prediction.score_grad,
                 **self._step_kwargs,
@@ -186,7 +177,6 @@ class SchedulerRun:
         model_output = noise_pred
         if self._takes_variance and prediction.model_variance is not None:
             model_output = torch.cat([noise_pred, prediction.model_variance], dim=1)
-        timestep = self._own_timestep(index)
         return self.scheduler.step(model_output, timestep, sample, **self._step_kwargs, return_dict=False)[0]
 
     @property
@@ -198,12 +188,7 @@ class SchedulerRun:
 
     # -- planning -----------------------------------------------------------------------------------------------------
 
-    def _set_timesteps(
-        self,
-        count: int | None,
-        timesteps: str | Sequence[int] | None,
-        default: str | int,
-    ) -> int:
+    def _set_timesteps(self, count: int | None, timesteps: str | Sequence[int] | None, default: str | int) -> int:
         """Returns how many steps were asked for: not every scheduler keeps the number of a list of timesteps."""
         total = self.scheduler.config.num_train_timesteps
         if timesteps is None and count is None:
@@ -213,6 +198,9 @@ class SchedulerRun:
                 timesteps = default
             else:
                 count = len(space_timesteps(default, total))
+        if isinstance(self.scheduler, GLIDEScheduler):  # checks both itself
+            self.scheduler.set_timesteps(count if timesteps is None else None, timesteps=timesteps)
+            return len(self.scheduler.timesteps)
         if timesteps is None:
             count = check_num_inference_steps(count, total)
             self.scheduler.set_timesteps(count)
@@ -222,9 +210,7 @@ class SchedulerRun:
                 f"`timesteps` are not taken by {type(self.scheduler).__name__}; choose a number of steps, or a "
                 "scheduler that takes them (GLIDE's, DDPM, DPM-Solver, Euler, Heun, LCM)."
             )
-        if isinstance(timesteps, str):
-            timesteps = space_timesteps(timesteps, total)
-        kept = check_timesteps(timesteps, total)
+        kept = space_timesteps(timesteps, total) if isinstance(timesteps, str) else check_timesteps(timesteps, total)
         self.scheduler.set_timesteps(timesteps=kept)
         return len(kept)
 
@@ -258,7 +244,7 @@ class SchedulerRun:
         Between training timesteps (Karras spacing) the noise level is interpolated, or known, where a scheduler rounds
         its timesteps and steps by its own noise levels.
         """
-        ascending = torch.tensor(self._timestep_values[::-1])
+        ascending = self.scheduler.timesteps.cpu().flip(0)
         if hasattr(self.scheduler, "sigmas") and not self.scheduler.timesteps.is_floating_point():
             sigmas = self.scheduler.sigmas[: len(ascending)].cpu().double().flip(0)
         else:

@@ -45,11 +45,6 @@ class Stage(nn.Module):
         text_encoder, unet, scheduler = (getattr(pipeline, part, None) for part in cls.component_names(name))
         return None if unet is None else cls(name, text_encoder, unet, scheduler)
 
-    @classmethod
-    def text_encoder_of(cls, pipeline: DiffusionPipeline, name: str) -> GLIDETextEncoder | None:
-        """The text encoder of a stage, which a pipeline may hold without the UNet, to encode prompts only."""
-        return getattr(pipeline, cls.component_names(name)[0], None)
-
     @staticmethod
     def component_names(name: str) -> tuple[str, str, str]:
         """What text encoder, UNet and scheduler of a stage are called in a pipeline."""
@@ -68,7 +63,7 @@ class Stage(nn.Module):
     @property
     def sample_size(self) -> tuple[int, int]:
         """Height and width of the images that the stage was trained on, in pixels."""
-        return _pair(self.unet.config.sample_size)
+        return height_and_width(self.unet.config.sample_size)
 
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The text encoder's output `[B, L, C]` for tokens `[B, L]` and their mask, which is 1 on text."""
@@ -105,14 +100,15 @@ def scale_factor(large: int | tuple[int, int], small: int | tuple[int, int]) -> 
     Raises:
         ValueError: if that is no whole number.
     """
-    large, small = _pair(large)[0], _pair(small)[0]
+    large, small = height_and_width(large)[0], height_and_width(small)[0]
     if large < small or large % small:
         raise ValueError(f"The upsampler's images must be a whole number of times the base's {small}, got {large}.")
     return large // small
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-    height, width = size
+def height_and_width(sample_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Of the images of a UNet, by the `sample_size` of its config."""
+    if isinstance(sample_size, int):
+        return sample_size, sample_size
+    height, width = sample_size
     return height, width

@@ -1,9 +1,8 @@
 """Noise schedules and steps: no networks."""
 
 from .gaussian_diffusion import GaussianDiffusion, make_betas
-from .limits import x_start_limit
 from .respacing import space_timesteps
-from .scheduling_glide import PREDICTION_TYPES, GLIDEScheduler, noise_of_prediction
+from .scheduling_glide import PREDICTION_TYPES, GLIDEScheduler, noise_of_prediction, x_start_limit
 from .scheduling_glide_ddim import GLIDEDDIMScheduler
 from .scheduling_glide_ddpm import GLIDEDDPMScheduler
 

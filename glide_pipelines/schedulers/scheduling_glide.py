@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
 
-from ..tensors import check_tensor
+from ..arguments import check_tensor
 from .gaussian_diffusion import GaussianDiffusion, make_betas
-from .limits import x_start_limit
 from .respacing import check_num_inference_steps, check_num_train_timesteps, check_timesteps, space_timesteps
 
 
@@ -87,10 +87,13 @@ class GLIDEScheduler(DDPMScheduler):
         skip_prk_steps: bool = True,
         trained_timesteps: Sequence[int] | None = None,
     ) -> None:
-        if not isinstance(prediction_type, str) or prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, got {prediction_type!r}.")
-        if not (variance_type is None or isinstance(variance_type, str)) or variance_type not in VARIANCE_TYPES:
-            raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, got {variance_type!r}.")
+        for name, choice, allowed in (
+            ("prediction_type", prediction_type, PREDICTION_TYPES),
+            ("variance_type", variance_type, VARIANCE_TYPES),
+            ("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS),
+        ):
+            if choice not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, got {choice!r}.")
         for name, flag in (("clip_sample", clip_sample), ("thresholding", thresholding)):
             if not isinstance(flag, bool):
                 raise TypeError(f"`{name}` must be True or False, got {flag!r}.")
@@ -100,22 +103,19 @@ class GLIDEScheduler(DDPMScheduler):
                 check_timesteps(trained_timesteps, num_train_timesteps)
             except ValueError as error:
                 raise ValueError(f"`trained_timesteps`: {error}") from error
-        numbers = {
-            "beta_start": beta_start,
-            "beta_end": beta_end,
-            "clip_sample_range": clip_sample_range,
-            "dynamic_thresholding_ratio": dynamic_thresholding_ratio,
-            "sample_max_value": sample_max_value,
-        }
-        for name, value in numbers.items():
+        for name, value in (
+            ("beta_start", beta_start),
+            ("beta_end", beta_end),
+            ("clip_sample_range", clip_sample_range),
+            ("dynamic_thresholding_ratio", dynamic_thresholding_ratio),
+            ("sample_max_value", sample_max_value),
+        ):
             if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value <= 0:
                 raise ValueError(f"`{name}` must be a finite number above 0, got {value!r}.")
         if isinstance(steps_offset, bool) or not isinstance(steps_offset, Integral):
             raise TypeError(f"`steps_offset` must be an integer, got {steps_offset!r}.")
         if dynamic_thresholding_ratio > 1:
             raise ValueError(f"`dynamic_thresholding_ratio` must be 1 or less, got {dynamic_thresholding_ratio}.")
-        if not isinstance(timestep_spacing, str) or timestep_spacing not in TIMESTEP_SPACINGS:
-            raise ValueError(f"`timestep_spacing` must be one of {TIMESTEP_SPACINGS}, got {timestep_spacing!r}.")
         # diffusers drops values that were left at their default when a config goes to another class, whose defaults
         # are others: record all of them as set.
         self.register_to_config(_use_default_values=[])
@@ -184,9 +184,9 @@ class GLIDEScheduler(DDPMScheduler):
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("Pass exactly one of `num_inference_steps` and `timesteps`.")
         total, trained = self.config.num_train_timesteps, self.config.trained_timesteps
-        if timesteps is not None:
-            if isinstance(timesteps, str):
-                timesteps = space_timesteps(timesteps, total)
+        if isinstance(timesteps, str):
+            kept = space_timesteps(timesteps, total)
+        elif timesteps is not None:
             kept = check_timesteps(timesteps, total)
         else:
             num_inference_steps = check_num_inference_steps(num_inference_steps, total)
@@ -242,16 +242,8 @@ class GLIDEScheduler(DDPMScheduler):
         sample: torch.Tensor,
         denoised_fn: Callable[[torch.Tensor], torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x_0, changed by `denoised_fn` and then clipped, and the variance channels."""
+        """x_0, changed by `denoised_fn` and then clipped, and the variance channels, in float32 or better."""
         step = self.step_index_of(timestep)
-        prediction, model_variance = self._split(model_output, sample)
-        x_t = sample.to(prediction.dtype)
-        noise_pred = noise_of_prediction(self.config.prediction_type, self.process, prediction, x_t, step)
-        return self.process.constrain_x_start(x_t, noise_pred, step, denoised_fn, x_start_limit(self)), model_variance
-
-    @staticmethod
-    def _split(model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Prediction and variance channels (None if the model has none) in float32 or better."""
         check_tensor("sample", sample, "batch", "channels", "height", "width")
         check_tensor("model_output", model_output, len(sample), "channels", *sample.shape[2:])
         channels = sample.shape[1]
@@ -260,11 +252,11 @@ class GLIDEScheduler(DDPMScheduler):
                 f"`model_output` must have {channels} or {2 * channels} channels and the size of `sample` "
                 f"{list(sample.shape)}, got {list(model_output.shape)}."
             )
-        model_output = model_output.to(at_least_float32(sample.dtype))
-        if model_output.shape[1] == channels:
-            return model_output, None
-        prediction, model_variance = model_output.chunk(2, dim=1)
-        return prediction, model_variance
+        x_t = sample.to(at_least_float32(sample.dtype))
+        prediction, *variance = model_output.to(x_t.dtype).split(channels, dim=1)
+        noise_pred = noise_of_prediction(self.config.prediction_type, self.process, prediction, x_t, step)
+        x_start = self.process.constrain_x_start(x_t, noise_pred, step, denoised_fn, x_start_limit(self))
+        return x_start, variance[0] if variance else None
 
 
 def noise_of_prediction(
@@ -276,6 +268,27 @@ def noise_of_prediction(
 ) -> torch.Tensor:
     """The noise eps that a model's prediction stands for, at a step of the process, or at one for each example."""
     return prediction if prediction_type == "epsilon" else process.noise_of_velocity(x_t, prediction, step)
+
+
+def x_start_limit(scheduler: SchedulerMixin) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The limit that a scheduler's config sets to x_0.
+
+    Args:
+        scheduler (`SchedulerMixin`): One of diffusers' or GLIDE's. One whose config has no `clip_sample` is clipped
+            all the same, since a pixel outside [-1, 1] is none.
+
+    Returns:
+        `Callable[[torch.Tensor], torch.Tensor]`: dynamic thresholding (Imagen, arXiv 2205.11487, section 2.3) or a
+        clip; None if the config switches both off.
+    """
+    config = scheduler.config
+    # A config keeps `thresholding` also for schedulers that cannot do it.
+    if config.get("thresholding", False) and hasattr(scheduler, "_threshold_sample"):
+        return scheduler._threshold_sample
+    if config.get("clip_sample", True):
+        limit = float(config.get("clip_sample_range", 1.0))
+        return lambda x_start: x_start.clamp(-limit, limit)
+    return None
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -9,7 +9,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..tensors import check_tensor
+from ..arguments import check_tensor
 from .scheduling_glide import GLIDEScheduler, at_least_float32
 
 
@@ -35,26 +35,17 @@ class GLIDEDDIMScheduler(GLIDEScheduler):
         Args:
             model_output (`torch.Tensor` of shape `[B, 2C, H, W]` or `[B, C, H, W]`): Noise prediction; variance
                 channels are dropped.
-            timestep (`int` or `torch.Tensor`): One of `scheduler.timesteps`.
-            sample (`torch.Tensor` of shape `[B, C, H, W]`): x_t.
             eta (`float`, defaults to 0.0): 0 is deterministic, 1 has the noise of ancestral sampling.
             generator (`torch.Generator` or a list of them, *optional*): Used only where `eta` is above 0.
-            denoised_fn (`Callable`, *optional*): Changes the estimate of x_0 before it is clipped.
             cond_grad (`torch.Tensor` of shape `[B, C, H, W]`, *optional*): Gradient of a log-likelihood with respect
                 to x_t, added to the score (arXiv 2105.05233, algorithm 2).
-            return_dict (`bool`, defaults to `True`): False gives a tuple.
+            timestep, sample, denoised_fn, return_dict: As in [`~GLIDEDDPMScheduler.step`].
 
-        Returns:
-            [`~diffusers.schedulers.scheduling_ddim.DDIMSchedulerOutput`]: `prev_sample`, x_{t-1},
-            and `pred_original_sample`, the estimate of x_0 that the step used.
-
-        Raises:
-            ValueError: if the timestep is none of the chosen ones, the shapes do not fit, or `eta` is not in [0, 1].
+        Returns, Raises: As [`~GLIDEDDPMScheduler.step`]; `eta` must lie between 0 and 1.
         """
         x_start, model_variance = self._predict(model_output, timestep, sample, denoised_fn)
-        return self.step_from_x_start(
-            x_start, model_variance, timestep, sample, eta, generator, cond_grad, return_dict=return_dict
-        )
+        output = self.step_from_x_start(x_start, model_variance, timestep, sample, eta, generator, cond_grad)
+        return output if return_dict else output.to_tuple()
 
     def step_from_x_start(
         self,
@@ -65,17 +56,9 @@ class GLIDEDDIMScheduler(GLIDEScheduler):
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         cond_grad: torch.Tensor | None = None,
-        return_dict: bool = True,
-    ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """One step from an estimate of x_0 that is constrained already.
-
-        Args:
-            x_start (`torch.Tensor` of shape `[B, C, H, W]`): The estimate of x_0.
-            model_variance (`torch.Tensor`, *optional*): Not used.
-            timestep, sample, eta, generator, cond_grad, return_dict: As in [`~GLIDEDDIMScheduler.step`].
-
-        Returns, Raises: As [`~GLIDEDDIMScheduler.step`].
-        """
+    ) -> DDIMSchedulerOutput:
+        """[`~GLIDEDDIMScheduler.step`] from an estimate of x_0 `[B, C, H, W]` that is constrained already; the variance
+        is not used."""
         if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta <= 1:
             raise ValueError(f"`eta` must lie between 0 and 1, got {eta!r}.")
         step = self.step_index_of(timestep)
@@ -93,5 +76,4 @@ class GLIDEDDIMScheduler(GLIDEScheduler):
             prev_sample = prev_sample + sigma * randn_tensor(
                 x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype
             )
-        output = DDIMSchedulerOutput(prev_sample.to(sample.dtype), x_start.to(sample.dtype))
-        return output if return_dict else output.to_tuple()
+        return DDIMSchedulerOutput(prev_sample.to(sample.dtype), x_start.to(sample.dtype))

@@ -8,7 +8,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..tensors import check_tensor
+from ..arguments import check_tensor
 from .scheduling_glide import LEARNED, GLIDEScheduler, at_least_float32
 
 
@@ -50,9 +50,8 @@ class GLIDEDDPMScheduler(GLIDEScheduler):
             ValueError: if the timestep is none of the chosen ones or the shapes do not fit.
         """
         x_start, model_variance = self._predict(model_output, timestep, sample, denoised_fn)
-        return self.step_from_x_start(
-            x_start, model_variance, timestep, sample, generator, cond_grad, return_dict=return_dict
-        )
+        output = self.step_from_x_start(x_start, model_variance, timestep, sample, generator, cond_grad)
+        return output if return_dict else output.to_tuple()
 
     def step_from_x_start(
         self,
@@ -62,17 +61,9 @@ class GLIDEDDPMScheduler(GLIDEScheduler):
         sample: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         cond_grad: torch.Tensor | None = None,
-        return_dict: bool = True,
-    ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """One step from an estimate of x_0 that is constrained already.
-
-        Args:
-            x_start (`torch.Tensor` of shape `[B, C, H, W]`): The estimate of x_0.
-            model_variance (`torch.Tensor` of shape `[B, C, H, W]`, *optional*): The model's variance channels.
-            timestep, sample, generator, cond_grad, return_dict: As in [`~GLIDEDDPMScheduler.step`].
-
-        Returns, Raises: As [`~GLIDEDDPMScheduler.step`].
-        """
+    ) -> DDPMSchedulerOutput:
+        """[`~GLIDEDDPMScheduler.step`] from an estimate of x_0 `[B, C, H, W]` that is constrained already, and the
+        model's variance channels `[B, C, H, W]`."""
         step = self.step_index_of(timestep)
         if cond_grad is not None:
             check_tensor("cond_grad", cond_grad, *sample.shape)
@@ -84,8 +75,7 @@ class GLIDEDDPMScheduler(GLIDEScheduler):
         noise = randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
         if step > 0:
             prev_sample = prev_sample + (0.5 * log_variance).exp() * noise
-        output = DDPMSchedulerOutput(prev_sample.to(sample.dtype), x_start.to(sample.dtype))
-        return output if return_dict else output.to_tuple()
+        return DDPMSchedulerOutput(prev_sample.to(sample.dtype), x_start.to(sample.dtype))
 
     def _log_variance(self, model_variance: torch.Tensor | None, step: int, x_t: torch.Tensor) -> torch.Tensor:
         if self.config.variance_type in LEARNED:

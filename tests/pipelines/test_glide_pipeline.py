@@ -175,6 +175,9 @@ def test_a_long_prompt_is_cut_with_a_warning(pipe, caplog):
     longer = pipe.tokenize("a" * (CONTEXT + 3))
     assert torch.equal(tokens.input_ids, longer.input_ids)
     assert f"has {CONTEXT + 3} tokens" in caplog.text
+    caplog.clear()
+    pipe.encode_prompt("a" * (CONTEXT + 3))
+    assert len(caplog.records) == 1  # of both text encoders
 
 
 def test_a_prompt_outside_the_shapes_world_gets_a_warning(caplog):
@@ -183,6 +186,13 @@ def test_a_prompt_outside_the_shapes_world_gets_a_warning(caplog):
     assert "outside" not in caplog.text
     pipe.encode_prompt(["a red circle", "an oil painting of a corgi"])
     assert "'an oil painting of a corgi' is outside it" in caplog.text
+
+
+@pytest.mark.parametrize("domain", ["__main__", "training", "a world of somebody else's package"])
+def test_a_prompt_domain_that_is_no_world_imports_nothing(domain):
+    """It comes out of a file; `glide_pipelines.__main__` would run the command."""
+    pipe = GLIDEPipeline(**tiny_components(), prompt_domain=domain)
+    assert pipe.encode_prompt("a red circle")[0] is not None
 
 
 def test_a_lora_may_know_prompts_that_its_model_does_not(caplog):
