@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import socket
-import struct
 import sys
 import threading
 import time
-import zlib
 
 import numpy as np
 import pytest
 import torch
 from disks import disk
 from editing import MASK, PICTURE, picture
+from image_files import bomb, png
 from PIL import Image, PngImagePlugin
 from tiny import tiny_inpaint_pipeline, tiny_pipeline
 
@@ -304,28 +302,10 @@ def test_a_model_without_an_upsampler_cannot_enlarge():
         next(ask(Studio({"tiny": make_ready(pipe, pipe)}), "Enlarge", image=PICTURE))
 
 
-def bomb(width: int = 60_000, height: int = 60_000) -> bytes:
-    """A PNG of a few bytes whose header says that it has billions of pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-    )
-
-
-def png(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return data.getvalue()
-
-
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (bomb(), "holiday.png has too many pixels|holiday.png has 60000 x 60000 pixels"),
+        (bomb(60_000, 60_000), "holiday.png has too many pixels|holiday.png has 60000 x 60000 pixels"),
         (bomb(6000, 5000), "holiday.png has 6000 x 5000 pixels; 25,000,000 in all are allowed here"),
         (b"Dear model", "holiday.png cannot be read as an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "holiday.png cannot be read as an image"),
@@ -442,7 +422,7 @@ def test_blobs_are_few(gr, page, tiny):
         with pytest.raises(gr.Error, match="4 layers of 4 MB"):
             send(*sent)
     with pytest.raises(gr.Error, match="pixels"):
-        editor.convert_and_format_image(bomb())
+        editor.convert_and_format_image(bomb(60_000, 60_000))
 
 
 @pytest.fixture
@@ -480,7 +460,7 @@ def test_a_client_draws_and_edits(serve, gr, tiny, tmp_path):
         assert read_metadata(image)["seed"] == 7, "and says how it was generated"
     with pytest.raises(gradio_client.exceptions.AppError, match="The prompt is empty"):
         client.predict("tiny", " ", *OPTIONS, api_name="/draw")
-    (tmp_path / "bomb.png").write_bytes(bomb())
+    (tmp_path / "bomb.png").write_bytes(bomb(60_000, 60_000))
     sent = {"background": gradio_client.handle_file(tmp_path / "bomb.png"), "layers": [], "composite": None}
     with pytest.raises(gradio_client.exceptions.AppError, match=r"bomb\.png has"):
         client.predict("tiny", sent, "a star", *OPTIONS, api_name="/edit")

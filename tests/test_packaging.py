@@ -105,6 +105,8 @@ def test_the_wheel_holds_the_package(wheel):
     for source in [*(ROOT / "glide_pipelines").rglob("*.py"), *(ROOT / "glide_cli").rglob("*.py")]:
         assert source.relative_to(ROOT).as_posix() in held, "a folder without __init__.py?"
     assert {"glide_pipelines/py.typed", "glide_cli/model_configs/shapes_base.json"} <= held
+    for name in ("NOTICE.md", "words.txt", "wordings.txt"):
+        assert f"glide_pipelines/emoji/{name}" in held
     for name in ("model_index.json", "unet/config.json", "unet/deep/weights.fp16.safetensors", "tokenizer/merges.txt"):
         assert f"glide_pipelines/checkpoints/stand-in/{name}" in held
     for source in (ROOT / "glide_pipelines/checkpoints").rglob("*"):

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from recorded import recorded_state_dict, write_glide_vocabulary, write_recorded_checkpoint
 from safetensors.torch import load_file
-from small import HEAD_DIM, OPTIONS, PAIRS, arguments, script, small_networks, write_checkpoint, write_tokenizer
+from small import HEAD_DIM, OPTIONS, PAIRS, arguments, script, small_networks
 from tiny import tiny_call
 
 import glide_cli
@@ -24,22 +24,6 @@ from glide_pipelines.conversion import (
     convert_diffusers_to_glide,
     convert_glide_to_diffusers,
 )
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """The four kinds of checkpoints and a tokenizer."""
-    folder = tmp_path_factory.mktemp("released")
-    for pair in PAIRS:
-        for seed, kind in enumerate(pair):
-            write_checkpoint(folder, kind, seed=seed)
-    write_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture(scope="module", params=PAIRS, ids=["text-to-image", "inpaint"])
-def pair(request):
-    return request.param
 
 
 @pytest.fixture(scope="module")

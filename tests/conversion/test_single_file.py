@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from small import CLIP_HEAD_DIM, OPTIONS, PAIRS, small_clip, write_checkpoint, write_clip, write_tokenizer
+from small import CLIP_HEAD_DIM, OPTIONS, PAIRS, small_clip, write_checkpoint
 from tiny import tiny_call, tiny_tokenizer
 
 from glide_pipelines import (
@@ -21,17 +21,6 @@ from glide_pipelines import (
     GLIDEUNet2DConditionModel,
 )
 from glide_pipelines.conversion import ConversionError, convert_glide_to_diffusers, load_noised_clip
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("released")
-    for pair in PAIRS:
-        for seed, kind in enumerate(pair):
-            write_checkpoint(folder, kind, seed=seed)
-    write_tokenizer(folder)
-    write_clip(folder)
-    return folder
 
 
 def options(files, **changes):

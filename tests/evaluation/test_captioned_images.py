@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_files import captioned_folder
 from PIL import Image
 
 from glide_pipelines.evaluation import DatasetImages
@@ -19,12 +20,8 @@ def folder(tmp_path):
     """Four captioned images, wide ones."""
 
     def make(captions=("one", "two", "three", "four"), column="text"):
-        rows = []
-        for index, caption in enumerate(captions):
-            Image.new("RGB", (32, 16), (60 * index, 0, 0)).save(tmp_path / f"{index}.png")
-            rows.append({"file_name": f"{index}.png", column: caption})
-        (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(tmp_path)
+        images = [Image.new("RGB", (32, 16), (60 * index, 0, 0)) for index in range(len(captions))]
+        return str(captioned_folder(tmp_path, images, **{column: captions}))
 
     return make
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from editing import quiet
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from tiny import (
@@ -40,11 +41,6 @@ def sketch(seed):
 
 
 MASK = np.kron(np.eye(2, dtype=np.float32), np.ones((16, 16), np.float32))
-
-
-def quiet(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 # Each pipeline, and what its call needs besides the prompt: for one image, by a number that tells images apart.

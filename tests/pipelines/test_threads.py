@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from editing import quiet
 from PIL import Image
 from tiny import tiny_call, tiny_clip_pipeline, tiny_inpaint_pipeline, tiny_pipeline
 
@@ -22,11 +23,6 @@ IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), d
 SMALL = IMAGE.resize((8, 8))
 MASK = Image.new("L", (32, 32))
 MASK.paste(255, (16, 0, 32, 32))
-
-
-def quiet(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(scope="module")

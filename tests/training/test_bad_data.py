@@ -2,15 +2,14 @@
 
 import io
 import json
-import struct
 import tarfile
-import zlib
 
 import numpy as np
 import pytest
+from image_files import bomb, noise, noise_folder, png
 from PIL import Image
-from test_trainer import make_config, read_checkpoint, read_log, run
 from tiny import tiny_tokenizer
+from trainings import make_config, read_checkpoint, read_log, run
 
 from glide_pipelines.datasets import load_captioned_rows, open_image
 from glide_pipelines.training import DatasetSource, TextToImageDataset, TimestepWeighting
@@ -19,37 +18,9 @@ from glide_pipelines.training import DatasetSource, TextToImageDataset, Timestep
 datasets = pytest.importorskip("datasets")
 
 
-def png(colour=0, size=(24, 16)):
-    file = io.BytesIO()
-    Image.effect_noise(size, 40 + colour).convert("RGB").save(file, "PNG")
-    return file.getvalue()
-
-
-def bomb(side=14_000):
-    """A PNG of few bytes that claims 196 megapixels."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-    )
-
-
 @pytest.fixture
 def folder(tmp_path):
-    return make_folder(tmp_path / "images")
-
-
-def make_folder(folder, count=6):
-    folder.mkdir(parents=True)
-    rows = []
-    for index in range(count):
-        (folder / f"{index}.png").write_bytes(png(index))
-        rows.append({"file_name": f"{index}.png", "text": f"caption {index}"})
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    return noise_folder(tmp_path / "images")
 
 
 def make_source(folder, **options):
@@ -65,7 +36,11 @@ def captions(source, count):
     return [source(index, np.random.default_rng(0))[1] for index in range(count)]
 
 
-BAD = {"cut": (png()[:200], "truncated"), "bomb": (bomb(), "exceeds limit"), "text": (b"no image", "cannot identify")}
+BAD = {
+    "cut": (png(noise())[:200], "truncated"),
+    "bomb": (bomb(14_000, 14_000), "exceeds limit"),
+    "text": (b"no image", "cannot identify"),
+}
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -159,7 +134,7 @@ def test_an_error_in_a_step_saves_the_state_before_it(folder, tmp_path):
 def write_layout(layout, folder):
     """The same six captioned images in a layout that users have."""
     names, texts = [f"{index}.png" for index in range(6)], [f"caption {index}" for index in range(6)]
-    make_folder(folder)
+    noise_folder(folder)
     files = [(folder / name).read_bytes() for name in names]
     if layout == "csv":
         lines = [f'{name},"{text}"' for name, text in zip(names, texts, strict=True)]
@@ -198,7 +173,7 @@ LAYOUTS = ["jsonl", "csv", "txt", "parquet paths", "parquet bytes", "parquet ima
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_examples(tmp_path, monkeypatch, layout):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    expected = make_source(make_folder(tmp_path / "expected"))
+    expected = make_source(noise_folder(tmp_path / "expected"))
     source = make_source(write_layout(layout, tmp_path / "given"))
     for index in range(6):
         image, caption = source(index, np.random.default_rng(1))
@@ -208,7 +183,7 @@ def test_every_layout_gives_the_same_examples(tmp_path, monkeypatch, layout):
 
 def test_splits_are_folders(tmp_path):
     for split in ("train", "test"):
-        make_folder(tmp_path / split, 3 if split == "test" else 6)
+        noise_folder(tmp_path / split, 3 if split == "test" else 6)
     assert len(load_captioned_rows(None, str(tmp_path), "image", "text", "train")) == 6
     assert len(load_captioned_rows(None, str(tmp_path), "image", "text", "test")) == 3
     with pytest.raises(ValueError, match="`split` must be one of test, train, got None"):
@@ -222,7 +197,7 @@ def test_splits_are_folders(tmp_path):
 def test_one_metadata_file_names_the_images_of_several_splits(tmp_path):
     rows = []
     for split in ("train", "test"):
-        for path in sorted(make_folder(tmp_path / split, 3).glob("*.png")):
+        for path in sorted(noise_folder(tmp_path / split, 3).glob("*.png")):
             rows.append({"file_name": f"{split}/{path.name}", "text": f"{split} {path.stem}"})
         (tmp_path / split / "metadata.jsonl").unlink()
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -283,10 +258,10 @@ def test_names_of_files_from_other_systems(folder, tmp_path):
 
 
 def test_text_files_beside_images(tmp_path, caplog):
-    folder = make_folder(tmp_path / "images", 0)
+    folder = noise_folder(tmp_path / "images", 0)
     (folder / "metadata.jsonl").unlink()
     for name, text in {"my.photo.v2": "dotted", "my.photo": "not this one", "bom": "\ufeffmarked\r\n"}.items():
-        (folder / f"{name}.png").write_bytes(png())
+        (folder / f"{name}.png").write_bytes(png(noise()))
         (folder / f"{name}.txt").write_text(text)
     (folder / "phone.heic").write_bytes(b"of a kind that is not known")
     (folder / "phone.txt").write_text("a photo")

@@ -31,7 +31,7 @@ def test_bad_options_are_refused_in_one_line(name, options, capsys, monkeypatch)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "TRAINING"),
+        ([], "text-to-image,inpaint,distill"),
         (["text-to-video"], "text-to-video"),
         (["text-to-image"], "--output_dir"),
         (["text-to-image", "--output_dir", "x", "--max_train_steps", "1"], "There is no training data"),

@@ -6,9 +6,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from test_trainer import assert_equal, make_config, read_checkpoint
 from tiny import tiny_inpaint_pipeline, tiny_pipeline, tiny_text_encoder, tiny_tokenizer, tiny_unet
-from trainings import run_training
+from trainings import assert_equal, make_config, read_checkpoint, run_training
 
 from glide_pipelines import GLIDEUNet2DConditionModel
 from glide_pipelines.sampling import Stage

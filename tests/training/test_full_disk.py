@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 from disks import disk
-from test_trainer import assert_equal, make_config, read_checkpoint, run
+from trainings import assert_equal, make_config, read_checkpoint, run
 
 from glide_pipelines import GLIDEDDPMScheduler
 from glide_pipelines.training import TimestepWeighting, text_to_image_loss

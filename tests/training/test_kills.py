@@ -11,7 +11,7 @@ import signal
 import time
 
 import pytest
-from test_trainer import assert_equal, make_config, read_checkpoint, run
+from trainings import assert_equal, make_config, read_checkpoint, run
 
 from glide_pipelines import GLIDEDDPMScheduler
 from glide_pipelines.training import TimestepWeighting, text_to_image_loss, trainer

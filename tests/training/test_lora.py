@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from test_trainer import assert_equal, make_config, read_checkpoint
 from tiny import tiny_call, tiny_inpaint_pipeline, tiny_pipeline, tiny_text_encoder, tiny_tokenizer, tiny_unet
-from trainings import run_training
+from trainings import assert_equal, make_config, read_checkpoint, run_training
 
 from glide_cli import UserError
 from glide_pipelines import GLIDEInpaintPipeline, GLIDESuperResolutionPipeline

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 import torch
-from test_trainer import assert_equal, make_config, read_checkpoint, run
+from trainings import assert_equal, make_config, read_checkpoint, run
 
 from glide_pipelines.training.optimizers import averaging_point, make_optimizer, optimizer_class
 

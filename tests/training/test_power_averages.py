@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_trainer import assert_equal, make_config, run
+from trainings import assert_equal, make_config, run
 
 from glide_pipelines.training.power_averages import PowerAverages, exponent, reconstruct
 

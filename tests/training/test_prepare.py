@@ -4,14 +4,16 @@ import json
 import shutil
 
 import pytest
+from image_files import bomb, noise, noise_folder, png
 from PIL import Image
-from test_bad_data import bomb, make_folder, png
-from test_shards import cache  # noqa: F401  (the index goes into the test's own folder)
 from transformers import GPT2Tokenizer
 
 import glide_cli
 from glide_pipelines.datasets import load_captioned_rows
 from glide_pipelines.training import DatasetExamples, TarShards, expand_shards, prepare_data
+
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def examples(folder):
@@ -21,9 +23,9 @@ def examples(folder):
 @pytest.fixture
 def folder(tmp_path):
     """Ten images: three good ones, and one of each fault."""
-    folder = make_folder(tmp_path / "images", 10)
-    (folder / "1.png").write_bytes(png()[:200])
-    (folder / "2.png").write_bytes(bomb())
+    folder = noise_folder(tmp_path / "images", 10)
+    (folder / "1.png").write_bytes(png(noise())[:200])
+    (folder / "2.png").write_bytes(bomb(14_000, 14_000))
     Image.new("RGB", (24, 3)).save(folder / "3.png")
     shutil.copy(folder / "0.png", folder / "4.png")
     metadata = folder / "metadata.jsonl"
@@ -69,7 +71,7 @@ def test_every_fault_is_reported_and_what_is_good_is_written(folder, tmp_path):
 
 def test_an_image_is_held_out_with_all_its_captions_and_stays_there(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    folder = make_folder(tmp_path / "images", 40)
+    folder = noise_folder(tmp_path / "images", 40)
     rows = [{"file_name": f"{index % 20}.png", "text": [f"caption {index}", "an image"]} for index in range(40)]
     for index in range(20, 40):
         (folder / f"{index}.png").unlink()

@@ -13,10 +13,9 @@ from accelerate import DistributedType
 from accelerate.utils import DynamoBackend, FullyShardedDataParallelPlugin
 from PIL import Image
 from safetensors.torch import load_file
-from test_train_text_to_image import ROOT, SMALL, launch
-from test_trainer import make_config, read_log
+from scripts import ROOT
 from tiny import tiny_clip, tiny_text_encoder, tiny_tokenizer, tiny_unet
-from trainings import run_training
+from trainings import SMALL, launch, make_config, read_log, run_training
 
 from glide_pipelines import GLIDEDDPMScheduler
 from glide_pipelines.sampling import Stage

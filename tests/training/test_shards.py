@@ -11,12 +11,11 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from image_files import png
 from PIL import Image
 from safetensors.torch import load_file
-from test_train_text_to_image import SMALL, launch
-from test_trainer import make_config, read_checkpoint, run
 from tiny import tiny_tokenizer
-from trainings import run_training
+from trainings import SMALL, launch, make_config, read_checkpoint, run, run_training
 
 from glide_pipelines.training import (
     ShardSource,
@@ -31,15 +30,11 @@ from glide_pipelines.training import shards as shards_module
 from glide_pipelines.training.loader import make_loader
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards_module.constants, "HF_HOME", str(tmp_path / "hf"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def png(number):
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (number, 0, 0)).save(file, "PNG")
-    return file.getvalue()
+def red_png(number):
+    return png(Image.new("RGB", (8, 8), (number, 0, 0)))
 
 
 def write_shard(path, members):
@@ -58,7 +53,7 @@ def urls(tmp_path):
     for shard, count in enumerate((5, 7, 8)):
         members = []
         for _ in range(count):
-            members += [(f"a/{number:03}.png", png(number)), (f"a/{number:03}.txt", f"caption {number}\n".encode())]
+            members += [(f"a/{number:03}.png", red_png(number)), (f"a/{number:03}.txt", f"caption {number}\n".encode())]
             number += 1
         write_shard(tmp_path / "data" / f"{shard:03}.tar", members)
     return expand_shards([str(tmp_path / "data/{000..002}.tar")])
@@ -105,7 +100,7 @@ def test_some_of_the_examples(urls):
 
 def test_a_window_reaches_over_neighbouring_shards_only(tmp_path):
     for shard in range(10):
-        members = [(f"{n}.{e}", d) for n in range(10) for e, d in (("png", png(shard)), ("txt", b"caption"))]
+        members = [(f"{n}.{e}", d) for n in range(10) for e, d in (("png", red_png(shard)), ("txt", b"caption"))]
         write_shard(tmp_path / f"{shard}.tar", members)
     source = ShardSource(TarShards(expand_shards([str(tmp_path / "*.tar")])), 8, seed=0, shuffle_buffer=20)
     images = [source(number, np.random.default_rng(0))[0] for number in range(100)]
@@ -210,12 +205,12 @@ def test_two_processes_and_then_one_see_the_sequence_of_an_unbroken_run(urls, tm
 
 def test_captions_in_json_and_members_of_other_kinds(tmp_path):
     caption = json.dumps({"text": ["one", "uno"], "width": 8}).encode()
-    both = [("0.json", caption), ("0.jpg", png(1)), ("0.seg.png", b""), ("0.cls", b"3"), ("readme", b"hello")]
-    text_first = [("1.txt", b"two"), ("1.json", b"{}"), ("1.PNG", png(2))]
+    both = [("0.json", caption), ("0.jpg", red_png(1)), ("0.seg.png", b""), ("0.cls", b"3"), ("readme", b"hello")]
+    text_first = [("1.txt", b"two"), ("1.json", b"{}"), ("1.PNG", red_png(2))]
     write_shard(tmp_path / "0.tar", both + text_first)
     shards = TarShards([str(tmp_path / "0.tar")])
     assert [shards.caption(number) for number in range(2)] == [["one", "uno"], "two"]
-    assert shards[0] == (png(1), ["one", "uno"]) and shards[1] == (png(2), "two")
+    assert shards[0] == (red_png(1), ["one", "uno"]) and shards[1] == (red_png(2), "two")
     assert TarShards([str(tmp_path / "0.tar")], caption_column="width").caption(0) == 8
 
 
@@ -238,7 +233,7 @@ def test_an_index_is_made_once(urls, monkeypatch):
         context.setattr(shards_module, "_make_index", None)
         assert len(TarShards(urls)) == 20
     with tarfile.open(urls[0], "a") as shard:
-        for name, data in (("b.png", png(20)), ("b.txt", b"caption 20")):
+        for name, data in (("b.png", red_png(20)), ("b.txt", b"caption 20")):
             member = tarfile.TarInfo(name)
             member.size = len(data)
             shard.addfile(member, io.BytesIO(data))
@@ -258,10 +253,10 @@ def test_bad_shards_and_examples_are_named(urls, tmp_path):
     (tmp_path / "cut.tar").write_bytes(whole[:700])
     with pytest.raises(ValueError, match=r"`train_shards` .*cut\.tar cannot be read: .*unexpected end"):
         TarShards([str(tmp_path / "cut.tar")])
-    write_shard(tmp_path / "none.tar", [("0.png", png(1)), ("1.png", png(2)), ("1.txt", b"two")])
+    write_shard(tmp_path / "none.tar", [("0.png", red_png(1)), ("1.png", red_png(2)), ("1.txt", b"two")])
     with pytest.raises(ValueError, match=r"beside every image, got none for 1 of 2: 0\.png of .*none"):
         ShardSource(TarShards([str(tmp_path / "none.tar")]), 8, seed=0)
-    write_shard(tmp_path / "bad.tar", [("x/0.png", b"no"), ("x/0.txt", b"one"), ("1.png", png(2)), ("1.txt", b"2")])
+    write_shard(tmp_path / "bad.tar", [("x/0.png", b"no"), ("x/0.txt", b"one"), ("1.png", red_png(2)), ("1.txt", b"2")])
     bad = TarShards([str(tmp_path / "bad.tar")])
     with pytest.raises(ValueError, match=r"The image of x/0\.png of .*bad\.tar cannot be read: .*identify"):
         [ShardSource(bad, 8, seed=0)(number, np.random.default_rng(0)) for number in range(2)]

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from image_files import captioned_folder
 from PIL import Image
 
 from glide_pipelines.datasets import load_captioned_rows
@@ -13,12 +14,10 @@ from glide_pipelines.training import DatasetSource
 @pytest.fixture
 def image_folder(tmp_path):
     pytest.importorskip("datasets")
-    rows = []
-    for index in range(4):
-        Image.new("RGB", (24, 16), (60 * index, 0, 0)).save(tmp_path / f"{index}.png")
-        rows.append({"file_name": f"{index}.png", "text": f"caption {index}", "several": [f"a{index}", f"b{index}"]})
-    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
+    numbers = range(4)
+    images = [Image.new("RGB", (24, 16), (60 * n, 0, 0)) for n in numbers]
+    several = [[f"a{n}", f"b{n}"] for n in numbers]
+    return captioned_folder(tmp_path, images, text=[f"caption {n}" for n in numbers], several=several)
 
 
 def make_source(folder, caption_column="text", **options):

@@ -3,9 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train_text_to_image import launch
 from tiny import tiny_pipeline
-from trainings import run_training
+from trainings import launch, run_training
 from transformers import AutoTokenizer
 
 from glide_cli import UserError

@@ -2,7 +2,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +12,12 @@ import pytest
 import torch
 from accelerate.tracking import GeneralTracker
 from diffusers import DPMSolverMultistepScheduler
+from image_files import captioned_folder
 from PIL import Image
 from safetensors.torch import load_file
+from scripts import ROOT
 from tiny import tiny_pipeline, tiny_text_encoder
-from trainings import parse, run_training
+from trainings import SMALL, launch, parse, run_training
 from transformers import GPT2Tokenizer
 
 from glide_cli import UserError, train_stage
@@ -42,27 +43,7 @@ from glide_pipelines.training import (
 )
 
 
-ROOT = Path(__file__).parents[2]
 NOISED_CLIP = MODEL_CONFIGS / "shapes_noised_clip.json"
-SMALL = {
-    "text_encoder": {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 24,
-    },
-    "unet": {
-        "sample_size": 8,
-        "block_out_channels": [8, 16],
-        "attention_levels": [1],
-        "layers_per_block": 1,
-        "attention_head_dim": 8,
-        "norm_num_groups": 4,
-        "dropout": 0.0,
-    },
-    "scheduler": {"beta_schedule": "squaredcos_cap_v2"},
-}
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +132,8 @@ def test_a_tokenizer_without_padding_pads_with_the_end(arguments, tokenizer, tmp
 @pytest.fixture
 def image_folder(tmp_path):
     pytest.importorskip("datasets")
-    data = tmp_path / "data"
-    data.mkdir()
-    rows = []
-    for index in range(3):
-        Image.new("RGB", (24, 16), (60 * index, 0, 0)).save(data / f"{index}.png")
-        rows.append({"file_name": f"{index}.png", "caption": f"A Lighthouse {index}"})
-    (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    images = [Image.new("RGB", (24, 16), (60 * index, 0, 0)) for index in range(3)]
+    data = captioned_folder(tmp_path / "data", images, caption=[f"A Lighthouse {index}" for index in range(3)])
     return ["--train_data_dir", str(data), "--caption_column", "caption"]
 
 
@@ -504,21 +480,6 @@ def test_how_a_step_is_computed_does_not_change_it(arguments, tmp_path, how):
         plain, other = (load_file(tmp_path / name / f"{part}.safetensors") for name in ("plain", "other"))
         for name, value in plain.items():
             assert torch.equal(other[name], value)
-
-
-def launch(processes, arguments, path=ROOT / "examples" / "train_text_to_image.py", config=None):
-    """Run a script in several processes: by torchrun, or by `accelerate launch` with a config."""
-    with socket.socket() as free:  # another run of the tests may be under way on this machine
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    if config is None:
-        launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", port]
-    else:
-        launcher = ["accelerate.commands.launch", "--config_file", str(config)]
-        launcher += ["--num_processes", str(processes), "--main_process_port", port]
-    command = [sys.executable, "-m", *launcher, str(path), *arguments]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def test_two_processes_equal_one_at_the_same_global_batch(arguments, tmp_path):

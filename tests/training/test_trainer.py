@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 from dataclasses import replace
@@ -6,91 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType
-from safetensors.torch import load_file
-from tiny import tiny_text_encoder, tiny_tokenizer, tiny_unet
+from trainings import assert_equal, make_config, read_checkpoint, read_log, run
 
 from glide_pipelines import GLIDEDDPMScheduler
-from glide_pipelines.sampling import Stage
-from glide_pipelines.shapes import ShapesSource
 from glide_pipelines.training import (
     LearningRate,
-    TextToImageDataset,
     TimestepWeighting,
-    TrainingConfig,
     text_to_image_loss,
     train,
     trainer,
 )
-
-
-def make_config(output_dir, **changes):
-    arguments = {
-        "output_dir": str(output_dir),
-        "seed": 0,
-        "max_train_steps": 4,
-        "train_batch_size": 2,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": LearningRate(1e-3, 4, 1, "linear"),
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.999,
-        "adam_weight_decay": 0.01,
-        "adam_epsilon": 1e-8,
-        "max_grad_norm": 1.0,
-        "ema_decay": 0.9,
-        "checkpointing_steps": None,
-        "checkpointing_minutes": None,
-        "checkpoints_total_limit": None,
-        "resume_from_checkpoint": None,
-        "logging_steps": 2,
-        "dataloader_num_workers": 0,
-    }
-    return TrainingConfig(**(arguments | changes))
-
-
-def run(config, mixed_precision="no", compute_loss=None, dropout=0.2, dataset=None, on_checkpoint=None, **callbacks):
-    """One training run in this process; returns the model and the number of steps done."""
-    scheduler = GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2")
-    weighting = TimestepWeighting(1000, "later", 1.5, 0.5)
-    dataset = dataset or TextToImageDataset(ShapesSource(8, 0), tiny_tokenizer(), weighting, config.seed)
-    accelerator = Accelerator(
-        cpu=True,
-        mixed_precision=mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-    )
-    model = Stage("base", tiny_text_encoder(0), tiny_unet(seed=1, dropout=dropout))
-    torch.seed()  # the random state before a run has no effect
-    compute_loss = compute_loss or text_to_image_loss(scheduler, weighting)
-    return model, train(accelerator, config, model, dataset, compute_loss, 1000, on_checkpoint, **callbacks)
-
-
-def read_checkpoint(path):
-    state = json.loads((path / "state.json").read_text())
-    return {
-        **{name: load_file(path / f"{name}.safetensors") for name in ("optimizer", "average", "model")},
-        "progress": state["progress"],
-        "groups": state["optimizer"]["param_groups"],
-        "random": json.loads((path / "random_states.json").read_text()),
-    }
-
-
-def assert_equal(one, other):
-    if isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype and torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for left, right in zip(one, other, strict=True):
-            assert_equal(left, right)
-    else:
-        assert one == other
-
-
-def read_log(folder):
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    return [json.loads(line, parse_constant=pytest.fail) for line in lines]  # NaN and Infinity are no JSON
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

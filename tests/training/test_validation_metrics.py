@@ -1,17 +1,15 @@
 """FID and CLIP score while a model is trained."""
 
 import itertools
-import json
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from image_files import captioned_folder
 from PIL import Image
-from test_train_text_to_image import launch
-from test_trainer import make_config, read_log, run
 from tiny import tiny_pipeline
-from trainings import run_training
+from trainings import launch, make_config, read_log, run, run_training
 
 from glide_cli import UserError
 from glide_pipelines.evaluation import DatasetImages, PipelineMetrics, SampledImages, generate_images
@@ -22,15 +20,8 @@ from glide_pipelines.training import log
 @pytest.fixture
 def folder(tmp_path):
     pytest.importorskip("datasets")
-    data = tmp_path / "data"
-    data.mkdir()
-    rows = []
-    for number in range(6):
-        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(data / f"{number}.png")
-        rows.append({"file_name": f"{number}.png", "text": f"caption {number}"})
-    (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return data
+    pixels = [np.random.default_rng(n).integers(0, 256, (8, 8, 3), dtype=np.uint8) for n in range(6)]
+    return captioned_folder(tmp_path / "data", map(Image.fromarray, pixels), text=[f"caption {n}" for n in range(6)])
 
 
 def test_sampled_images_are_those_that_a_folder_would_hold(tmp_path):
