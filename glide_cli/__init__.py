@@ -7,6 +7,8 @@ It is a package beside the library, because importing the library loads torch, w
     check_arguments(args)    raises a UserError where they do not fit together (may be missing)
     run(args)                does the work
     ERRORS                   exceptions that are mistakes of the user's there (may be missing)
+
+What the user must change is told by a UserError, in every module; the docstrings do not repeat it.
 """
 
 from __future__ import annotations
@@ -69,11 +71,7 @@ def run_command(command: str, argv: Sequence[str] | None, program: str) -> int:
 
 
 def read_arguments(command: str, argv: Sequence[str] | None, program: str = "glide") -> argparse.Namespace:
-    """Read and check the arguments of a command, given as [`run_command`] takes them.
-
-    Raises:
-        UserError: if they are not what the command takes.
-    """
+    """Read and check the arguments of a command, given as [`run_command`] takes them."""
     try:
         args = command_parser(command, program).parse_args(argv)
         getattr(_module(command), "check_arguments", lambda args: None)(args)

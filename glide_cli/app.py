@@ -28,21 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """The page can change the steps, so they are a number.
-
-    Raises:
-        UserError: if they are a spacing.
-    """
+    """The page can change the steps, so they must be a number."""
     if isinstance(args.steps, str):
         raise UserError(f"--steps: must be a number, which the page can change, got {args.steps}")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load the models and serve the page.
-
-    Raises:
-        UserError: if a model or the address is at fault, or gradio is not installed.
-    """
+    """Load the models and serve the page."""
     try:
         import gradio  # noqa: F401
     except ImportError as error:

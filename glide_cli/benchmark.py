@@ -70,11 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Processor time is measured on the CPU, and the original runs one way.
-
-    Raises:
-        UserError: if another one is asked for.
-    """
+    """Refuse options that do not fit together: processor time is that of the CPU, and the original runs one way."""
     if not args.train:
         for option in TRAINING:
             if getattr(args, option):
@@ -92,11 +88,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Time, print, and write the JSON if asked.
-
-    Raises:
-        UserError: if there is no such model or device.
-    """
+    """Time, print, and write the JSON if asked."""
     from glide_pipelines.files import write_json
 
     from .loading import find_device

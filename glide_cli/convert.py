@@ -38,11 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Convert in the direction that the options ask for, and print what was written.
-
-    Raises:
-        UserError: if something cannot be converted, or an option is not for this direction.
-    """
+    """Convert in the direction that the options ask for, and print what was written."""
     from glide_pipelines.conversion import ConversionError, convert_diffusers_to_glide, convert_glide_to_diffusers
 
     given = vars(args)

@@ -199,11 +199,7 @@ NAME: {", ".join(SCHEDULERS)}.""",
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """What is given must fit together.
-
-    Raises:
-        UserError: if it does not.
-    """
+    """Refuse options that do not fit together."""
     required = {"PROMPT (or --prompts, or --like)": args.prompt or args.prompts or args.like, "-o FILE": args.output}
     if missing := [name for name, value in required.items() if not value]:
         raise UserError(f"give {' and '.join(missing)}; glide --help shows how")
@@ -235,11 +231,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def recall(args: argparse.Namespace, record: dict[str, Any]) -> None:
-    """Complete the options of --like with what an image remembers.
-
-    Raises:
-        UserError: if that is none of this command's, or does not fit what was given.
-    """
+    """Complete the options of --like with what an image remembers."""
     from . import command_parser
 
     if args.prompts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -61,7 +60,7 @@ def script(*errors: type[Exception]) -> Callable[[Callable[[list[str] | None], N
     def decorate(run: Callable[[list[str] | None], None]) -> Callable[..., int]:
         @functools.wraps(run)
         def main(argv: list[str] | None = None) -> int:
-            return exit_code(Path(inspect.getfile(run)).name, lambda: run(argv), errors)
+            return exit_code(Path(run.__code__.co_filename).name, lambda: run(argv), errors)
 
         return main
 

@@ -69,11 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """The options must fit together.
-
-    Raises:
-        UserError: if they do not.
-    """
+    """Refuse options that do not fit together."""
     if args.num_captions <= args.neighbours:
         raise UserError(f"--num-captions must be more than the {args.neighbours} --neighbours, got {args.num_captions}")
     if args.data_dir is not None and args.dataset_name is not None:

@@ -77,11 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Fill in the defaults of the task; options of other tasks are refused.
-
-    Raises:
-        UserError: if an option is not for the task.
-    """
+    """Fill in the defaults of the task; options of other tasks are refused."""
     for option, defaults in TASK_OPTIONS.items():
         if getattr(args, option) is None:
             setattr(args, option, defaults.get(args.task))

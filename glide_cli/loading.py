@@ -149,11 +149,7 @@ def other_scheduler(current: SchedulerMixin, name: str) -> SchedulerMixin:
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device of this name; without one CUDA where there is one, else MPS where it computes, else the CPU.
-
-    Raises:
-        UserError: if this machine cannot compute there.
-    """
+    """The device of this name; without one CUDA where there is one, else MPS where it computes, else the CPU."""
     if name is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -197,11 +193,7 @@ def _computes(device: str) -> bool:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The image in a file, read to its end.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
+    """The image in a file, read to its end."""
     try:
         image = Image.open(path)
         image.load()

@@ -51,11 +51,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # argparse's overloads differ in the namespace alone
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse the arguments. An option that does not exist is an error that comes before what it leaves missing.
-
-        Raises:
-            UserError: if they are not what the command takes.
-        """
+        """Parse the arguments. An option that does not exist is an error that comes before what it leaves missing."""
         words = sys.argv[1:] if args is None else list(args)
         options = () if self._subparsers else self._option_string_actions
         for word in itertools.takewhile(lambda word: options and word != "--", words):

@@ -102,11 +102,7 @@ def save_image(image: Image.Image, path: Path, **options: Any) -> None:
 
 
 def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
-    """Write images one after the other, all enlarged to the size of the last one, which stays longer.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
+    """Write images one after the other, all enlarged to the size of the last one, which stays longer."""
     *others, last = [frame.resize(frames[-1].size, Image.Resampling.NEAREST) for frame in frames]
     durations = [*[FRAME] * len(others), LAST_FRAME]
     first, *rest = [*others, last]

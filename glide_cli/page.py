@@ -152,11 +152,7 @@ def view_of(photo: Image.Image) -> Image.Image:
 
 
 def painted(painting: dict[str, Any] | None, photo: str | None) -> tuple[Image.Image, Image.Image]:
-    """The photo, at its own size, and the mask, at that of the editor.
-
-    Raises:
-        UserError: if there is no photo, or nothing is painted over.
-    """
+    """The photo, at its own size, and the mask, at that of the editor."""
     if painting is None or painting["background"] is None:
         raise UserError("There is no image to edit: drop a file, or take one from another tab.")
     mask = Image.new("L", painting["background"].size)
@@ -168,11 +164,7 @@ def painted(painting: dict[str, Any] | None, photo: str | None) -> tuple[Image.I
 
 
 def sketched(painting: dict[str, Any] | None) -> Image.Image:
-    """What is painted, with what it is painted on.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """What is painted, with what it is painted on."""
     if painting is None or painting["composite"] is None or painting["composite"].convert("RGB").getcolors(1):
         raise UserError("There is no sketch: paint one, or drop a file.")
     return painting["composite"]
@@ -416,11 +408,7 @@ def responder(studio: Studio, tab: Tab) -> Callable[..., Iterator[tuple]]:
 
 
 def read_images(task: str, given: dict[str, Any]) -> None:
-    """Make of what an editor gives what a pipeline takes.
-
-    Raises:
-        UserError: if there is no image.
-    """
+    """Make of what an editor gives what a pipeline takes."""
     painting, photo = given.pop("painting", None), given.pop("photo", None)
     if task == "Edit":
         given["image"], given["mask_image"] = painted(painting, photo)
@@ -464,11 +452,7 @@ def known_world(pipes: dict[str, DiffusionPipeline]) -> str | None:
 
 
 def serve(args: argparse.Namespace) -> None:
-    """Load the models, and serve the page until Ctrl-C.
-
-    Raises:
-        UserError: if a model or the address is at fault.
-    """
+    """Load the models, and serve the page until Ctrl-C."""
     silence_libraries()
     logging.getLogger("glide_pipelines").addHandler(NotesHandler())
     super_res_steps = args.super_res_steps if isinstance(args.super_res_steps, int) else DEFAULT_SUPER_RES_STEPS
@@ -476,11 +460,7 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def start(page: gr.Blocks, host: str, port: int | None = None) -> str:
-    """Serve a page in the background, and return its address.
-
-    Raises:
-        UserError: if the address is not free.
-    """
+    """Serve a page in the background, and return its address."""
     page.queue(max_size=2 * MAX_REQUESTS)
     try:
         _, url, _ = page.launch(

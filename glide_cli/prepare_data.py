@@ -11,6 +11,7 @@ import argparse
 
 from .errors import UserError
 from .options import Parser, positive_int
+from .train_options import load_rows
 
 
 ERRORS = (ValueError, ImportError, OSError)
@@ -47,11 +48,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse options that contradict each other.
-
-    Raises:
-        UserError: naming them.
-    """
+    """Refuse options that contradict each other."""
     names = ("dataset_name", "train_data_dir", "train_shards")
     if sum(getattr(args, name) is not None for name in names) != 1:
         raise UserError("Pass one of `dataset_name`, `train_data_dir` and `train_shards`.")
@@ -63,16 +60,9 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Check, write, and print what was found.
-
-    Raises:
-        ValueError, ImportError, OSError: if an option or the data is at fault.
-    """
-    from pathlib import Path
-
+    """Check, write, and print what was found."""
     from transformers import AutoTokenizer
 
-    from glide_pipelines.datasets import load_captioned_rows
     from glide_pipelines.training import TarShards, expand_shards, prepare_data
     from glide_pipelines.training.sources import DatasetExamples, Examples
 
@@ -80,11 +70,8 @@ def run(args: argparse.Namespace) -> None:
     if args.train_shards is not None:
         examples = TarShards(expand_shards(args.train_shards), args.caption_column)
     else:
-        if args.train_data_dir is not None and not Path(args.train_data_dir).is_dir():
-            raise ValueError(f"`train_data_dir` must be a folder, got {args.train_data_dir!r}.")
-        columns = args.image_column, args.caption_column
-        rows = load_captioned_rows(args.dataset_name, args.train_data_dir, *columns, args.split)
-        examples = DatasetExamples(rows, *columns)
+        rows = load_rows(args, args.dataset_name, split=args.split)
+        examples = DatasetExamples(rows, args.image_column, args.caption_column)
     tokenizer = None if args.tokenizer_name is None else AutoTokenizer.from_pretrained(args.tokenizer_name)
     names = ("output_dir", "held_out", "resolution", "min_size", "vocab_size", "context", "shard_size", "num_workers")
     options = {name: getattr(args, name) for name in names}

@@ -72,11 +72,7 @@ class Job:
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Load the model, generate, and write the image, the grid of images, or separate files.
-
-    Raises:
-        UserError: if the options, the model, the device or a file is at fault.
-    """
+    """Load the model, generate, and write the image, the grid of images, or separate files."""
     has_bars = not args.quiet and is_watched()
     _speak_plainly(args.quiet, has_bars)
     remembered = None if args.like is None else _read_record(args.like)
@@ -168,7 +164,15 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
 
 def _load(args: argparse.Namespace) -> DiffusionPipeline:
     """The pipeline of the task that the options make."""
-    task, loaded_as = _task(args)
+    task: type[DiffusionPipeline]
+    if args.enlarge:
+        task = GLIDESuperResolutionPipeline
+    elif args.image is None:
+        task = GLIDEPipeline
+    else:
+        task = GLIDEImg2ImgPipeline if args.mask is None else GLIDEInpaintPipeline
+    # An upsampler that was saved alone opens only as what enlarges; all else opens as the text-to-image pipeline.
+    loaded_as = task if args.enlarge else GLIDEPipeline
     # A world without an inpainting model inpaints in the implicit mode.
     checkpoint = "text-to-image" if args.mask is None or find_inpaint_model(args.model) is None else "inpaint"
     pipe = load_pipeline(
@@ -177,16 +181,6 @@ def _load(args: argparse.Namespace) -> DiffusionPipeline:
     if args.lora:
         _load_adapters(pipe, args.lora)
     return task.from_pipe(pipe)
-
-
-def _task(args: argparse.Namespace) -> tuple[type[DiffusionPipeline], type[DiffusionPipeline]]:
-    """The pipeline of the task, and the one that its model is loaded as."""
-    # An upsampler that was saved alone opens only as what enlarges; all else opens as the text-to-image pipeline.
-    if args.enlarge:
-        return GLIDESuperResolutionPipeline, GLIDESuperResolutionPipeline
-    if args.image is None:
-        return GLIDEPipeline, GLIDEPipeline
-    return (GLIDEImg2ImgPipeline if args.mask is None else GLIDEInpaintPipeline), GLIDEPipeline
 
 
 def _load_adapters(pipe: DiffusionPipeline, given: list[str]) -> None:

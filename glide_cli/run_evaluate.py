@@ -44,11 +44,7 @@ GLIDE_OPTIONS = ("base_only", "scheduler", "super_res_scheduler", "super_res_ste
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Generate what is not there yet, measure all of it, and write and print the report.
-
-    Raises:
-        UserError: if an option or the model is at fault.
-    """
+    """Generate what is not there yet, measure all of it, and write and print the report."""
     silence_libraries()
     state = join_processes(args.device)
     args.device = args.device or str(state.device)
@@ -131,11 +127,7 @@ def load_pipelines(args: argparse.Namespace) -> dict[str, DiffusionPipeline]:
 
 
 def load_model(args: argparse.Namespace) -> DiffusionPipeline:
-    """The model to measure: one of GLIDE as the `glide` command loads it, any other as the pipeline it was saved as.
-
-    Raises:
-        UserError: if there is no such model, or an option is not for it.
-    """
+    """The model to measure: one of GLIDE as the `glide` command loads it, any other as the pipeline it was saved as."""
     kind = saved_class(args.model)
     if kind is None or kind in glide_pipelines.__all__:
         return load_pipeline(**model_values(args), upsample=not args.base_only)
@@ -171,11 +163,7 @@ def check_calls(
     caption: str,
     steps: dict[str, Any],
 ) -> None:
-    """Run each of GLIDE's pipelines up to its first step, so that a model that does not fit is known beforehand.
-
-    Raises:
-        UserError: if a pipeline refuses its call.
-    """
+    """Run each of GLIDE's pipelines up to its first step, so that a model that does not fit is known beforehand."""
     for kind, pipe in pipes.items():
         point = next((point for point in sweep if point.kind == kind), None)
         if point is None or not hasattr(pipe, "default_size"):

@@ -35,11 +35,7 @@ MAX_UPSAMPLED = 128  # images for the upsampler alone: they differ little, and e
 
 
 def measure(args: argparse.Namespace) -> str:
-    """Measure what the task asks for, write the results, and return the table.
-
-    Raises:
-        UserError: if an option or the model is at fault.
-    """
+    """Measure what the task asks for, write the results, and return the table."""
     return {"text-to-image": evaluate, "clip": evaluate_clip}.get(args.task, evaluate_edits)(args)
 
 
@@ -63,11 +59,7 @@ def describe_settings(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict
 
 
 def earlier_results(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
-    """What `--resume` keeps: the results in the output file, which must be of the same settings.
-
-    Raises:
-        UserError: if they are of other settings, or the file holds something else.
-    """
+    """What `--resume` keeps: the results in the output file, which must be of the same settings."""
     if not args.resume or not args.output.exists():
         return {"settings": settings, "versions": package_versions()}
     try:

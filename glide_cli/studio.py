@@ -84,21 +84,13 @@ def open_photo(file: str | Path | BytesIO, name: str, max_pixels: int = MAX_PIXE
 
 
 def check_size(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> None:
-    """An image may have so many pixels.
-
-    Raises:
-        UserError: naming it, if it has more.
-    """
+    """Refuse an image of more pixels."""
     if image.width * image.height > max_pixels:
         raise UserError(f"{name} has {image.width} x {image.height} pixels; {max_pixels:,} in all are allowed here.")
 
 
 def read_seed(text: Any) -> int:
-    """The seed that a text names, or a new one if it is empty.
-
-    Raises:
-        UserError: if it names none.
-    """
+    """The seed that a text names, or a new one if it is empty."""
     text = check_text("seed", text).strip()
     if not text:
         return secrets.randbelow(2**32)
@@ -109,11 +101,7 @@ def read_seed(text: Any) -> int:
 
 
 def check_text(name: str, text: Any, required: bool = False) -> str:
-    """A text of at most `MAX_PROMPT` characters.
-
-    Raises:
-        UserError: if it is longer, or required and empty.
-    """
+    """A text of at most `MAX_PROMPT` characters, which may be required not to be empty."""
     text = "" if text is None else text
     if not isinstance(text, str) or len(text) > MAX_PROMPT:
         raise UserError(f"The {name} must be a text of at most {MAX_PROMPT} characters.")
@@ -123,11 +111,7 @@ def check_text(name: str, text: Any, required: bool = False) -> str:
 
 
 def check_range(name: str, value: Any, low: float, high: float) -> float:
-    """A number between `low` and `high`.
-
-    Raises:
-        UserError: if it is none.
-    """
+    """A number between `low` and `high`."""
     is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not low <= value <= high:
         raise UserError(f"{name} must be a number from {low} to {high}, got {value!r}.")
@@ -135,11 +119,7 @@ def check_range(name: str, value: Any, low: float, high: float) -> float:
 
 
 def check_whole(name: str, value: Any, high: int) -> int:
-    """A whole number from 1 to `high`.
-
-    Raises:
-        UserError: if it is none.
-    """
+    """A whole number from 1 to `high`."""
     if check_range(name, value, 1, high) != int(value):
         raise UserError(f"{name} must be a whole number, got {value!r}.")
     return int(value)
@@ -176,11 +156,7 @@ class Turns:
         self._jobs: dict[str, list[Job]] = {}  # of each visitor; the first visitor's first has the turn
 
     def join(self, job: Job) -> None:
-        """Line up.
-
-        Raises:
-            UserError: if there are too many.
-        """
+        """Line up, unless there are too many."""
         with self._changed:
             if len(self._jobs.get(job.visitor, ())) >= MAX_REQUESTS_EACH:
                 raise UserError(f"You have {MAX_REQUESTS_EACH} requests here already: stop one, or wait for it.")

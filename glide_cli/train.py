@@ -69,11 +69,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train as the options say.
-
-    Raises:
-        ValueError, ImportError, OSError: if an option, the data or a model is at fault.
-    """
+    """Train as the options say."""
     TRAININGS[args.training].run(args)
 
 

@@ -29,11 +29,7 @@ def add_metrics_options(add: Callable[..., Any]) -> None:
 
 
 def check_metrics(args: argparse.Namespace) -> None:
-    """The options of [`add_metrics_options`] must fit together.
-
-    Raises:
-        UserError: if they do not.
-    """
+    """Refuse options of [`add_metrics_options`] that do not fit together."""
     if getattr(args, "validation_metrics_steps", None) is None:
         for name in ("features", "clip", "validation_inference_steps"):
             if getattr(args, name, None) is not None:
@@ -47,11 +43,7 @@ def check_metrics(args: argparse.Namespace) -> None:
 def make_metrics(
     args: argparse.Namespace, parts: PipelineParts, device: torch.device
 ) -> Callable[[int], dict[str, Any]] | None:
-    """What measures the pipeline at a step, for the log; None if it is not asked for. Every process must call both.
-
-    Raises:
-        ValueError: if a network, the images or the pipeline is at fault.
-    """
+    """What measures the pipeline at a step, for the log; None if it is not asked for. Every process must call both."""
     if getattr(args, "validation_metrics_steps", None) is None:
         return None
     from glide_pipelines.evaluation import DatasetImages, PipelineMetrics, check_call, load_clip

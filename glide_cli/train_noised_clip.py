@@ -10,16 +10,13 @@ from .train_finish import finish, save_model
 from .train_options import (
     A_MODEL,
     MODEL_CONFIGS,
-    TrainingData,
     add_data_options,
     add_run_options,
     add_timestep_options,
-    make_accelerator,
     model_or_shapes,
     read_sizes,
-    set_steps,
+    start,
     timestep_weighting,
-    training_config,
 )
 
 
@@ -48,25 +45,14 @@ def add_noised_clip_options(parser: Parser) -> None:
 
 def noised_clip(args: argparse.Namespace) -> None:
     """Train a CLIP on noised images, whose gradient can guide a diffusion model."""
-    from accelerate.utils import set_seed
     from transformers import AutoTokenizer
 
     from glide_pipelines import GLIDEDDPMScheduler, NoisedCLIPModel
-    from glide_pipelines.training import (
-        TextToImageDataset,
-        new_noised_clip,
-        noised_clip_loss,
-        prepare_tokenizer,
-        train,
-    )
+    from glide_pipelines.training import TextToImageDataset, new_noised_clip, noised_clip_loss, prepare_tokenizer, train
 
-    accelerator = make_accelerator(args)
     guided_model = model_or_shapes(args, "guided_model", "the pipeline that is to be guided")
-    set_seed(args.seed)
+    accelerator, data, config = start(args)
     with accelerator.main_process_first():
-        data = TrainingData.load(args)
-        set_steps(args, accelerator, data.num_images)
-        config = training_config(args)
         if args.pretrained_model_name_or_path is not None:
             model = NoisedCLIPModel.from_pretrained(args.pretrained_model_name_or_path)
             tokenizer = AutoTokenizer.from_pretrained(args.pretrained_model_name_or_path)

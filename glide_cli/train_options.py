@@ -60,12 +60,7 @@ def add_data_options(parser: Parser) -> None:
 def add_stage_options(parser: Parser) -> None:
     """Which of the two diffusion models is trained, on what noise, and where it goes."""
     add = parser.add_argument_group("stage").add_argument
-    add(
-        "--stage",
-        choices=("base", "super_res"),
-        default="base",
-        help="which of the two models (default: %(default)s)",
-    )
+    add("--stage", choices=("base", "super_res"), default="base", help="which of the two models (default: %(default)s)")
     add("--pipeline_dir", help="the pipeline that the trained stage becomes part of; by default OUTPUT_DIR/pipeline")
     add("--crop_size", type=int, help="super_res: train on crops of this size")
     add("--low_resolution", type=int, help="super_res: size of the small image; by default the base's, or a quarter")
@@ -132,18 +127,8 @@ def add_timestep_options(add: Callable[..., Any]) -> None:
         help="which timesteps are sampled more often: the later, noisy ones or the earlier, clean ones "
         "(default: %(default)s)",
     )
-    add(
-        "--timestep_bias_multiplier",
-        type=float,
-        default=1.0,
-        help="how many times more often (default: %(default)s)",
-    )
-    add(
-        "--timestep_bias_portion",
-        type=float,
-        default=0.25,
-        help="their share of all timesteps (default: %(default)s)",
-    )
+    add("--timestep_bias_multiplier", type=float, default=1.0, help="how many times more often (default: %(default)s)")
+    add("--timestep_bias_portion", type=float, default=0.25, help="their share of all timesteps (default: %(default)s)")
     add("--noisy_share", type=float, help=argparse.SUPPRESS)  # deprecated
 
 
@@ -193,11 +178,7 @@ def add_run_options(parser: Parser) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse options that contradict each other, before anything is loaded.
-
-    Raises:
-        UserError: naming them.
-    """
+    """Refuse options that contradict each other, before anything is loaded."""
     given = [name for name in ("dataset_name", "train_data_dir", "train_shards") if getattr(args, name) is not None]
     if len(given) > 1:
         raise UserError(f"Pass only one of {' and '.join(f'`{name}`' for name in given)}.")
@@ -248,11 +229,7 @@ def model_or_shapes(args: argparse.Namespace, option: str, what: str) -> str:
 
 
 def read_sizes(path: str | Path, *parts: str) -> dict[str, dict[str, Any]]:
-    """The sizes of a model's parts in the JSON file that `--model_config` names.
-
-    Raises:
-        ValueError: if there is no such file, or it lacks a part.
-    """
+    """The sizes of a model's parts in the JSON file that `--model_config` names."""
     if not Path(path).is_file():
         raise ValueError(f"`model_config` must be a JSON file, got {str(path)!r}.")
     try:
@@ -263,6 +240,23 @@ def read_sizes(path: str | Path, *parts: str) -> dict[str, dict[str, Any]]:
         if not isinstance(sizes, dict) or not isinstance(sizes.get(part), dict):
             raise ValueError(f"`model_config` {path} is of another kind of model: it lacks {part!r}.")
     return sizes
+
+
+def load_rows(
+    args: argparse.Namespace, dataset_name: str | None, option: str = "train_data_dir", split: str = "train"
+) -> datasets.Dataset:
+    """The rows of a dataset on the Hub, or of the folder that an option names.
+
+    Raises:
+        ImportError: if `datasets` is not installed.
+        ValueError: if there is no such folder, part or column.
+    """
+    from glide_pipelines.datasets import load_captioned_rows
+
+    folder = getattr(args, option)
+    if folder is not None and not Path(folder).is_dir():
+        raise ValueError(f"`{option}` must be a folder, got {folder!r}.")
+    return load_captioned_rows(dataset_name, folder, args.image_column, args.caption_column, split)
 
 
 @dataclass
@@ -290,13 +284,9 @@ class TrainingData:
             if args.max_train_samples is not None:
                 shards = shards.sample(args.max_train_samples, args.seed)
             return cls(args, None, shards)
-        if args.train_data_dir is not None and not Path(args.train_data_dir).is_dir():
-            raise ValueError(f"`train_data_dir` must be a folder, got {args.train_data_dir!r}.")
-        from glide_pipelines.datasets import check_captions, image_names, load_captioned_rows
+        from glide_pipelines.datasets import check_captions, image_names
 
-        rows = load_captioned_rows(
-            args.dataset_name, args.train_data_dir, args.image_column, args.caption_column, "train"
-        )
+        rows = load_rows(args, args.dataset_name)
         if args.max_train_samples is not None:
             rows = rows.shuffle(seed=args.seed).select(range(min(args.max_train_samples, len(rows))))
         check_captions(rows[args.caption_column][:], args.caption_column, image_names(rows, args.image_column))
@@ -400,15 +390,8 @@ class TrainingData:
             print(f"None of {total} captions is longer than {context}; the longest has {longest}.")
 
 
-def set_steps(args: argparse.Namespace, accelerator: Accelerator, num_images: int | None) -> None:
-    """Set `max_train_steps`, if `num_train_epochs` is given in its place: each image is used so many times."""
-    if args.num_train_epochs is not None and num_images is not None:
-        batch = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-        args.max_train_steps = math.ceil(args.num_train_epochs * num_images / batch)
-
-
 def training_config(args: argparse.Namespace) -> TrainingConfig:
-    """The [`TrainingConfig`] of the options of [`add_run_options`], once [`set_steps`] has set `max_train_steps`."""
+    """The [`TrainingConfig`] of the options of [`add_run_options`], once `max_train_steps` is known."""
     from dataclasses import fields
 
     from glide_pipelines.training import LearningRate, TrainingConfig
@@ -518,3 +501,17 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         plain = {name: value for name, value in vars(args).items() if isinstance(value, int | float | str)}
         accelerator.init_trackers("glide-pipelines", config=plain)
     return accelerator
+
+
+def start(args: argparse.Namespace) -> tuple[Accelerator, TrainingData, TrainingConfig]:
+    """Begin a run: its processes, its data, and its settings, in which `num_train_epochs` becomes `max_train_steps`."""
+    from accelerate.utils import set_seed
+
+    accelerator = make_accelerator(args)
+    set_seed(args.seed)
+    with accelerator.main_process_first():
+        data = TrainingData.load(args)
+    if args.num_train_epochs is not None and data.num_images is not None:
+        batch = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+        args.max_train_steps = math.ceil(args.num_train_epochs * data.num_images / batch)
+    return accelerator, data, training_config(args)

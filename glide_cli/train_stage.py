@@ -22,14 +22,13 @@ from .train_options import (
     add_stage_options,
     add_validation_options,
     add_weighting_options,
+    load_rows,
     lora_config,
-    make_accelerator,
     model_or_shapes,
     read_sizes,
     save_dtype,
-    set_steps,
+    start,
     timestep_weighting,
-    training_config,
 )
 
 
@@ -264,18 +263,13 @@ def _train(
     make_distillation: Callable[[argparse.Namespace, PipelineParts], Distillation] | None = None,
 ) -> None:
     """Train one stage, from the first step or the last checkpoint to the saved pipeline."""
-    from accelerate.utils import set_seed
-
     from glide_pipelines.sampling import scale_factor
     from glide_pipelines.training import held_out_loss, save_lora, save_validation_images, train_stage
 
-    lora, accelerator = lora_config(args), make_accelerator(args)
+    lora = lora_config(args)
     folder, prompts = _pipeline_folder(args), getattr(args, "validation_prompts", None) or []
-    set_seed(args.seed)
+    accelerator, data, config = start(args)
     with accelerator.main_process_first():
-        data = TrainingData.load(args)
-        set_steps(args, accelerator, data.num_images)
-        config = training_config(args)
         parts = make_parts(args, data, accelerator)
         parts.settings = {"prompt_domain": data.prompt_domain}
         if args.low_res_consistency:
@@ -374,21 +368,13 @@ def make_dataset(
 def make_held_out(
     args: argparse.Namespace, dataset: TextToImageDataset, parts: PipelineParts
 ) -> tuple[TextToImageDataset, int] | None:
-    """The examples of `--validation_data_dir`, which are always the same, and how many of them are used.
-
-    Raises:
-        ValueError: if there is no such folder.
-    """
+    """The examples of `--validation_data_dir`, which are always the same, and how many of them are used."""
     if args.validation_data_dir is None:
         return None
-    from glide_pipelines.datasets import load_captioned_rows
     from glide_pipelines.training import DatasetSource, TextToImageDataset, TimestepWeighting
 
-    if not Path(args.validation_data_dir).is_dir():
-        raise ValueError(f"`validation_data_dir` must be a folder, got {args.validation_data_dir!r}.")
-    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-    rows = load_captioned_rows(None, args.validation_data_dir, split="train", **columns)
-    source = DatasetSource(rows, parts.resolution, seed=0, **columns, center_crop=True)
+    rows = load_rows(args, None, "validation_data_dir")
+    source = DatasetSource(rows, parts.resolution, 0, args.image_column, args.caption_column, center_crop=True)
     examples = TextToImageDataset(
         source,
         parts.tokenizer,

@@ -6,16 +6,7 @@ import argparse
 
 from .options import Parser, positive_int
 from .train_finish import finish, save_model
-from .train_options import (
-    MODEL_CONFIGS,
-    TrainingData,
-    add_data_options,
-    add_run_options,
-    make_accelerator,
-    read_sizes,
-    set_steps,
-    training_config,
-)
+from .train_options import MODEL_CONFIGS, add_data_options, add_run_options, read_sizes, start
 
 
 def add_text_encoder_options(parser: Parser) -> None:
@@ -37,19 +28,14 @@ def add_text_encoder_options(parser: Parser) -> None:
 def text_encoder(args: argparse.Namespace) -> None:
     """Pretrain a text encoder, which then predicts a small version of the image from a caption."""
     import torch
-    from accelerate.utils import set_seed
     from transformers import AutoTokenizer, GPT2Tokenizer
 
     from glide_pipelines import GLIDETextEncoder
     from glide_pipelines.training import new_text_encoder, prepare_tokenizer, train
     from glide_pipelines.training.text_pretraining import CaptionedImages, ImagePredictor, image_prediction_loss
 
-    accelerator = make_accelerator(args)
-    set_seed(args.seed)
+    accelerator, data, config = start(args)
     with accelerator.main_process_first():
-        data = TrainingData.load(args)
-        set_steps(args, accelerator, data.num_images)
-        config = training_config(args)
         if args.pretrained_model_name_or_path is not None:
             model = GLIDETextEncoder.from_pretrained(args.pretrained_model_name_or_path, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name or args.pretrained_model_name_or_path)
