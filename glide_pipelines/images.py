@@ -5,6 +5,7 @@ Every image becomes 8-bit PIL first, so that the same image gives the same resul
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,7 +80,7 @@ def load_masks(name: str, masks: Any) -> list[Image.Image]:
         TypeError, ValueError: naming the argument; also if one of the masks has nothing to repaint.
     """
     loaded = [_to_pil(name, single).convert("RGB").convert("L") for single in _as_list(name, masks, _split_masks)]
-    _check_holes(name, loaded, "white is what is repainted")
+    _check_holes(name, loaded, "white, 255 of uint8 and 1 of floats, is what is repainted")
     return loaded
 
 
@@ -153,8 +154,9 @@ def _as_list(name: str, given: Any, split: Callable[[str, Any], list[Any]]) -> l
             raise ValueError(f"`{name}` has no pixels: its size is {given.width} x {given.height}.")
         return [given]
     if not isinstance(given, np.ndarray | torch.Tensor):
+        hint = " `diffusers.utils.load_image` opens a file or a URL." if isinstance(given, str | os.PathLike) else ""
         raise TypeError(
-            f"`{name}` must be a PIL image, a numpy array, a torch tensor or a list of them, got {given!r}."
+            f"`{name}` must be a PIL image, a numpy array, a torch tensor or a list of them, got {given!r}.{hint}"
         )
     if 0 in given.shape:
         raise ValueError(f"`{name}` has no pixels: its shape is {list(given.shape)}.")

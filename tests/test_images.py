@@ -1,6 +1,7 @@
 """Pictures and masks of every kind become the same thing."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +35,17 @@ def test_every_kind_of_picture_gives_the_same_result(picture):
     # Also after resizing, where diffusers treats arrays and files differently.
     expected = to_tensor([Image.fromarray(PIXELS)], (7, 5))
     assert torch.equal(to_tensor([loaded], (7, 5)), expected)
+
+
+@pytest.mark.parametrize("given", ["photo.jpg", Path("photo.jpg")])
+def test_a_file_is_to_be_opened_first(given):
+    with pytest.raises(TypeError, match=r"`image` must be a PIL image.*`diffusers\.utils\.load_image` opens a file"):
+        load_images("image", given)
+
+
+def test_a_mask_of_zeros_and_ones_as_bytes_is_told_what_white_is():
+    with pytest.raises(ValueError, match="white, 255 of uint8 and 1 of floats, is what is repainted"):
+        load_masks("mask_image", np.ones((4, 4), np.uint8))
 
 
 def test_transparency_in_arrays_and_tensors_becomes_white_too():
