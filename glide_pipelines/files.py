@@ -16,13 +16,9 @@ from typing import Any
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A file to write, which takes its place only when the block ends without an error.
+    """A file to write, which takes its place, and that of an existing one, only when the block ends without an error.
 
-    Args:
-        path (`Path`): The file's place. An existing file is replaced.
-
-    Yields:
-        `Path`: A name in the same folder with the same ending, by which Pillow and matplotlib choose the format.
+    It has the same ending, by which Pillow and matplotlib choose the format.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -47,14 +43,8 @@ def write_json(data: dict[str, Any], path: Path) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its place only when the block ends without an error.
-
-    Args:
-        path (`Path`): The folder's place. An existing folder is replaced with all that it holds.
-
-    Yields:
-        `Path`: An empty folder beside it.
-    """
+    """An empty folder to fill, which takes its place only when the block ends without an error. An existing folder is
+    replaced with all that it holds."""
     with _temporary_folder(path) as temporary:
         yield temporary
         replace_folder(temporary, path)
@@ -62,16 +52,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def updated_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, whose entries replace those of the same names when the block ends without an error.
-
-    Each entry is replaced whole, one after the other.
-
-    Args:
-        path (`Path`): The folder to update; made if missing. Its other entries stay.
-
-    Yields:
-        `Path`: An empty folder beside it.
-    """
+    """An empty folder to fill, whose entries replace those of the same names when the block ends without an error,
+    whole and one after the other. Other entries stay; the folder to update is made if missing."""
     with _temporary_folder(path) as temporary:
         yield temporary
         path.mkdir(parents=True, exist_ok=True)
@@ -90,12 +72,8 @@ def partial_path(path: Path) -> Path:
 
 
 def replace_folder(temporary: Path, path: Path) -> None:
-    """Flush a folder to the disk and move it to its place. What was there is deleted once the new folder is in place.
-
-    Args:
-        temporary (`Path`): The whole folder, on the same disk.
-        path (`Path`): Its place.
-    """
+    """Flush a folder to the disk and move it to its place on the same disk. What was there is deleted once the new
+    folder is in place."""
     for folder, _, names in os.walk(temporary):
         for name in names:
             _flush(Path(folder, name))

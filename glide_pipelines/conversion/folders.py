@@ -13,17 +13,11 @@ from .errors import ConversionError, blaming, first_line
 
 @contextmanager
 def new_folder(path: str | Path, argument: str) -> Iterator[Path]:
-    """A folder to write into, which takes its place only when the block ends without an error.
-
-    Args:
-        path (`str` or `Path`): Where the folder is wanted: it must be empty or not exist. Missing parents are made.
-        argument (`str`): The caller's argument that the path came from, for messages.
-
-    Yields:
-        `Path`: An empty folder beside it. After an error it is gone, and so are the parents that were made.
+    """An empty folder to write into, which takes its place only when the block ends without an error. After one it is
+    gone, and so are the parents that were made for it.
 
     Raises:
-        ConversionError: if there is something at `path`, or nothing can be written there.
+        ConversionError: naming the caller's argument, if there is something at `path`, or nothing can be written there.
     """
     path = Path(path).expanduser().resolve()
     missing_parents = [parent for parent in path.parents if not parent.exists()]

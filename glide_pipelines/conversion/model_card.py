@@ -10,7 +10,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..markdown import markdown_table
-from .reading import CheckpointFile
+from .reading import CheckpointFile, file_sha256
 
 
 _LIBRARY_TAGS = ("glide", "glide-pipelines", "diffusers", "arxiv:2112.10741")
@@ -124,7 +124,8 @@ def _component_table(pipe: DiffusionPipeline) -> str:
 
 def _checksum_table(files: Sequence[CheckpointFile]) -> str:
     rows = [
-        [f"`{file.path.name}`" + (f", its `{file.key}`" if file.key else ""), f"`{file.sha256()}`"] for file in files
+        [f"`{file.path.name}`" + (f", its `{file.key}`" if file.key else ""), f"`{file_sha256(file.path)}`"]
+        for file in files
     ]
     return markdown_table(["file", "SHA-256"], rows)
 

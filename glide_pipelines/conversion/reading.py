@@ -28,13 +28,8 @@ _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A checkpoint that was found whole, and which of its state dicts is the model's.
-
-    Args:
-        path (`Path`): The file.
-        kind (`str`): One of `KINDS`.
-        key (`str`): Where in the file the state dict is, such as `"ema"`; empty if it is the whole content.
-    """
+    """A checkpoint that was found whole: its kind, one of `KINDS`, and where in the file the state dict is, such as
+    `"ema"`; empty for the whole content."""
 
     path: Path
     kind: str
@@ -47,10 +42,6 @@ class CheckpointFile:
         1.6 are read as a whole.
         """
         return find_state_dicts(_load(self.path))[self.key]
-
-    def sha256(self) -> str:
-        """The SHA-256 of the file, in hexadecimal."""
-        return file_sha256(self.path)
 
 
 def open_checkpoint(path: str | Path, kinds: tuple[str, ...] = KINDS) -> CheckpointFile:

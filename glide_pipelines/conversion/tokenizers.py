@@ -27,11 +27,7 @@ def load_tokenizer(
     Args:
         name_or_path (`str`, `Path` or `PreTrainedTokenizerBase`): A folder with `vocab.json` and `merges.txt`, or a
             repository on the Hub. A tokenizer is taken as it is.
-        context (`int`): Positions of the text encoder; longer prompts are cut.
-        vocab_size (`int`): Rows of the text encoder's embedding.
-
-    Returns:
-        `PreTrainedTokenizerBase`: a `GPT2Tokenizer`, unless one was given.
+        context, vocab_size (`int`): Of the text encoder; longer prompts are cut.
 
     Raises:
         ConversionError: if it cannot be loaded, or its vocabulary is not that of the embedding.
@@ -63,13 +59,8 @@ def load_clip_tokenizer(
     It pads with its end token where the original pads with 0: nothing that follows the end of a text has an effect.
 
     Args:
-        name_or_path (`str`, `Path` or `PreTrainedTokenizerBase`): A folder with CLIP's `vocab.json` and `merges.txt`,
-            or a repository on the Hub. A tokenizer is taken as it is.
-        context (`int`): Positions of the text tower; longer prompts are cut.
-        vocab_size (`int`): Rows of its embedding, of which the released one has more than the tokenizer has entries.
-
-    Returns:
-        `PreTrainedTokenizerBase`: a `CLIPTokenizer`, unless another one was given.
+        name_or_path, context: As in [`load_tokenizer`].
+        vocab_size (`int`): Of the text tower; the released one has more than the tokenizer has entries.
 
     Raises:
         ConversionError: if it cannot be loaded, is not that of a CLIP, or has more entries than the embedding rows.

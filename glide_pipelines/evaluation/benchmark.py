@@ -23,15 +23,8 @@ from .original import Original
 
 
 class Stopwatch:
-    """Reads a clock after each step: seconds, or operations counted.
-
-    Args:
-        read (`Callable[[], float]`): The clock.
-
-    Attributes:
-        steps (`dict[str, list[float]]`): What each step took, by stage. The first step of a stage includes its
-            preparations.
-    """
+    """Reads a clock after each step: seconds, or operations counted. `steps` holds what each took, by stage; the first
+    step of a stage includes its preparations."""
 
     def __init__(self, read: Callable[[], float]) -> None:
         self.read = read
@@ -64,9 +57,22 @@ class PipelineParts:
         """Memory of the weights."""
         return sum(p.numel() * p.element_size() for network in networks_of(self.pipe) for p in network.parameters())
 
+    @torch.no_grad()
     def texts(self) -> dict[str, torch.Tensor]:
-        """Encode the prompts of an image."""
-        return encode_texts(self.pipe, self.batch_size, self.guidance_scale != 1)
+        """What `encode_prompt` computes, from random token ids: a prompt for each stage, and the empty one."""
+
+        def encode(text_encoder: GLIDETextEncoder | None, batch_size: int = self.batch_size) -> torch.Tensor:
+            assert text_encoder is not None  # a pipeline without one has no text to encode
+            shape = (batch_size, text_encoder.config.max_position_embeddings)
+            ids = torch.randint(text_encoder.config.vocab_size, shape, device=text_encoder.device)
+            return text_encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+
+        embeds = {"prompt_embeds": encode(self.pipe.text_encoder)}
+        if self.guidance_scale != 1:
+            embeds["negative_prompt_embeds"] = encode(self.pipe.text_encoder, 1).expand(self.batch_size, -1, -1)
+        if self.pipe.super_res_text_encoder is not None:
+            embeds["super_res_prompt_embeds"] = encode(self.pipe.super_res_text_encoder)
+        return embeds
 
     def image(self, steps: int, super_res_steps: int, tick: Callable[[str], None] | None = None) -> torch.Tensor:
         """Generate images `[B, 3, H, W]` of encoded prompts; `tick` is called with the stage's name after each step."""
@@ -120,24 +126,6 @@ def random_pipeline(device: torch.device, dtype: torch.dtype) -> GLIDEPipeline:
     )
     pipe.check_finite = False  # its images mean nothing
     return pipe
-
-
-@torch.no_grad()
-def encode_texts(pipe: GLIDEPipeline, batch_size: int, guided: bool) -> dict[str, torch.Tensor]:
-    """What `encode_prompt` computes, from random token ids: a prompt for each stage, and the empty one."""
-
-    def encode(text_encoder: GLIDETextEncoder | None, batch_size: int) -> torch.Tensor:
-        assert text_encoder is not None  # a pipeline without one has no text to encode
-        shape = (batch_size, text_encoder.config.max_position_embeddings)
-        ids = torch.randint(text_encoder.config.vocab_size, shape, device=text_encoder.device)
-        return text_encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-
-    embeds = {"prompt_embeds": encode(pipe.text_encoder, batch_size)}
-    if guided:
-        embeds["negative_prompt_embeds"] = encode(pipe.text_encoder, 1).expand(batch_size, -1, -1)
-    if pipe.super_res_text_encoder is not None:
-        embeds["super_res_prompt_embeds"] = encode(pipe.super_res_text_encoder, batch_size)
-    return embeds
 
 
 def benchmark(
@@ -283,12 +271,7 @@ def compare(
 
 
 def benchmark_table(result: dict[str, Any], description: str) -> str:
-    """A result of [`benchmark`] as Markdown.
-
-    Args:
-        result (`dict`): The result.
-        description (`str`): Of the model and how it ran; it begins the first line.
-    """
+    """A result of [`benchmark`] as Markdown, which begins with a description of the model and how it ran."""
     rate, memory = result["matmul_flops_per_second"], result["peak_memory_bytes"]
     facts = [f"matrix product: {rate / 1e12:.3g} TFLOP/s"]
     facts += [f"peak memory: {memory / 1e9:.2f} GB"] if memory is not None else []
@@ -304,12 +287,7 @@ def benchmark_table(result: dict[str, Any], description: str) -> str:
 
 
 def comparison_table(result: dict[str, Any], description: str) -> str:
-    """A result of [`compare`] as Markdown.
-
-    Args:
-        result (`dict`): The result.
-        description (`str`): Of how both ran; it begins the first line.
-    """
+    """A result of [`compare`] as Markdown, which begins with a description of how both ran."""
     rows = [
         [label, *(f"{values[name]:.3g}" for name in ("original", "ours")), f"{values['ratio']:.2f}"]
         for label, values in result["rows"].items()

@@ -9,30 +9,16 @@ import numpy as np
 
 
 def rate(answers: Sequence[bool]) -> dict[str, float]:
-    """How many answers are right.
-
-    Args:
-        answers (`Sequence[bool]`): One or more.
-
-    Returns:
-        `dict`: the numbers of `right` answers and of all (`cases`); their `share` and its 95 % interval, `low` and
-        `high`, all three from 0 to 1.
-    """
+    """How many of one answer or more are right: the numbers of `right` answers and of all (`cases`); their `share` and
+    its 95 % interval, `low` and `high`, all three from 0 to 1."""
     right, cases = sum(answers), len(answers)
     low, high = wilson_interval(right, cases)
     return {"right": right, "cases": cases, "share": right / cases, "low": low, "high": high}
 
 
 def wilson_interval(right: int, cases: int) -> tuple[float, float]:
-    """The 95 % interval of a share by Wilson's score method, which holds for shares near 0 and 1 too.
-
-    Args:
-        right (`int`): 0 to `cases`.
-        cases (`int`): 1 or more.
-
-    Returns:
-        `tuple[float, float]`: the interval's ends, 0 to 1.
-    """
+    """The 95 % interval of the share of `right` in `cases` (one or more) by Wilson's score method, which holds for
+    shares near 0 and 1 too."""
     z = 1.959964
     share = right / cases
     middle = share + z * z / (2 * cases)
