@@ -30,7 +30,8 @@ def find_state_dicts(content: Mapping[Any, Any]) -> dict[str, dict[str, torch.Te
             such as the `model.` of a training framework.
 
     Returns:
-        `dict[str, dict[str, torch.Tensor]]`: by the keys that lead to each of them, joined by dots; `""` is the content itself.
+        `dict[str, dict[str, torch.Tensor]]`: by the keys that lead to each of them, joined by dots; empty for the
+        content itself.
 
     Raises:
         ConversionError: if a state dict holds anything but tensors, or two tensors of one name.
