@@ -47,7 +47,7 @@ class GLIDELoraLoaderMixin(StableDiffusionLoraLoaderMixin):
             kwargs: As diffusers takes them, such as `weight_name` and `subfolder`.
 
         Raises:
-            ValueError: if no layer of this pipeline is named.
+            ValueError: if no layer of this pipeline is named, or layers have other sizes than those that were adapted.
         """
         source, options = pretrained_model_name_or_path_or_dict, dict(kwargs)
         low_cpu_mem_usage = options.pop("low_cpu_mem_usage", False)
@@ -76,6 +76,7 @@ class GLIDELoraLoaderMixin(StableDiffusionLoraLoaderMixin):
             network = getattr(self, component, None)
             if network is None:
                 raise ValueError(f"The LoRA is for `{component}`, which this {type(self).__name__} does not have.")
+            _check_sizes(component, network, state_dict)
             loader = STAGE_LOADERS["super_res" if component.startswith("super_res_") else "base"]
             load, argument = (
                 (loader.load_lora_into_unet, "unet")
@@ -120,6 +121,22 @@ class GLIDELoraLoaderMixin(StableDiffusionLoraLoaderMixin):
                     "`fuse_lora()` to keep their effect; `save_lora_weights` saves the adapters themselves."
                 )
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def _check_sizes(component: str, network: torch.nn.Module, state_dict: dict[str, torch.Tensor]) -> None:
+    """The adapters must be as wide as the layers; of each one that is not, diffusers would write a line."""
+    layers = dict(network.named_modules())
+    for name, adapter in state_dict.items():
+        layer, _, matrix = name.removeprefix(f"{component}.").partition(".lora_")
+        axis = {"A.weight": 1, "B.weight": 0}.get(matrix)
+        weight = getattr(layers.get(layer), "weight", None)
+        if name.startswith(f"{component}.") and axis is not None and weight is not None:
+            expected, given = weight.shape[axis], adapter.shape[axis]
+            if given != expected:
+                raise ValueError(
+                    f"The LoRA is of another model: it adapts {given} channels of `{component}`'s {layer}, "
+                    f"which has {expected}."
+                )
 
 
 def _peft_config(source: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any] | None:

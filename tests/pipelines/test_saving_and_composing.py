@@ -250,6 +250,15 @@ def lora(model, targets):
     return {name: 0.5 + tensor for name, tensor in weights.items()}
 
 
+def test_a_lora_of_a_model_of_another_width_is_refused_in_one_line(tmp_path, capfd):
+    unet_lora = lora(tiny_unet(3, 8, 1, block_out_channels=(8, 32)), ["to_q", "to_out.0"])
+    GLIDEPipeline.save_lora_weights(tmp_path, unet_lora_layers=unet_lora)
+    message = r"^The LoRA is of another model: it adapts 32 channels of `unet`'s .*, which has 16\.$"
+    with pytest.raises(ValueError, match=message):
+        tiny_pipeline().load_lora_weights(str(tmp_path))
+    assert "size mismatch" not in capfd.readouterr().err
+
+
 def test_lora_weights_load_save_and_unload(tmp_path, expected):
     unet_lora = lora(tiny_unet(3, 8, 1), ["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"])
     text_lora = lora(tiny_pipeline().text_encoder, ["q_proj", "k_proj", "v_proj", "out_proj"])
