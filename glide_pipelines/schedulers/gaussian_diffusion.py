@@ -30,15 +30,16 @@ def make_betas(
     Raises:
         ValueError: if `schedule` is unknown.
     """
-    if schedule == "linear":
+    known = schedule if isinstance(schedule, str) else None  # an array compares with each name
+    if known == "linear":
         return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
-    if schedule == "scaled_linear":
+    if known == "scaled_linear":
         return torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64) ** 2
-    if schedule == "sigmoid":
+    if known == "sigmoid":
         return torch.linspace(-6, 6, num_train_timesteps, dtype=torch.float64).sigmoid() * (beta_end - beta_start) + (
             beta_start
         )
-    if schedule == "squaredcos_cap_v2":
+    if known == "squaredcos_cap_v2":
         time = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
         alpha_bar = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
         return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)

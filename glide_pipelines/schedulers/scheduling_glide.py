@@ -92,7 +92,7 @@ class GLIDEScheduler(DDPMScheduler):
             ("variance_type", variance_type, VARIANCE_TYPES),
             ("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS),
         ):
-            if choice not in allowed:
+            if not isinstance(choice, str | None) or choice not in allowed:  # an array compares with each of them
                 raise ValueError(f"`{name}` must be one of {allowed}, got {choice!r}.")
         for name, flag in (("clip_sample", clip_sample), ("thresholding", thresholding)):
             if not isinstance(flag, bool):

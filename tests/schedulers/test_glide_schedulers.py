@@ -362,6 +362,8 @@ def test_compatibles_hold_the_stock_schedulers():
     [
         ({"prediction_type": "sample"}, "`prediction_type`"),
         ({"variance_type": "learned"}, "`variance_type`"),
+        ({"timestep_spacing": np.ones(0)}, "`timestep_spacing`"),
+        ({"beta_schedule": np.ones(2)}, "`beta_schedule`"),
         ({"trained_timesteps": [5, 900]}, "`trained_timesteps`: .* descending"),
         ({"trained_timesteps": 4}, "`trained_timesteps`: .* list of integers"),
     ],
