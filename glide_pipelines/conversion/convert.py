@@ -54,22 +54,11 @@ def convert_glide_to_diffusers(
         dump_path (`str` or `Path`): The folder to write; it must be empty or not exist.
         super_res_checkpoint_path (`str` or `Path`, *optional*): The upsampler: a file in the layout of `upsample.pt`,
             or the name `"upsample"` or `"upsample-inpaint"`. Without it the pipeline returns the base image.
-        tokenizer (`str` or `Path`, defaults to `"openai-community/gpt2"`): A folder with `vocab.json` and
-            `merges.txt`, or a repository on the Hub.
-        attention_head_dim (`int`, defaults to 64): Channels per attention head of the UNets. The files do not show
-            it, and a wrong number makes wrong images without an error; 64 is right for OpenAI's models and
-            everything fine-tuned from them.
-        text_num_attention_heads (`int`, *optional*): Heads of the text encoders, which the files do not show either;
-            by default they are 64 channels wide.
-        image_size (`int`, defaults to 64): Height and width of the base image, in pixels.
-        super_res_image_size (`int`, defaults to 256): Height and width of the upsampled image.
+        tokenizer, attention_head_dim, text_num_attention_heads, image_size, super_res_image_size, clip_tokenizer,
+        clip_attention_head_dim: As in [`GLIDESingleFileMixin.from_single_file`].
         clip_text_checkpoint_path, clip_image_checkpoint_path (`str` or `Path`, *optional*): The noised CLIP's two
             towers: files in the layout of `clip_text_enc.pt` and `clip_image_enc.pt`, or the names `"clip-text-enc"`
             and `"clip-image-enc"`. Both or neither.
-        clip_tokenizer (`str` or `Path`, defaults to `"openai/clip-vit-base-patch32"`): A folder with CLIP's
-            `vocab.json` and `merges.txt`, or a repository on the Hub.
-        clip_attention_head_dim (`int`, defaults to 64): Channels per attention head of both towers, which the files
-            do not show.
         dtype (`str`, defaults to `"float32"`): `"float32"`, `"float16"` or `"bfloat16"`: how weights are stored.
         allow_non_finite (`bool`, defaults to `False`): Whether weights may be NaN or infinite, for those who look into
             such a model: `from_pretrained` refuses it.

@@ -140,12 +140,9 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
         """What CLIP's gradient leads to: for each image one vector of unit length.
 
         Args:
-            clip_prompt (`str`, `dict` or a list of them, *optional*): `B` captions, or dicts of captions and weights,
-                see [`encode_clip_prompt`].
+            clip_prompt, clip_prompt_embeds: `prompt` and `prompt_embeds` of [`CLIPGuidance`], for `B` prompts.
             num_images_per_prompt (`int`, defaults to 1): `N`; each vector is repeated as often.
             device (`torch.device`, *optional*): Where to put the vectors; the pipeline's device by default.
-            clip_prompt_embeds (`torch.Tensor` of shape `[B, D]`, *optional*): The vectors, of any length, in place of
-                `clip_prompt`.
 
         Returns:
             `torch.Tensor` of shape `[B * N, D]`.
@@ -185,15 +182,8 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
                 where the mask is white, as [`GLIDEInpaintPipeline`] does; without them whole ones are generated.
             height, width (`int`, *optional*): Size of the returned image; CLIP must be made for the base image of
                 that size. By default the size that the model was trained on, or that of `image`.
-            clip_guidance_scale (`float`, defaults to 3.0): Factor on CLIP's gradient; 0 switches it off.
-            clip_prompt (`str`, `dict` or a list of them, *optional*): What CLIP looks for, where it is not `prompt`:
-                a caption for all images, or a list with one for each prompt. In place of a caption a dict may stand,
-                of captions and their weights; a negative weight leads away from one. The weights of a dict must not
-                sum to zero.
-            clip_guidance_start, clip_guidance_end (`float`, default to 0.0 and 1.0): The part of the base stage's steps
-                in which CLIP guides.
-            clip_prompt_embeds (`torch.Tensor` of shape `[B, D]`, *optional*): What CLIP looks for as vectors of any
-                length, one for each prompt, in place of `clip_prompt`.
+            clip_guidance_scale, clip_prompt, clip_guidance_start, clip_guidance_end, clip_prompt_embeds: Of CLIP's
+                gradient: `scale`, `prompt`, `start`, `end` and `prompt_embeds` of [`CLIPGuidance`].
             guidance_scale (`float`, defaults to 1.0): Classifier-free guidance of the base stage, beside CLIP's; 1
                 switches it off.
             cond_fn (`Callable` or a list of them, *optional*): Further gradients, added to CLIP's.

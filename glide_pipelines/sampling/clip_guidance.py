@@ -30,7 +30,7 @@ class CLIPGuidance:
         clip_tokenizer (`PreTrainedTokenizerBase`, *optional*): CLIP's own; its `model_max_length` is its text context.
         prompt (`str`, `dict` or a list of them, *optional*): What CLIP looks for, where it is not the prompt of the
             call: a caption for all images, or a list with one for each prompt. In place of a caption a dict of
-            captions and their weights may stand, see [`encode_clip_prompt`].
+            captions and their weights may stand, see [`encode_clip_prompt`]; they must not sum to zero.
         scale (`float`, defaults to 3.0): Factor on the gradient; 0 switches it off. It may be changed between steps.
         start, end (`float`, default to 0.0 and 1.0): The part of the steps in which CLIP guides.
         prompt_embeds (`torch.Tensor` of shape `[B, D]`, *optional*): What CLIP looks for as vectors of any length, one
