@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,15 @@ import torch.nn.functional as F
 import transformers.utils.logging
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from glide_pipelines import GLIDEPipeline, emoji, pretrained_checkpoint, shapes
 
 from .errors import UserError
 from .options import SCHEDULERS, did_you_mean
 
+
+logger = logging.getLogger("glide_pipelines")
 
 UPSAMPLER = ("super_res_unet", "super_res_text_encoder", "super_res_scheduler")
 
@@ -197,8 +200,14 @@ def open_image(path: Path) -> Image.Image:
     try:
         image = Image.open(path)
         image.load()
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} cannot be read as an image: PNG, JPEG and WebP can, HEIC cannot") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image: {error}") from error
+    # A phone's MPO holds one image several times.
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if frames > 1:
+        logger.warning(f"{path} has {frames} frames: the first one is taken.")
     return image
 
 

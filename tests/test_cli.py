@@ -336,7 +336,7 @@ def test_fast_enlarging_takes_fast_s_steps_of_the_upsampler(glide, model, files,
         (["--image", "{image}", "--strength", "0"], ["--strength", "above 0", "'0'"]),
         (["--image", "{image}", "--strength", "2"], ["--strength", "'2'"]),
         (["--image", "missing.png"], ["--image", "no file 'missing.png'"]),
-        (["--image", "{text}"], ["text.txt cannot be read as an image"]),
+        (["--image", "{text}"], ["text.txt cannot be read as an image: PNG, JPEG and WebP can"]),
         (["--image", "{image}", "--mask", "{text}"], ["text.txt cannot be read as an image"]),
         (["--image", "{image}", "--mask", "{black}"], ["`mask_image` 0 of 1 has nothing to repaint"]),
     ],
@@ -438,6 +438,19 @@ def test_draw_is_what_glide_does_without_a_command(glide, model, tmp_path):
 def test_a_prompt_that_is_the_name_of_a_command(glide, model, tmp_path):
     code, _, err = glide("draw", "train", "-o", tmp_path / "a.png", "--model", model, *QUICK)
     assert code == 0, err
+
+
+def test_of_an_animation_the_first_frame_is_taken_and_that_is_said(glide, model, tmp_path):
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue", "green")]
+    frames[0].save(tmp_path / "in.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "in.png")
+    made = []
+    for name in ("in.gif", "in.png"):
+        options = ("--image", tmp_path / name, "--model", model, "--seed", 1, *QUICK)
+        code, _, err = glide(PROMPT, "-o", tmp_path / "out.png", *options)
+        assert code == 0 and ("in.gif has 3 frames: the first one is taken" in err) == (name == "in.gif")
+        made.append(Image.open(tmp_path / "out.png").tobytes())
+    assert made[0] == made[1]
 
 
 @pytest.mark.parametrize(
