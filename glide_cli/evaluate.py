@@ -75,7 +75,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.data_dir is not None and args.dataset_name is not None:
         raise UserError("--data-dir and --dataset-name: give one of them")
     if args.label_column is not None and args.features in (None, "shapes", "inception"):
-        raise UserError("--label-column needs --features that is an image classifier of transformers")
+        raise UserError("--label-column needs --features that is an image classifier: emoji, or one of transformers")
     if args.label_column is not None and args.data_dir is None and args.dataset_name is None:
         raise UserError("--label-column needs --data-dir or --dataset-name")
     if not args.guidance_scale and not args.clip_guidance_scale:

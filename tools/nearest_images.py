@@ -2,7 +2,7 @@
 what is new.
 
     glide evaluate --output runs/held-out --data-dir emoji/held_out --features emoji --label-column name
-    python tools/nearest_images.py runs/held-out/pictures/classifier-free-3 --data-dir emoji/held_out \\
+    python tools/nearest_images.py runs/held-out/pictures/guidance-3 --data-dir emoji/held_out \\
         --train-data-dir emoji/train --features emoji --output held_out.png
 
 Alike are images whose features point the same way (the cosine between them).
