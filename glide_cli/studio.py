@@ -23,6 +23,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 
 from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline, GLIDEPipeline, GLIDESuperResolutionPipeline
+from glide_pipelines.images import load_images
 from glide_pipelines.metadata import text_chunks
 
 from . import options
@@ -61,7 +62,7 @@ Models = dict[str, dict[str, DiffusionPipeline]]  # a pipeline for each task tha
 
 
 def open_photo(file: str | Path | BytesIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image in a file that a visitor sent, upright. What is too large is refused before it is decoded.
+    """A visitor's image, upright and in 8 bits. What is too large is refused before it is decoded.
 
     Args:
         file (`str`, `Path` or `BytesIO`): The file.
@@ -74,7 +75,8 @@ def open_photo(file: str | Path | BytesIO, name: str, max_pixels: int = MAX_PIXE
     try:
         with Image.open(file, formats=FORMATS) as image:  # reads the header alone
             check_size(image, name, max_pixels)
-            return ImageOps.exif_transpose(image)
+            upright = ImageOps.exif_transpose(image)
+            return load_images("image", upright)[0] if upright.mode.startswith(("I", "F")) else upright
     except FileNotFoundError as error:
         raise UserError(f"{name} is no longer here: send it again.") from error
     except Image.DecompressionBombError as error:

@@ -327,6 +327,12 @@ def test_a_file_that_is_gone_is_named(tmp_path):
         open_photo(tmp_path / "holiday.png", "holiday.png")
 
 
+def test_a_photo_of_sixteen_bits_keeps_its_brightness(tmp_path):
+    Image.fromarray(np.full((20, 30), 30_000, np.uint16)).save(tmp_path / "scan.png")
+    photo = open_photo(tmp_path / "scan.png", "scan.png").convert("RGBA")  # as the page shows it
+    assert photo.getpixel((4, 4)) == (117, 117, 117, 255)
+
+
 def test_a_photo_is_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned
