@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import difflib
 import io
 import itertools
@@ -177,7 +178,9 @@ def prompts_file(text: str) -> list[str]:
     """The lines of a file, or of stdin for `-`, that are not blank."""
     try:
         data = sys.stdin.buffer.read() if text == "-" else Path(text).read_bytes()
-        prompts = [line.strip() for line in data.decode("utf-8-sig").splitlines() if line.strip()]
+        # `>` of Windows PowerShell writes UTF-16, with a mark.
+        encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        prompts = [line.strip() for line in data.decode(encoding).splitlines() if line.strip()]
     except OSError as error:
         raise argparse.ArgumentTypeError(f"cannot read {text!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -236,8 +236,9 @@ def test_a_bad_name(glide, model, tmp_path, monkeypatch, output, words):
     assert os.listdir() == ["in.png"]
 
 
-def test_prompts_of_a_file(new, tmp_path):
-    (tmp_path / "prompts.txt").write_bytes("\ufeffa red circle\r\n\r\n  a blue star \n".encode())
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])  # `>` of Windows PowerShell writes the latter
+def test_prompts_of_a_file(new, tmp_path, encoding):
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa red circle\r\n\r\n  a blue star \n".encode(encoding))
     new("a cross", "--prompts", "prompts.txt", "-o", "a.png")
     assert read_metadata("a.png")["prompt"] == ["a cross", "a red circle", "a blue star"]
 
