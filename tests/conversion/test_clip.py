@@ -22,10 +22,8 @@ from small import (
     arguments,
     script,
     small_clip,
-    write_checkpoint,
     write_clip,
     write_clip_tokenizer,
-    write_tokenizer,
 )
 from test_tokenizers import write_vocabulary
 from tiny import tiny_call
@@ -41,17 +39,6 @@ from glide_pipelines.models import tokenize_prompts
 KINDS = ("clip-text-enc", "clip-image-enc")
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("released")
-    for pair in PAIRS:
-        for seed, kind in enumerate(pair):
-            write_checkpoint(folder, kind, seed=seed)
-    write_tokenizer(folder)
-    write_clip(folder)
-    return folder
-
-
 def given(files, pair=PAIRS[0], **changes):
     return {
         "checkpoint_path": files / f"{pair[0]}.pt",
@@ -64,11 +51,6 @@ def given(files, pair=PAIRS[0], **changes):
         **OPTIONS,
         **changes,
     }
-
-
-@pytest.fixture(scope="module", params=PAIRS, ids=["text-to-image", "inpaint"])
-def pair(request):
-    return request.param
 
 
 @pytest.fixture(scope="module")
