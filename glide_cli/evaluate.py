@@ -33,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="sweep CLIP's scales once more together with classifier-free guidance of this scale",
     )
-    add("--clip-model", metavar="NAME", default="shapes", help="the CLIP that guides (default: shapes, which ships)")
+    add(
+        "--clip-model",
+        metavar="NAME",
+        help="the CLIP that guides (default: of a model that ships its own, else shapes)",
+    )
     add(
         "--base-only",
         action=argparse.BooleanOptionalAction,

@@ -81,8 +81,8 @@ def draw(args: argparse.Namespace) -> None:
     args.num_images = args.num_images or 1
     is_chosen = args.model is None
     if is_chosen:
-        # A LoRA may have taught the shapes model anything; and only that world has a CLIP of noised images.
-        of_shapes = args.lora or args.clip_model or args.clip_guidance_scale is not None
+        # A LoRA may have taught the shapes model anything, and a CLIP of one's own is of the shapes as before.
+        of_shapes = args.lora or args.clip_model
         args.model = "shapes" if of_shapes else world_of(args.prompt)
     args.dtype = find_dtype(args.dtype, find_device(args.device))
     if not all(prompt.strip() for prompt in args.prompt):

@@ -36,7 +36,15 @@ from glide_pipelines.shapes.images import ShapesImages
 from glide_pipelines.shapes.tally import judged_table
 
 from .errors import UserError
-from .loading import find_device, load_pipeline, model_values, sampling_values, silence_libraries, step_values
+from .loading import (
+    WORLDS,
+    find_device,
+    load_pipeline,
+    model_values,
+    sampling_values,
+    silence_libraries,
+    step_values,
+)
 
 
 # Options that only GLIDE's pipelines understand.
@@ -118,6 +126,7 @@ def load_pipelines(args: argparse.Namespace) -> dict[str, DiffusionPipeline]:
     plain = load_model(args)
     pipes = {CLASSIFIER_FREE: plain}
     if args.clip_guidance_scale:
+        args.clip_model = args.clip_model or (args.model if args.model in WORLDS else "shapes")
         clip_model, clip_tokenizer = load_noised_clip(clip_source(args.clip_model))
         clip_model.to(device=plain.device, dtype=plain.dtype)
         guided = CLIPGuidedPipeline.from_pipe(plain, clip_model=clip_model, clip_tokenizer=clip_tokenizer)

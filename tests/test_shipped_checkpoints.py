@@ -49,26 +49,70 @@ def test_they_are_small(name, megabytes):
     assert size < megabytes * 1e6
 
 
-@pytest.mark.parametrize(("name", "megabytes"), [("text-to-image", 25), ("features", 4)])
+@pytest.mark.parametrize(("name", "megabytes"), [("text-to-image", 25), ("noised-clip", 3), ("features", 4)])
 def test_the_emoji_are_small(name, megabytes):
     folder = pretrained_checkpoint("emoji", name)
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < megabytes * 1e6
 
 
-def test_the_emoji_that_are_asked_for_are_recognised():
-    """By the classifier that ships beside the model, in ten steps and both stages."""
-    names = ["a taxi", "a slice of pizza", "a red heart", "a guitar", "a rocket", "a tiger face"]
-    network = load_feature_network(str(pretrained_checkpoint("emoji", "features")))
+EMOJI = ["a taxi", "a slice of pizza", "a red heart", "a guitar", "a rocket", "a tiger face"]
+FEW_STEPS = {"num_inference_steps": 10, "super_res_num_inference_steps": 5}
+
+
+@pytest.fixture(scope="module")
+def emoji():
     pipe = GLIDEPipeline.from_pretrained(pretrained_checkpoint("emoji"))
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-    generators = [torch.Generator().manual_seed(seed) for seed in range(len(names))]
-    images = pipe(names, num_inference_steps=10, super_res_num_inference_steps=5, generator=generators).images
-    assert {image.size for image in images} == {(128, 128)}
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def emoji_images(emoji):
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(EMOJI))]
+    return emoji(EMOJI, generator=generators, **FEW_STEPS).images
+
+
+def recognised(images, names):
+    """How many images a classifier takes for what their names say, among its first five guesses."""
+    network = load_feature_network(str(pretrained_checkpoint("emoji", "features")))
     pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
     best = network(pixels).log_probabilities.topk(5).indices
-    found = [network.class_names.index(name) in five for name, five in zip(names, best.tolist(), strict=True)]
-    assert sum(found) >= len(names) - 1
+    return sum(network.class_names.index(name) in five for name, five in zip(names, best.tolist(), strict=True))
+
+
+def test_the_emoji_that_are_asked_for_are_recognised(emoji_images):
+    """By the classifier that ships beside the model, in ten steps and both stages."""
+    assert {image.size for image in emoji_images} == {(128, 128)}
+    assert recognised(emoji_images, EMOJI) >= len(EMOJI) - 1
+
+
+def test_one_emoji_becomes_another_under_a_mask(emoji, emoji_images):
+    """By the same base model, which sees the known image and the mask."""
+    inpaint = GLIDEInpaintPipeline.from_pipe(emoji)
+    assert inpaint.mode == "fine-tuned"
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (0, 0, 128, 64))
+    given = [image.copy() for image in emoji_images]
+    for image in given:
+        image.paste("white", (0, 0, 128, 64))
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(EMOJI))]
+    images = inpaint(EMOJI, image=given, mask_image=mask, generator=generators, **FEW_STEPS).images
+    for image, kept in zip(images, given, strict=True):
+        np.testing.assert_array_equal(np.asarray(image)[64:], np.asarray(kept)[64:])
+    assert recognised(given, EMOJI) < len(EMOJI) - 1 <= recognised(images, EMOJI)
+
+
+def test_the_clip_of_the_emoji_picks_captions_and_guides(emoji, emoji_images):
+    folder = pretrained_checkpoint("emoji", "noised-clip")
+    clip, tokenizer = NoisedCLIPModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tokens = tokenize_prompts(tokenizer, EMOJI)
+    samples = to_tensor(emoji_images, (32, 32))
+    with torch.no_grad():
+        logits = clip(tokens.input_ids, samples, torch.zeros(len(EMOJI)), tokens.attention_mask).logits_per_image
+    assert (logits.argmax(dim=1) == torch.arange(len(EMOJI))).sum() >= len(EMOJI) - 1
+    guided = CLIPGuidedPipeline.from_pipe(emoji, clip_model=clip, clip_tokenizer=tokenizer)
+    assert guided(EMOJI[0], clip_guidance_scale=4.0, **FEW_STEPS).images[0].size == (128, 128)
 
 
 def test_the_emoji_name_words_that_they_never_read(caplog):

@@ -23,6 +23,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 from glide_cli import Parser, script
@@ -122,7 +123,8 @@ def _blind(unet: GLIDEUNet2DConditionModel) -> GLIDEUNet2DConditionModel:
     """An inpainting model as one of text to image: without the weights of the known image and the mask."""
     narrow = GLIDEUNet2DConditionModel.from_config(unet.config, in_channels=3)
     narrow.load_state_dict(unet.state_dict() | {"conv_in.weight": unet.conv_in.weight[:, :3]})
-    return narrow.to(unet.device, unet.dtype).eval()
+    # Not the model's own `to`, which warns of modules to be kept in float32; there are none.
+    return torch.nn.Module.to(narrow, unet.device, unet.dtype).eval()
 
 
 def _reduced(image: Image.Image, size: int) -> Image.Image:

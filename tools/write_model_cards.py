@@ -2,9 +2,10 @@
 `glide evaluate` for the emoji.
 
     python tools/write_model_cards.py --text-to-image figures.json --inpaint inpaint.json --noised-clip clip.json
-    python tools/write_model_cards.py --emoji runs/emoji-trained/results.json runs/emoji-held-out/results.json
+    python tools/write_model_cards.py --emoji runs/emoji-trained/results.json runs/emoji-held-out/results.json \\
+        --emoji-noised-clip runs/emoji-clip/results.json
 
-Each is the README.md of its checkpoint's folder, and shows samples.png if that lies there. What is not given stays as
+Each is the README.md of its checkpoint's folder, and shows samples.webp if that lies there. What is not given stays as
 it is.
 """
 
@@ -28,11 +29,12 @@ from glide_pipelines.shapes.retrieval import retrieval_table
 
 
 LICENCE = "Apache-2.0, as the package that it ships with."
+EMOJI_LICENCE = f"{LICENCE} The images that it learned from are under the MIT licence: NOTICE.md."
 DATA = """\
 Images of the shapes world, rendered while it trained and never twice: one to three objects of six shapes, eight colours
 and two sizes on three backgrounds, with a caption that leaves some of this unstated. One combination of objects and
 background in ten was kept back; the figures below are on those."""
-SAMPLES = {"Samples": "![Images that it generated](samples.png)"}
+SAMPLES = {"Samples": "![Images that it generated](samples.webp)"}
 INSTALL = "```bash\npip install glide-pipelines\n```\n\n"
 COMMAND = "How it was trained, command by command: `docs/shapes_training.md` of glide-pipelines."
 
@@ -101,10 +103,12 @@ def emoji(trained: dict[str, Any], held_out: dict[str, Any]) -> dict[str, str]:
     return {
         "": "GLIDE at the size of a laptop, trained from scratch on Microsoft's Fluent emoji: a base model that "
         "generates 32 x 32 pixels from a caption and an upsampler to 128 x 128. Both predict v in place of noise "
-        "(arXiv 2202.00512).",
+        "(arXiv 2202.00512). The base model inpaints, too: it takes the known image and the mask.",
         "Use": f"{INSTALL}```python\nfrom glide_pipelines import GLIDEPipeline, pretrained_checkpoint\n\n"
         'pipe = GLIDEPipeline.from_pretrained(pretrained_checkpoint("emoji"))\n'
-        'pipe("a slice of pizza").images[0].save("image.png")\n```',
+        'pipe("a slice of pizza").images[0].save("image.png")\n```\n\n'
+        "Editing: `GLIDEInpaintPipeline.from_pipe(pipe)`, `GLIDEImg2ImgPipeline` and "
+        "`GLIDESuperResolutionPipeline` the same.",
         "What it was trained on": "1,333 emoji on plain backgrounds, with captions made from their names. "
         f"{len(HELD_OUT)} others, combinations of parts that these show apart, were kept back. How it was trained, "
         "command by command: `docs/emoji.md` of glide-pipelines.",
@@ -115,6 +119,30 @@ def emoji(trained: dict[str, Any], held_out: dict[str, Any]) -> dict[str, str]:
         "What it cannot do": "It has seen one image of each emoji, and what it generates for a name that it knows is "
         "that image again, more or less. A new combination comes out right far less often, as the second table shows. "
         "It knows the words of its captions and no others, no scenes, and no letters.",
+    }
+
+
+def emoji_noised_clip(results: dict[str, Any]) -> dict[str, str]:
+    """The sections of the card of the noised CLIP of emoji."""
+    return {
+        "": "A small CLIP that was trained on noised images of Microsoft's Fluent emoji: it says how well x_t fits a "
+        "caption, and its gradient guides the checkpoint beside it.",
+        "Use": f"{INSTALL}```python\nfrom glide_pipelines import CLIPGuidedPipeline, GLIDEPipeline, NoisedCLIPModel, "
+        "pretrained_checkpoint\nfrom transformers import GPT2Tokenizer\n\n"
+        'folder = pretrained_checkpoint("emoji", "noised-clip")\n'
+        "clip = {\n"
+        '    "clip_model": NoisedCLIPModel.from_pretrained(folder),\n'
+        '    "clip_tokenizer": GPT2Tokenizer.from_pretrained(folder),\n'
+        "}\n"
+        'pipe = CLIPGuidedPipeline.from_pipe(GLIDEPipeline.from_pretrained(pretrained_checkpoint("emoji")), **clip)\n'
+        'pipe("a slice of pizza", clip_guidance_scale=4.0).images[0].save("guided.png")\n```',
+        "What it was trained on": "The images and captions of the checkpoint that it guides, under noise. How it was "
+        "trained, command by command: `docs/emoji.md` of glide-pipelines.",
+        "What it can do": "A classifier that was trained on the true images alone says which of 1,377 emoji an image "
+        "shows: how often that is the one that was asked for, without guidance (guidance-1), with classifier-free "
+        f"guidance, and with this CLIP's ({_sampling(results)}, base model alone):\n\n"
+        f"{table([results['real'], *results['sweep']])}",
+        "What it cannot do": "It has seen one image of each emoji. It knows the words of its captions and no others.",
     }
 
 
@@ -140,7 +168,16 @@ CARDS = {
         emoji,
         "emoji/text-to-image",
         "emoji",
-        f"{LICENCE} The images that it learned from are under the MIT licence: NOTICE.md.",
+        EMOJI_LICENCE,
+        NOTICE,
+    ),
+    "emoji-noised-clip": Card(
+        "Noised CLIP (emoji)",
+        "zero-shot-image-classification",
+        emoji_noised_clip,
+        "emoji/noised-clip",
+        "emoji",
+        EMOJI_LICENCE,
         NOTICE,
     ),
 }
@@ -181,7 +218,7 @@ def main(argv: list[str] | None) -> None:
             continue
         written = card.sections(*(json.loads(file.read_text(encoding="utf-8")) for file in files))
         folder = args.output / card.folder
-        samples = SAMPLES if (folder / "samples.png").is_file() else {}
+        samples = SAMPLES if (folder / "samples.webp").is_file() else {}
         sections = {**written, **samples, "Licence": card.licence}
         model_card(card.title, sections, "apache-2.0", [card.tag], card.task).save(folder / "README.md")
         if card.notice is not None:
