@@ -6,6 +6,7 @@ it: the package registers its functions here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +26,21 @@ def register_loaders(pipeline: Callable[..., Any], network: Callable[..., Any]) 
 
 class GLIDESingleFileMixin:
     """Gives a pipeline [`~GLIDESingleFileMixin.from_single_file`]."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+        """Open a folder or a model on the Hub, as `DiffusionPipeline.from_pretrained` does.
+
+        Raises:
+            ValueError: if it is a file, which [`~GLIDESingleFileMixin.from_single_file`] opens.
+        """
+        if os.path.isfile(pretrained_model_name_or_path):
+            raise ValueError(
+                "`pretrained_model_name_or_path` must be a folder or a Hub id; a checkpoint file is opened by "
+                f"`from_single_file`. Got the file {os.fspath(pretrained_model_name_or_path)!r}."
+            )
+        pipeline: Any = super()
+        return pipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_single_file(

@@ -221,6 +221,12 @@ def test_a_wrong_file_is_named_before_anything_is_loaded(files, monkeypatch, pip
         pipeline.from_single_file(path, **options(files, **paths))
 
 
+@pytest.mark.parametrize("pipeline", [GLIDEPipeline, GLIDESuperResolutionPipeline])
+def test_a_file_that_is_opened_as_a_folder_names_the_way(files, pipeline):
+    with pytest.raises(ValueError, match="a checkpoint file is opened by `from_single_file`"):
+        pipeline.from_pretrained(files / "base.pt")
+
+
 def test_an_unknown_argument(files):
     with pytest.raises(TypeError, match=r"`GLIDEPipeline.from_single_file` has no argument 'super_res_unett'"):
         GLIDEPipeline.from_single_file(files / "base.pt", **options(files, super_res_unett=None))
