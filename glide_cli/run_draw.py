@@ -87,7 +87,7 @@ def draw(args: argparse.Namespace) -> None:
     args.dtype = find_dtype(args.dtype, find_device(args.device))
     if not all(prompt.strip() for prompt in args.prompt):
         logger.warning("A prompt is empty: the model chooses what the image shows.")
-    if {"a", "an", "the"} & {prompt.lower() for prompt in args.prompt}:
+    if len(args.prompt) > 1 and {"a", "an", "the"} & {prompt.lower() for prompt in args.prompt}:
         logger.warning('Each word is a prompt of its own, with its own image: a prompt of several stands in "quotes".')
     if args.negative_prompt and args.guidance_scale == 1:
         logger.warning("--negative-prompt changes nothing without guidance, at --guidance-scale 1.")

@@ -236,7 +236,8 @@ def files(tmp_path) -> tuple[Path, Path]:
         (["\U0001f355"], "emoji"),
         ([""], "shapes"),
         (["a taxi", "--lora", "of-shapes"], "shapes"),
-        (["a taxi", "--clip-guidance-scale", "2"], "shapes"),
+        (["a taxi", "--clip-guidance-scale", "2"], "emoji"),
+        (["a taxi", "--clip-model", "of-shapes"], "shapes"),
     ],
 )
 def test_without_a_model_the_one_that_knows_the_words_is_taken_and_named(glide, tmp_path, monkeypatch, words, world):

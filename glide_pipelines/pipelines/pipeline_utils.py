@@ -156,7 +156,8 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
     @property
     def default_size(self) -> tuple[int, int]:
         """Height and width of the images that the last stage was trained on, in pixels."""
-        unet = getattr(self, "super_res_unet", None) or self.unet
+        unet = getattr(self, "super_res_unet", None)
+        unet = self.unet if unet is None else unet  # a compiled one has no truth value
         return height_and_width(unet.config.sample_size)
 
     @property
