@@ -17,7 +17,7 @@ from .options import add_model_options, add_sampling_options, port
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `glide app`."""
     add_model_options(parser, default="emoji and shapes, two small ones that ship")
-    shipped = "the one that ships with the model; other models inpaint too, in the implicit mode"
+    shipped = "the one that ships with the model, else the model itself"
     parser.add_argument("--inpaint-model", metavar="MODEL", help=f"for the tab that edits (default: {shipped})")
     parser.add_argument(
         "--other-models", nargs="+", default=[], metavar="MODEL", help="more text-to-image models to choose from"

@@ -137,7 +137,7 @@ def world_of(prompts: Sequence[str]) -> str:
 
 
 def find_inpaint_model(name: str | None) -> str | None:
-    """The fine-tuned model that ships beside one; another model inpaints itself, in the implicit mode."""
+    """The inpainting model that ships beside one; None where the model itself is to inpaint."""
     try:
         return None if name and os.path.isdir(name) else str(pretrained_checkpoint(name or "shapes", "inpaint"))
     except ValueError:

@@ -173,7 +173,7 @@ def _load(args: argparse.Namespace) -> DiffusionPipeline:
         task = GLIDEImg2ImgPipeline if args.mask is None else GLIDEInpaintPipeline
     # An upsampler that was saved alone opens only as what enlarges; all else opens as the text-to-image pipeline.
     loaded_as = task if args.enlarge else GLIDEPipeline
-    # A world without an inpainting model inpaints in the implicit mode.
+    # Where no inpainting model ships beside it, the model itself is taken.
     checkpoint = "text-to-image" if args.mask is None or find_inpaint_model(args.model) is None else "inpaint"
     pipe = load_pipeline(
         **model_values(args), checkpoint=checkpoint, pipeline_class=loaded_as, upsample=not args.no_upsample

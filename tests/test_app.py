@@ -536,7 +536,7 @@ def test_the_models(model):
 def test_by_default_both_models_that_ship_are_there(page):
     ours = studio.load_studio(parse())
     assert [(name, pipes["Edit"].mode) for name, pipes in ours.models.items()] == [
-        ("emoji", "implicit"),
+        ("emoji", "fine-tuned"),
         ("shapes", "fine-tuned"),
     ]
     app = page.build_page(ours)
