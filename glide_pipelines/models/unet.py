@@ -205,6 +205,8 @@ class GLIDEUNet2DConditionModel(CheckedLoading, SingleFileNetworkMixin, UNet2DCo
         if isinstance(timestep, torch.Tensor):
             is_one = timestep.numel() == 1 and timestep.ndim < 2
             check_tensor("timestep", timestep, *(timestep.shape if is_one else (len(sample),)), floating_point=None)
+            if timestep.is_meta and not sample.is_meta:
+                raise ValueError("`timestep` is on the meta device, where it has no value, and `sample` is not.")
         elif isinstance(timestep, bool) or not isinstance(timestep, Real) or not 0 <= timestep < 2**31:
             raise ValueError(f"`timestep` must be a tensor or a number of 0 or more, got {timestep!r}.")
         else:

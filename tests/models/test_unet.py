@@ -107,6 +107,12 @@ def test_an_inpainting_model_without_image_and_mask_repaints_everything(in_chann
     assert torch.equal(unet(**given).sample, expected)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (2,)])
+def test_a_timestep_without_a_value_is_named(shape):
+    with pytest.raises(ValueError, match="`timestep` is on the meta device"):
+        tiny_unet()(**(inputs() | {"timestep": torch.zeros(shape, device="meta")}))
+
+
 def test_a_condition_too_many_is_named():
     with pytest.raises(ValueError, match="does not take `low_res`"):
         tiny_unet(3)(**inputs(6))
