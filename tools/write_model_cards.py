@@ -80,15 +80,7 @@ def noised_clip(results: dict[str, Any]) -> dict[str, str]:
     return {
         "": "A CLIP that was trained on noised images of the shapes world: it says how well x_t fits a caption, and "
         "its gradient guides the text-to-image checkpoint beside it.",
-        "Use": f"{INSTALL}```python\nfrom glide_pipelines import CLIPGuidedPipeline, GLIDEPipeline, NoisedCLIPModel, "
-        "shapes_checkpoint\nfrom transformers import GPT2Tokenizer\n\n"
-        'folder = shapes_checkpoint("noised-clip")\n'
-        "clip = {\n"
-        '    "clip_model": NoisedCLIPModel.from_pretrained(folder),\n'
-        '    "clip_tokenizer": GPT2Tokenizer.from_pretrained(folder),\n'
-        "}\n"
-        "pipe = CLIPGuidedPipeline.from_pipe(GLIDEPipeline.from_pretrained(shapes_checkpoint()), **clip)\n"
-        'pipe("a red circle above a blue square", clip_guidance_scale=3.0).images[0].save("guided.png")\n```',
+        "Use": _clip_use("shapes", "a red circle above a blue square", 3.0),
         "What it was trained on": f"{DATA} The images are noised by the base model's linear schedule. {COMMAND}",
         "What it can do": "Which caption it finds nearest to a noised image, on held-out scenes. A full caption says "
         "shape, colour and size of every object and the background; the ideal observer picks among these by Bayes' "
@@ -122,20 +114,28 @@ def emoji(trained: dict[str, Any], held_out: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _clip_use(world: str, prompt: str, scale: float) -> str:
+    """How the noised CLIP of a world is used."""
+    return (
+        f"{INSTALL}```python\nfrom glide_pipelines import CLIPGuidedPipeline, GLIDEPipeline, NoisedCLIPModel, "
+        "pretrained_checkpoint\nfrom transformers import GPT2Tokenizer\n\n"
+        f'folder = pretrained_checkpoint("{world}", "noised-clip")\n'
+        "clip = {\n"
+        '    "clip_model": NoisedCLIPModel.from_pretrained(folder),\n'
+        '    "clip_tokenizer": GPT2Tokenizer.from_pretrained(folder),\n'
+        "}\n"
+        f'base = GLIDEPipeline.from_pretrained(pretrained_checkpoint("{world}"))\n'
+        "pipe = CLIPGuidedPipeline.from_pipe(base, **clip)\n"
+        f'pipe("{prompt}", clip_guidance_scale={scale}).images[0].save("guided.png")\n```'
+    )
+
+
 def emoji_noised_clip(results: dict[str, Any]) -> dict[str, str]:
     """The sections of the card of the noised CLIP of emoji."""
     return {
         "": "A small CLIP that was trained on noised images of Microsoft's Fluent emoji: it says how well x_t fits a "
         "caption, and its gradient guides the checkpoint beside it.",
-        "Use": f"{INSTALL}```python\nfrom glide_pipelines import CLIPGuidedPipeline, GLIDEPipeline, NoisedCLIPModel, "
-        "pretrained_checkpoint\nfrom transformers import GPT2Tokenizer\n\n"
-        'folder = pretrained_checkpoint("emoji", "noised-clip")\n'
-        "clip = {\n"
-        '    "clip_model": NoisedCLIPModel.from_pretrained(folder),\n'
-        '    "clip_tokenizer": GPT2Tokenizer.from_pretrained(folder),\n'
-        "}\n"
-        'pipe = CLIPGuidedPipeline.from_pipe(GLIDEPipeline.from_pretrained(pretrained_checkpoint("emoji")), **clip)\n'
-        'pipe("a slice of pizza", clip_guidance_scale=4.0).images[0].save("guided.png")\n```',
+        "Use": _clip_use("emoji", "a slice of pizza", 4.0),
         "What it was trained on": "The images and captions of the checkpoint that it guides, under noise. How it was "
         "trained, command by command: `docs/emoji.md` of glide-pipelines.",
         "What it can do": "A classifier that was trained on the true images alone says which of 1,377 emoji an image "

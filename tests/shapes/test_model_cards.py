@@ -78,6 +78,12 @@ def test_the_card_of_the_emoji_names_the_licence_of_their_images(tmp_path):
     assert "emoji" in card.data.tags and card.text.index("81.2") < card.text.index("22.7")
     assert "MIT licence: NOTICE.md" in card.text and "Microsoft" in (folder / "NOTICE.md").read_text()
     compile(card.text.split("```python")[1].split("```")[0], "emoji", "exec")
+    (tmp_path / "emoji/noised-clip").mkdir()
+    script.main(["--emoji-noised-clip", str(tmp_path / "trained.json"), "--output", str(tmp_path)])
+    card = ModelCard.load(tmp_path / "emoji/noised-clip/README.md")
+    assert card.data.pipeline_tag == "zero-shot-image-classification" and "81.2" in card.text
+    assert 'pretrained_checkpoint("emoji", "noised-clip")' in card.text and "MIT licence: NOTICE.md" in card.text
+    compile(card.text.split("```python")[1].split("```")[0], "emoji", "exec")
 
 
 def test_cards_whose_figures_are_not_given_stay(tmp_path):
