@@ -161,3 +161,21 @@ def test_only_the_shapes_world_has_a_model_to_start_from_by_default(tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "black"}\n')
     with pytest.raises(ValueError, match="`pretrained_model_name_or_path` must name the pipeline to start from"):
         run_training("inpaint", own)
+
+
+def test_the_share_of_whole_masks_is_an_option(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "source")
+    for share in ("-0.1", "1.5"):
+        with pytest.raises(ValueError, match="`proportion_whole_masks` must lie between 0 and 1"):
+            run_training("inpaint", arguments(tmp_path, "base", tmp_path / "source", "--proportion_whole_masks", share))
+    # With all of them masked whole the weights of the known image and the mask see zeros, and learn nothing.
+    run_training("inpaint", arguments(tmp_path, "base", tmp_path / "source", "--proportion_whole_masks", "1"))
+    assert not GLIDEInpaintPipeline.from_pretrained(tmp_path / "pipeline").unet.conv_in.weight[:, 3:7].any()
+
+
+def test_training_text_to_image_says_that_an_inpainting_model_may_forget(tmp_path, capsys):
+    tiny_pipeline(upsampler=False).save_pretrained(tmp_path / "source")
+    for training, source, is_told in (("inpaint", "source", False), ("text-to-image", "pipeline", True)):
+        more = ("--output_dir", str(tmp_path / training), "--max_train_steps", "1")
+        run_training(training, arguments(tmp_path, "base", tmp_path / source, *more))
+        assert ("may forget how" in capsys.readouterr().out) == is_told
