@@ -72,7 +72,7 @@ def _facts(args: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]
         "optimizer": args.optimizer,
         "learning rate": f"{args.learning_rate}, {args.lr_scheduler}",
         "precision": accelerator.mixed_precision,
-        "moving average of the weights": args.ema_decay,
+        "moving average of the weights": args.ema_decay[0],
         "seed": args.seed,
     }
     return {name: value for name, value in facts.items() if value is not None}

@@ -37,8 +37,6 @@ def add_noised_clip_options(parser: Parser) -> None:
     add("--tokenizer_name", help="tokenizer of a new model: a folder or a Hub id; by default the guided model's")
     add("--model_dir", help="where the trained model goes; by default OUTPUT_DIR/model")
     add_timestep_options(add)
-    full = "of shapes: share of captions that state every attribute except positions (default: %(default)s)"
-    add("--proportion_full_captions", type=float, default=0.0, help=full)
     add_data_options(parser)
     add_run_options(parser)
 

@@ -55,6 +55,8 @@ def add_data_options(parser: Parser) -> None:
         metavar="SHARE",
         help="of shapes: shares of scenes with one, two and three objects (default: 0.4 0.4 0.2)",
     )
+    full = "of shapes: share of captions that state every attribute except positions (default: %(default)s)"
+    add("--proportion_full_captions", type=float, default=0.0, help=full)
 
 
 def add_stage_options(parser: Parser) -> None:
@@ -161,7 +163,8 @@ def add_run_options(parser: Parser) -> None:
     add("--adam_weight_decay", type=float, default=0.01, help="default: %(default)s")
     add("--adam_epsilon", type=float, default=1e-8, help="default: %(default)s")
     add("--max_grad_norm", type=float, default=1.0, help="clip the gradient to it (default: %(default)s)")
-    add("--ema_decay", type=float, default=0.9999, help="0 keeps no moving average (default: %(default)s)")
+    decays = "of the moving average that is saved; 0 keeps none; of several the first is saved (default: 0.9999)"
+    add("--ema_decay", type=float, nargs="+", default=[0.9999], metavar="D", help=decays)
     snapshots = "steps between snapshots of averages, so that the width of the average can be chosen afterwards"
     add("--post_hoc_ema_steps", type=int, metavar="N", help=snapshots)
     width = "save the average of this width (such as 0.1 of the run) in place of the moving one"
@@ -199,7 +202,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         if getattr(args, name) is not None and args.dataset_name == SHAPES:
             raise UserError(f"`{name}` is for a dataset that ends: the shapes world does not.")
     for name in ("proportion_full_captions", "num_objects_shares"):
-        if getattr(args, name, None) and args.dataset_name != SHAPES:
+        if getattr(args, name) and args.dataset_name != SHAPES:
             raise UserError(f"`{name}` is for the shapes world.")
     if getattr(args, "stage", None) == "base":
         for name in ("crop_size", "low_resolution", "low_res_blur", "low_res_noise", "low_res_consistency"):
@@ -337,8 +340,7 @@ class TrainingData:
         if self.rows is None:
             from glide_pipelines.shapes import ShapesSource
 
-            full_captions = getattr(args, "proportion_full_captions", 0.0)
-            return ShapesSource(resolution, args.seed, full_captions, args.num_objects_shares)
+            return ShapesSource(resolution, args.seed, args.proportion_full_captions, args.num_objects_shares)
         from glide_pipelines.training import DatasetSource
 
         columns = {"image_column": args.image_column, "caption_column": args.caption_column}

@@ -290,8 +290,12 @@ def _train(
         held_out = make_held_out(args, dataset, parts)
         data.report_cut_captions(accelerator, parts.tokenizer)
 
+    drawn = 0
+
     def validate(step: int) -> dict[str, Any]:
-        if prompts:
+        nonlocal drawn
+        if prompts and step != drawn:  # of several averages the first one, which comes first
+            drawn = step
             path = Path(args.output_dir) / "validation" / f"step-{step:06}.png"
             save_validation_images(parts, prompts, args.seed, path)
         loss = None if distillation is None else distillation.loss(accelerator)

@@ -23,7 +23,7 @@ class MovingAverage:
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
-        self.model, self.parameters = model, parameters
+        self.model, self.parameters, self.decay = model, parameters, decay
         self._local = [local(parameter) for parameter in parameters.values()]
         self._ema = EMAModel(self._local, decay=decay, foreach=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .sharding import gather, scatter
 
 
 _FORMAT = 1
-_MODEL, _AVERAGE, _OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.safetensors"
+_MODEL, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # of the shape of their parameter
 _POWERS = "power_averages.safetensors"
 _RANDOM, _STATE = "random_states.json", "state.json"
@@ -37,7 +37,7 @@ class RunState:
         model (`nn.Module`): The trained module, not wrapped.
         parameters (`dict[str, nn.Parameter]`): What is trained of it, by name; the other parameters are not saved.
         optimizer (`torch.optim.Optimizer`): The optimizer of the parameters, not wrapped.
-        average ([`MovingAverage`]): Their moving average.
+        averages (`Sequence[MovingAverage]`): Their moving averages.
         powers ([`PowerAverages`], *optional*): Their averages of widths that are chosen afterwards.
     """
 
@@ -47,11 +47,11 @@ class RunState:
         model: nn.Module,
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
-        average: MovingAverage,
+        averages: Sequence[MovingAverage],
         powers: PowerAverages | None = None,
     ) -> None:
         self.accelerator, self.model, self.parameters = accelerator, model, parameters
-        self.optimizer, self.average, self.powers = optimizer, average, powers
+        self.optimizer, self.averages, self.powers = optimizer, averages, powers
 
     def _model_tensors(self) -> dict[str, torch.Tensor]:
         left_out = {name for name, _ in self.model.named_parameters()} - self.parameters.keys()
@@ -62,7 +62,7 @@ class RunState:
         names = self._names
         files = {
             _MODEL: self._model_tensors(),
-            _AVERAGE: self.average.tensors(),
+            **{_average_file(number): average.tensors() for number, average in enumerate(self.averages)},
             _OPTIMIZER: {
                 f"{names[parameter]}/{key}": value
                 for parameter, entries in self.optimizer.state.items()
@@ -111,7 +111,10 @@ class RunState:
         state = {
             "format": _FORMAT,
             "progress": progress,
-            "average": {"optimization_step": self.average.optimization_step},
+            "average": {
+                "optimization_step": self.averages[0].optimization_step,
+                "decays": [average.decay for average in self.averages],
+            },
             "optimizer": {
                 "name": type(self.optimizer).__name__,
                 "param_groups": groups,
@@ -137,8 +140,7 @@ class RunState:
         tensors = {name: scatter(tensor, own[name]) for name, tensor in _load_tensors(folder / _MODEL, own).items()}
         # Not strict, because of the parameters that are left out; the names have been checked.
         self.model.load_state_dict(tensors, strict=False)
-        average = _load_tensors(folder / _AVERAGE, self.parameters)
-        self.average.load(average, state["average"]["optimization_step"])
+        self._load_averages(folder, **state["average"])
         if (self.powers is not None) != (_POWERS in state["files"]):
             has = "has kept no averages for it" if self.powers is not None else "keeps averages for it: pass it again"
             raise ValueError(f"`post_hoc_ema_steps`: the run to resume {has}.")
@@ -157,6 +159,19 @@ class RunState:
     @property
     def _names(self) -> dict[torch.Tensor, str]:
         return {parameter: name for name, parameter in self.parameters.items()}
+
+    def _load_averages(self, folder: Path, optimization_step: int, decays: Sequence[float] = (0.0,)) -> None:
+        for average in self.averages:
+            if len(decays) == len(self.averages) == 1:
+                number = 0  # which goes on with another decay
+            elif average.decay in decays:
+                number = decays.index(average.decay)
+            else:
+                raise ValueError(
+                    f"`ema_decay`: the run to resume keeps averages of {', '.join(map(str, decays))}, and none of "
+                    f"{average.decay}."
+                )
+            average.load(_load_tensors(folder / _average_file(number), self.parameters), optimization_step)
 
     def _load_optimizer(self, path: Path, saved: dict[str, Any]) -> None:
         parameters, own_groups = self.parameters, self.optimizer.param_groups
@@ -186,6 +201,10 @@ class RunState:
             groups.append({**values, "params": list(range(first, first + len(group["params"])))})
             first += len(group["params"])
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _average_file(number: int) -> str:
+    return "average.safetensors" if number == 0 else f"average-{number + 1}.safetensors"
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,9 @@ class TrainingConfig:
         adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon (`float`): Of Adam and its relatives; by default
             0.9, 0.999, 0.01 and 1e-8.
         max_grad_norm (`float`, defaults to 1.0): Gradients with a larger norm are scaled down to it.
-        ema_decay (`float`, defaults to 0.9999): Decay of the moving average of the weights, which is the trained model.
-            It ramps up over the first steps; 0 keeps the weights themselves.
+        ema_decay (`float` or `Sequence[float]`, defaults to 0.9999): Decay of the moving average of the weights, which
+            is the trained model. It ramps up over the first steps; 0 keeps the weights themselves. Of several, each
+            has its average, and the first is the trained model.
         post_hoc_ema_steps (`int`, *optional*): Steps between two snapshots of averages in `output_dir/averages`, of
             which an average of any width is made afterwards.
         ema_sigma_rel (`float`, *optional*): The width of the average that is the trained model, in place of the moving
@@ -80,7 +81,7 @@ class TrainingConfig:
     adam_weight_decay: float = 0.01
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
-    ema_decay: float = 0.9999
+    ema_decay: float | Sequence[float] = 0.9999
     post_hoc_ema_steps: int | None = None
     ema_sigma_rel: float | None = None
     checkpointing_steps: int | None = None
@@ -111,10 +112,16 @@ class TrainingConfig:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
         if self.skip_bad_images < 0:
             raise ValueError(f"`skip_bad_images` must be at least 0, got {self.skip_bad_images}.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}.")
+        for number, decay in enumerate(self.ema_decays):
+            if not 0 <= decay < 1 or decay in self.ema_decays[:number]:
+                raise ValueError(f"`ema_decay` must be at least 0 and below 1, each once, got {self.ema_decay}.")
         if self.max_grad_norm <= 0:
             raise ValueError(f"`max_grad_norm` must be above 0, got {self.max_grad_norm}.")
+
+    @property
+    def ema_decays(self) -> tuple[float, ...]:
+        """The decays of all averages; the first is that of the trained model."""
+        return tuple(self.ema_decay) if isinstance(self.ema_decay, Sequence) else (self.ema_decay,)
 
 
 # `(model, batch)` to the loss `[B]` that is minimised, and further values for the log, each `[B]`.
@@ -187,8 +194,9 @@ def train(
             `[B]` for the log.
         num_train_timesteps (`int`): Steps T of the process; the log has means by quarter of the timesteps.
         on_checkpoint (`Callable[[int], dict[str, Any] | None]`, *optional*): Called in the main process with the step
-            whenever a checkpoint was saved, while the model holds the averaged weights. What it returns goes into the
-            log. The random numbers that it uses do not change the run.
+            whenever a checkpoint was saved, while the model holds the averaged weights; of several averages, once for
+            each. What it returns goes into the log, of all but the first with `_ema_<decay>` after each name. The
+            random numbers that it uses do not change the run.
         parameters (`dict[str, nn.Parameter]`, *optional*): What is trained, averaged and saved of the model, by name;
             by default all of it.
         settings (`dict[str, Any]`, *optional*): What must be the same when a run is resumed, as JSON can hold it.
@@ -228,10 +236,10 @@ def train(
         trained, optimizer = accelerator.prepare(trained, bare_optimizer)
         bare_model = accelerator.unwrap_model(trained)
         parameters = _named(bare_model, names)
-        average = MovingAverage(model, parameters, config.ema_decay)
+        averages = [MovingAverage(model, parameters, decay) for decay in config.ema_decays]
         snapshot_steps = config.post_hoc_ema_steps or 0
         powers = PowerAverages(parameters) if snapshot_steps else None
-        state = RunState(accelerator, bare_model, parameters, bare_optimizer, average, powers)
+        state = RunState(accelerator, bare_model, parameters, bare_optimizer, averages, powers)
         progress = _Progress(config.seed, getattr(dataset, "fingerprint", None), settings)
         if config.resume_from_checkpoint is not None:
             path = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
@@ -275,8 +283,12 @@ def train(
                 bar.set_postfix(loss=line["loss"], images_per_second=line["images_per_second"], refresh=False)
 
         def validate(measure: Callable[[int], dict[str, Any] | None], everywhere: bool) -> None:
-            with average.in_model(), torch.random.fork_rng():
-                found = measure(progress.step) if everywhere or accelerator.is_main_process else None
+            found: dict[str, Any] = {}
+            for average in averages:
+                suffix = "" if average is averages[0] else f"_ema_{average.decay}"
+                with average.in_model(), torch.random.fork_rng():
+                    own = measure(progress.step) if everywhere or accelerator.is_main_process else None
+                found |= {f"{name}{suffix}": value for name, value in (own or {}).items()}
             if found:
                 log.write({"step": progress.step, **found})
 
@@ -337,7 +349,8 @@ def train(
                     save(before)
                 raise
             with averaging_point(bare_optimizer):
-                average.step()
+                for average in averages:
+                    average.step()
                 if powers is not None:
                     powers.step()
             progress.step += 1
@@ -350,7 +363,7 @@ def train(
             if progress.step % config.logging_steps == 0:
                 flush()
         save()
-        average.copy_to_model()
+        averages[0].copy_to_model()
         if config.ema_sigma_rel is not None and progress.step >= config.max_train_steps:
             accelerator.wait_for_everyone()
             copy_to(model, reconstruct(snapshots, config.ema_sigma_rel, progress.step))

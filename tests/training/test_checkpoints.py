@@ -36,7 +36,7 @@ def make_state(seed=0, mixed_precision="no"):
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     parameters = dict(model.named_parameters())
-    return RunState(accelerator, model, parameters, optimizer, MovingAverage(model, parameters, 0.9999))
+    return RunState(accelerator, model, parameters, optimizer, [MovingAverage(model, parameters, 0.9999)])
 
 
 def save(folder, step, state=None, total_limit=None):
@@ -47,7 +47,7 @@ def save(folder, step, state=None, total_limit=None):
 def values(state):
     parameters = list(state.model.parameters())
     moments = [state.optimizer.state[p][key] for p in parameters for key in ("step", "exp_avg", "exp_avg_sq")]
-    return [*parameters, *state.average.tensors().values(), *moments]
+    return [*parameters, *state.averages[0].tensors().values(), *moments]
 
 
 def test_a_state_comes_back_to_the_bit(tmp_path):

@@ -84,6 +84,26 @@ def test_weights_and_average_stay_float32_under_bfloat16(tmp_path):
     assert not torch.equal(held["average"]["unet.conv_in.weight"], held["model"]["unet.conv_in.weight"])
 
 
+def test_averages_of_several_decays_are_kept_and_one_is_chosen_when_all_is_done(tmp_path):
+    seen = []
+    run(make_config(tmp_path / "both", max_train_steps=2, ema_decay=(0.9, 0.3)))
+    again = make_config(tmp_path / "both", ema_decay=(0.3, 0.9), resume_from_checkpoint="latest")
+    both, _ = run(again, on_checkpoint=lambda step: seen.append(step) or {"sampled": len(seen)})
+    assert seen == [4, 4]
+    assert read_log(tmp_path / "both")[-1].items() >= {"step": 4, "sampled": 1, "sampled_ema_0.9": 2}.items()
+    for decay in (0.9, 0.3):
+        alone, _ = run(make_config(tmp_path / str(decay), ema_decay=decay))
+        chosen, done = run(make_config(tmp_path / "both", ema_decay=decay, resume_from_checkpoint="latest"))
+        assert done == 4
+        assert_equal(alone.state_dict(), chosen.state_dict())
+        equal = [torch.equal(one, two) for one, two in zip(alone.parameters(), both.parameters(), strict=True)]
+        assert all(equal) if decay == 0.3 else not any(equal)
+    with pytest.raises(
+        ValueError, match=r"`ema_decay`: the run to resume keeps averages of 0\.3, 0\.9, and none of 0\.5"
+    ):
+        run(make_config(tmp_path / "both", ema_decay=0.5, resume_from_checkpoint="latest"))
+
+
 def test_a_signal_saves_and_ends(tmp_path):
     plain = text_to_image_loss(GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2"), TimestepWeighting(1000))
     steps = 0
@@ -203,6 +223,7 @@ def test_sharding_is_refused_where_it_would_be_left_out_in_silence(tmp_path, mon
         {"checkpoints_total_limit": 0},
         {"checkpointing_minutes": 0.0},
         {"ema_decay": 1.0},
+        {"ema_decay": (0.9, 0.9)},
         {"max_grad_norm": 0.0},
     ],
 )
