@@ -22,6 +22,8 @@ from gradio.components.image_editor import AcceptBlobs, EditorDataBlobs
 from gradio.data_classes import FileData
 from PIL import Image, ImageChops
 
+from glide_pipelines.pipelines.pipeline_utils import DEFAULT_TIMESTEPS, default_steps
+from glide_pipelines.schedulers.respacing import space_timesteps
 from glide_pipelines.shapes import BACKGROUNDS, COLOURS, SHAPES
 
 from . import options
@@ -62,8 +64,6 @@ WORLDS = {
         ["a taxi", "a slice of pizza", "a smiling face with sunglasses", "a red heart on a blue background"],
     ),
 }
-DEFAULT_STEPS = 100  # of the base model, as in the released notebooks
-DEFAULT_SUPER_RES_STEPS = 27
 OWN_SCHEDULER = "the model's own"
 PAINT = "#ff0080"  # seen on every background of the shapes world
 INK = ["#000000", "#e6194b", "#ff8c00", "#ffd700", "#2ca02c", "#1f77ff", "#8a2be2", "#00bcd4", "#ffffff"]
@@ -199,6 +199,10 @@ def show_error(error: Exception) -> str:
     return f'<p class="error" role="alert">{html.escape(str(error))}</p>'
 
 
+# What the command was given for the sliders, by stage.
+Steps = dict[str, int | None]
+
+
 @dataclass
 class Tab:
     """The components of a tab that others need.
@@ -228,20 +232,21 @@ class Tab:
     examples: dict[str, gr.Column]
 
 
-def build_page(studio: Studio, steps: int = DEFAULT_STEPS, super_res_steps: int = DEFAULT_SUPER_RES_STEPS) -> gr.Blocks:
-    """The page of a studio; its sliders begin with these steps."""
+def build_page(studio: Studio, steps: int | None = None, super_res_steps: int | None = None) -> gr.Blocks:
+    """The page of a studio; its sliders begin with these steps, or with each model's own."""
+    given = {"base": steps, "super_res": super_res_steps}
     names = list(studio.models)
     kept = (600, 7200)  # every ten minutes, what is older than two hours goes, and everything at the end
     with gr.Blocks(title="GLIDE", analytics_enabled=False, delete_cache=kept) as page:
         model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
         with gr.Tabs() as tabs:
-            parts = {task: add_tab(studio, task, steps, super_res_steps) for task in TASKS}
+            parts = {task: add_tab(studio, task, given) for task in TASKS}
         for tab in parts.values():
-            connect(studio, model, tabs, tab, parts)
+            connect(studio, model, tabs, tab, parts, given)
     return page
 
 
-def add_tab(studio: Studio, task: str, steps: int, super_res_steps: int) -> Tab:
+def add_tab(studio: Studio, task: str, given: Steps) -> Tab:
     """Lay out a tab. A phone shows its columns one below the other, so the button stands last in the first."""
     pipes = next(iter(studio.models.values()))
     inputs: dict[str, Component] = {}
@@ -263,7 +268,7 @@ def add_tab(studio: Studio, task: str, steps: int, super_res_steps: int) -> Tab:
                     gr.Examples(prompts, inputs["prompt"], label="For example")
                     gr.Markdown(known)
             with gr.Accordion("Options", open=False):
-                inputs |= add_options(task, pipes["Edit" if task == "Edit" else "Draw"], steps, super_res_steps)
+                inputs |= add_options(task, pipes["Edit" if task == "Edit" else "Draw"], given)
             button = gr.Button(task, variant="primary")
         with gr.Column(min_width=320, elem_classes="result", elem_id=f"{task.lower()}-result"):
             stop = gr.Button("Stop", variant="stop", visible=False)
@@ -319,10 +324,9 @@ def add_photo() -> gr.Image:
     return photo
 
 
-def add_options(task: str, pipe: DiffusionPipeline, steps: int, super_res_steps: int) -> dict[str, Component]:
+def add_options(task: str, pipe: DiffusionPipeline, given: Steps) -> dict[str, Component]:
     """What is folded away."""
     own = [(OWN_SCHEDULER, ""), *((name, name) for name in options.SCHEDULERS)]
-    first = super_res_steps if task == "Enlarge" else steps
     fields: dict[str, Component] = {}
     if task != "Enlarge":
         scale = pipe.default_guidance_scale
@@ -333,7 +337,7 @@ def add_options(task: str, pipe: DiffusionPipeline, steps: int, super_res_steps:
     if task == "Sketch":
         fields["strength"] = gr.Slider(0.05, 1, 0.8, step=0.05, label="Strength", info="How much of it to repaint")
     fields["steps"] = gr.Slider(
-        1, MAX_STEPS, min(first, MAX_STEPS), step=1, label="Steps", info="Fewer are faster, more look better"
+        1, MAX_STEPS, first_steps(task, pipe, given), step=1, label="Steps", info="Fewer are faster, more look better"
     )
     fields["scheduler"] = gr.Dropdown(own, value="", label="Scheduler", info="How a step is taken")
     # Text, because a field for numbers cannot be left empty.
@@ -344,7 +348,15 @@ def add_options(task: str, pipe: DiffusionPipeline, steps: int, super_res_steps:
     return fields
 
 
-def connect(studio: Studio, model: gr.Dropdown, tabs: gr.Tabs, tab: Tab, parts: dict[str, Tab]) -> None:
+def first_steps(task: str, pipe: DiffusionPipeline, given: Steps) -> int:
+    """The steps that a slider begins with."""
+    stage = "super_res" if task == "Enlarge" else "base"
+    own = pipe.stages.get(stage)  # None of a model without an upsampler, which says so when it is asked
+    steps = given[stage] or (DEFAULT_TIMESTEPS[stage] if own is None else default_steps(own))
+    return min(steps if isinstance(steps, int) else len(space_timesteps(steps)), MAX_STEPS)
+
+
+def connect(studio: Studio, model: gr.Dropdown, tabs: gr.Tabs, tab: Tab, parts: dict[str, Tab], given: Steps) -> None:
     """Give a tab's buttons their work."""
 
     def stop(request: gr.Request) -> None:  # all that a tab of the browser asked for
@@ -372,9 +384,9 @@ def connect(studio: Studio, model: gr.Dropdown, tabs: gr.Tabs, tab: Tab, parts: 
         there = parts[target].inputs
         places = [there["painting"], there["photo"]] if "painting" in there else [there["image"]]
         button.click(sender(target), [tab.gallery, tab.drawn], [tabs, there["prompt"], *places], **aside)
-    if "guidance_scale" in tab.inputs:
-        shown = [tab.inputs["guidance_scale"], *tab.examples.values()]
-        model.change(chooser(studio, tab), model, shown, **aside)
+    guidance = [tab.inputs[name] for name in ("guidance_scale",) if name in tab.inputs]
+    shown = [tab.inputs["steps"], *guidance, *tab.examples.values()]
+    model.change(chooser(studio, tab, given), model, shown, **aside)
 
 
 # -- what the buttons do -----------------------------------------------------------------------------------------------
@@ -432,13 +444,17 @@ def sender(target: str) -> Callable[..., tuple]:
     return send
 
 
-def chooser(studio: Studio, tab: Tab) -> Callable[[str], list]:
+def chooser(studio: Studio, tab: Tab, given: Steps) -> Callable[[str], list]:
     """What a tab shows of a model when it is chosen."""
 
     def choose(model: str) -> list:
         pipes = studio.models[model]
+        if tab.task not in pipes:
+            return [gr.skip()]  # a model without an upsampler: the request says so
+        pipe = pipes[tab.task]
+        guidance = [pipe.default_guidance_scale] if "guidance_scale" in tab.inputs else []
         columns = [gr.Column(visible=known_world(pipes) == world) for world in tab.examples]
-        return [pipes[tab.task].default_guidance_scale, *columns]
+        return [first_steps(tab.task, pipe, given), *guidance, *columns]
 
     return choose
 
@@ -455,8 +471,8 @@ def serve(args: argparse.Namespace) -> None:
     """Load the models, and serve the page until Ctrl-C."""
     silence_libraries()
     logging.getLogger("glide_pipelines").addHandler(NotesHandler())
-    super_res_steps = args.super_res_steps if isinstance(args.super_res_steps, int) else DEFAULT_SUPER_RES_STEPS
-    launch(build_page(load_studio(args), args.steps or DEFAULT_STEPS, super_res_steps), args.host, args.port)
+    super_res_steps = args.super_res_steps if isinstance(args.super_res_steps, int) else None
+    launch(build_page(load_studio(args), args.steps, super_res_steps), args.host, args.port)
 
 
 def start(page: gr.Blocks, host: str, port: int | None = None) -> str:

@@ -545,9 +545,15 @@ def test_by_default_both_models_that_ship_are_there(page):
         assert components(app, value=known)[0].parent.visible == (world == "emoji")
         assert world_of(prompts) == world, "the model would warn of its own examples"
     with page.gr.Blocks(), page.gr.Tabs():
-        choose = page.chooser(ours, page.add_tab(ours, "Draw", 1, 1))
-    guidance, *columns = choose("shapes")
-    assert guidance == 2.0 and [column.visible for column in columns] == [True, False]
+        own = {"base": None, "super_res": None}
+        choose = page.chooser(ours, page.add_tab(ours, "Draw", own), own)
+        enlarge = page.chooser(ours, page.add_tab(ours, "Enlarge", own), own)
+    steps, guidance, *columns = choose("shapes")
+    assert (steps, guidance) == (100, 2.0) and [column.visible for column in columns] == [True, False]
+    draw = ours.models["shapes"]["Draw"]
+    draw.scheduler.register_to_config(trained_timesteps=[999, 640, 400, 200])
+    assert choose("shapes")[0] == 4, "a few-step student has its own number"
+    assert enlarge("shapes") == [27]
 
 
 def test_by_default_only_this_computer_is_served_with_the_notebooks_steps(page, model, monkeypatch):
