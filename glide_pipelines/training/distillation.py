@@ -20,6 +20,7 @@ from ..metadata import fingerprint
 from ..models import tokenize_prompts
 from ..sampling import Denoiser, SchedulerRun, Stage, classifier_free_guidance, keep_low_res
 from ..schedulers import GLIDEDDIMScheduler
+from .inpainting import narrow_for_text_to_image
 from .trainer import LossFunction
 
 
@@ -37,7 +38,8 @@ class Distillation:
     The teacher takes `teacher_steps` DDIM steps, with guidance, in place of each step of the student.
 
     Args:
-        teacher ([`Stage`]): A trained stage, which may itself be a student of more steps.
+        teacher ([`Stage`]): A trained stage, which may itself be a student of more steps. Of one that inpaints, the
+            student learns to make images from text alone.
         tokenizer (`PreTrainedTokenizerBase`): The text encoder's.
         timesteps (`int` or `Sequence[int]`, defaults to 4): The student's steps: their number, spread evenly from the
             noisiest timestep that says something of the image (999 of the linear schedule, 995 of the cosine one), or
@@ -53,7 +55,7 @@ class Distillation:
         scheduler ([`GLIDEDDIMScheduler`]): The student's.
 
     Raises:
-        ValueError: if the teacher lacks a part or inpaints, or the steps do not fit each other or the teacher.
+        ValueError: if the teacher lacks a part, or the steps do not fit each other or the teacher.
     """
 
     def __init__(
@@ -68,13 +70,14 @@ class Distillation:
     ) -> None:
         if teacher.text_encoder is None or teacher.scheduler is None:
             raise ValueError("`teacher` must have a text encoder and a scheduler.")
-        if teacher.unet.is_inpainter:
-            raise ValueError("`teacher` must be a text-to-image model, and this one inpaints.")
         if teacher_steps < 1:
             raise ValueError(f"`teacher_steps` must be at least 1, got {teacher_steps}.")
         if teacher.name != "base" and guidance_scale != 1:
             raise ValueError(f"`guidance_scale` must be 1: upsamplers are not guided. Got {guidance_scale}.")
-        self.teacher, self.teacher_steps, self.guidance_scale = teacher, teacher_steps, guidance_scale
+        self.teacher = Stage(
+            teacher.name, teacher.text_encoder, narrow_for_text_to_image(teacher.unet), teacher.scheduler
+        )
+        self.teacher_steps, self.guidance_scale = teacher_steps, guidance_scale
         self.low_res_consistency = low_res_consistency
         self._empty = tokenize_prompts(tokenizer, [""])
         given: Any = teacher.scheduler

@@ -1,4 +1,4 @@
-"""From a text-to-image model to an inpainting one (arXiv 2112.10741, section 3.2)."""
+"""From a text-to-image model to an inpainting one (arXiv 2112.10741, section 3.2), and back."""
 
 from __future__ import annotations
 
@@ -42,11 +42,30 @@ def widen_for_inpainting(unet: GLIDEUNet2DConditionModel) -> GLIDEUNet2DConditio
     """
     if unet.is_inpainter:
         raise ValueError(f"`unet` is an inpainting model already, with {unet.config.in_channels} channels.")
-    wide = GLIDEUNet2DConditionModel.from_config(unet.config, in_channels=unet.config.in_channels + 4)
-    weights = unet.state_dict()
-    noised, low_res = weights["conv_in.weight"].split([3, unet.config.in_channels - 3], dim=1)
+    noised, low_res = unet.conv_in.weight.split([3, unet.config.in_channels - 3], dim=1)
     new = torch.zeros_like(noised[:, :1]).expand(-1, 4, -1, -1)
-    weights["conv_in.weight"] = torch.cat([noised, new, low_res], dim=1)
-    wide.load_state_dict(weights)
+    return _with_first_weight(unet, torch.cat([noised, new, low_res], dim=1))
+
+
+def narrow_for_text_to_image(unet: GLIDEUNet2DConditionModel) -> GLIDEUNet2DConditionModel:
+    """A copy of an inpainting model that makes images from text alone, and computes what the old one did without an
+    image and a mask; any other model is returned as it is.
+
+    Args:
+        unet ([`GLIDEUNet2DConditionModel`]): Any.
+
+    Returns:
+        [`GLIDEUNet2DConditionModel`]: Of 3 channels or, an upsampler, of 6.
+    """
+    if not unet.is_inpainter:
+        return unet
+    noised, _, low_res = unet.conv_in.weight.split([3, 4, unet.config.in_channels - 7], dim=1)
+    return _with_first_weight(unet, torch.cat([noised, low_res], dim=1))
+
+
+def _with_first_weight(unet: GLIDEUNet2DConditionModel, weight: torch.Tensor) -> GLIDEUNet2DConditionModel:
+    """A copy whose first convolution has this weight."""
+    other = GLIDEUNet2DConditionModel.from_config(unet.config, in_channels=weight.shape[1])
+    other.load_state_dict({**unet.state_dict(), "conv_in.weight": weight})
     # Not the model's own `to`, which warns of modules to be kept in float32; there are none.
-    return torch.nn.Module.to(wide, unet.device, unet.dtype).train(unet.training)
+    return torch.nn.Module.to(other, unet.device, unet.dtype).train(unet.training)

@@ -243,8 +243,20 @@ def test_what_does_not_fit_is_told_before_anything_is_trained(teacher, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_teacher_that_inpaints_is_refused():
+def test_the_student_of_a_teacher_that_inpaints_makes_images_from_text():
+    """As the model of the emoji does."""
     pipe = tiny_inpaint_pipeline()
-    assert isinstance(pipe, GLIDEInpaintPipeline)
-    with pytest.raises(ValueError, match="`teacher` must be a text-to-image model, and this one inpaints"):
-        Distillation(Stage.of(pipe, "base"), pipe.tokenizer)
+    teacher = Stage.of(pipe, "base")
+    assert teacher.unet.config.in_channels == 7
+    student = Distillation(teacher, pipe.tokenizer).new_student()
+    prompt, x_t, t = tokens(pipe, "a red circle", "a star"), randn(2, 3, 8, 8), torch.tensor([900, 100])
+    with torch.no_grad():
+        torch.testing.assert_close(student(x_t, t, **prompt), teacher(x_t, t, **prompt))
+        assert student.unet.config.in_channels == 3
+        prompt, low_res = tokens(pipe, "a star"), randn(1, 3, 4, 4)
+        upsampler = Stage.of(pipe, "super_res")
+        student = Distillation(upsampler, pipe.tokenizer).new_student()
+        x_t, t = randn(1, 3, 16, 16), torch.tensor([500])
+        expected = upsampler(x_t, t, low_res=low_res, **prompt)
+        torch.testing.assert_close(student(x_t, t, low_res=low_res, **prompt), expected)
+        assert student.unet.config.in_channels == 6
