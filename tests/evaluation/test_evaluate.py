@@ -25,6 +25,8 @@ from scripts import load_script
 from tiny import tiny_clip, tiny_components, tiny_pipeline, tiny_tokenizer, tiny_unet
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from glide_cli import run_evaluate
+from glide_cli.errors import UserError
 from glide_pipelines import GLIDEPipeline
 from glide_pipelines.evaluation import (
     BOTH,
@@ -471,6 +473,20 @@ def test_a_clip_that_does_not_fit_is_refused_before_anything_is_measured(run, mo
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert err.startswith(f"evaluate.py: error: --clip-model {tmp_path / name}: {message}")
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "folder"), [("emoji", "emoji/noised-clip"), ("shapes", "noised-clip")])
+def test_a_model_that_ships_is_guided_by_the_clip_of_its_world(run, tmp_path, monkeypatch, name, folder):
+    opened = []
+
+    def load(path):
+        opened.append(Path(path))
+        raise UserError("That is enough.")
+
+    monkeypatch.setattr(run_evaluate, "load_noised_clip", load)
+    options = ("--output", tmp_path / "out", "--model", name, *QUICK, "--features", "shapes")
+    assert run(*options, "--clip-guidance-scale", "1")[0] == 2
+    assert opened == [ROOT / "glide_pipelines" / "checkpoints" / folder]
 
 
 def test_it_guides_by_a_clip_and_scores_with_it(run, model, tmp_path):

@@ -15,7 +15,7 @@ from tiny import tiny_inpaint_pipeline, tiny_pipeline
 from torch import nn
 from trainings import run_training
 
-from glide_pipelines import GLIDEDDIMScheduler, GLIDEInpaintPipeline, GLIDEPipeline
+from glide_pipelines import GLIDEDDIMScheduler, GLIDEPipeline
 from glide_pipelines.evaluation import sampling_settings
 from glide_pipelines.models import tokenize_prompts
 from glide_pipelines.sampling import Stage
