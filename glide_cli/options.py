@@ -78,8 +78,8 @@ def add_sampling_options(parser: argparse.ArgumentParser | argparse._ArgumentGro
     add = parser.add_argument
     fast = "ten steps in each stage, with sde-dpm-solver++ in the upsampler"
     add("--fast", action=_Fast, nargs=0, default=argparse.SUPPRESS, help=f"{fast} (options below may change each)")
-    add("--steps", type=steps, metavar="STEPS", help="steps of the base model (default: 100)")
-    add("--super-res-steps", type=steps, metavar="STEPS", help="of the upsampler (default: fast27)")
+    add("--steps", type=steps, metavar="STEPS", help="steps of the base model (default: the model's own, else 100)")
+    add("--super-res-steps", type=steps, metavar="STEPS", help="of the upsampler (default: its own, else fast27)")
     add("--scheduler", type=scheduler, metavar="NAME", help="sampler of the base model (default: the model's own)")
     add("--super-res-scheduler", type=scheduler, metavar="NAME", help="of the upsampler")
 

@@ -22,7 +22,6 @@ from gradio.components.image_editor import AcceptBlobs, EditorDataBlobs
 from gradio.data_classes import FileData
 from PIL import Image, ImageChops
 
-from glide_pipelines.pipelines.pipeline_utils import DEFAULT_TIMESTEPS, default_steps
 from glide_pipelines.schedulers.respacing import space_timesteps
 from glide_pipelines.shapes import BACKGROUNDS, COLOURS, SHAPES
 
@@ -268,7 +267,7 @@ def add_tab(studio: Studio, task: str, given: Steps) -> Tab:
                     gr.Examples(prompts, inputs["prompt"], label="For example")
                     gr.Markdown(known)
             with gr.Accordion("Options", open=False):
-                inputs |= add_options(task, pipes["Edit" if task == "Edit" else "Draw"], given)
+                inputs |= add_options(task, pipes.get(task, pipes["Draw"]), given)
             button = gr.Button(task, variant="primary")
         with gr.Column(min_width=320, elem_classes="result", elem_id=f"{task.lower()}-result"):
             stop = gr.Button("Stop", variant="stop", visible=False)
@@ -351,8 +350,7 @@ def add_options(task: str, pipe: DiffusionPipeline, given: Steps) -> dict[str, C
 def first_steps(task: str, pipe: DiffusionPipeline, given: Steps) -> int:
     """The steps that a slider begins with."""
     stage = "super_res" if task == "Enlarge" else "base"
-    own = pipe.stages.get(stage)  # None of a model without an upsampler, which says so when it is asked
-    steps = given[stage] or (DEFAULT_TIMESTEPS[stage] if own is None else default_steps(own))
+    steps = given[stage] or pipe.default_steps(stage)
     return min(steps if isinstance(steps, int) else len(space_timesteps(steps)), MAX_STEPS)
 
 

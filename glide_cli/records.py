@@ -13,7 +13,6 @@ from PIL import Image
 
 from glide_pipelines import __version__
 from glide_pipelines.metadata import fingerprint
-from glide_pipelines.pipelines.pipeline_utils import default_steps
 
 from .draw import RECORDED
 
@@ -46,7 +45,7 @@ def make_record(
         },
     }
     for stage in pipe.stages.values():
-        record[f"{stage.prefix}steps"] = options[f"{stage.prefix}steps"] or default_steps(stage)
+        record[f"{stage.prefix}steps"] = options[f"{stage.prefix}steps"] or pipe.default_steps(stage.name)
         record[f"{stage.prefix}scheduler_class"] = type(stage.scheduler).__name__
     return {name: value for name, value in record.items() if value is not None}
 

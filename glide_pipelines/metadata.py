@@ -171,7 +171,8 @@ def fingerprint(components: Iterable[Any]) -> str:
         elif isinstance(component, SchedulerMixin):
             # Names that begin with an underscore tell of versions and files.
             settings = {name: value for name, value in component.config.items() if not name.startswith("_")}
-            if settings.get("trained_timesteps") is None:
-                settings.pop("trained_timesteps", None)  # a younger setting: names that were given before it last
+            for younger in ("trained_timesteps", "default_timesteps"):  # names that were given before them last
+                if settings.get(younger) is None:
+                    settings.pop(younger, None)
             digest.update(json.dumps([type(component).__name__, settings], sort_keys=True, default=str).encode())
     return digest.hexdigest()[:10]

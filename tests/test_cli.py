@@ -384,8 +384,11 @@ def test_help_states_the_pipeline_s_own_defaults(glide):
     assert f"(default: {strength})" in page
     from glide_pipelines.pipelines import pipeline_utils
 
-    assert f"steps of the base model (default: {pipeline_utils.DEFAULT_TIMESTEPS['base']})" in page
-    assert f"of the upsampler (default: {pipeline_utils.DEFAULT_TIMESTEPS['super_res']})" in page
+    page = " ".join(page.split())
+    assert (
+        f"steps of the base model (default: the model's own, else {pipeline_utils.DEFAULT_TIMESTEPS['base']})" in page
+    )
+    assert f"of the upsampler (default: its own, else {pipeline_utils.DEFAULT_TIMESTEPS['super_res']})" in page
 
 
 def test_version(glide):

@@ -13,7 +13,6 @@ from accelerate import PartialState
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from ..files import write_json
-from ..pipelines.pipeline_utils import default_steps
 from ..version import __version__
 
 
@@ -43,7 +42,7 @@ def sampling_settings(
     """
     is_glide = hasattr(pipe, "default_size")
     upsampled = is_glide and pipe.super_res_unet is not None
-    own = {name: default_steps(stage) for name, stage in pipe.stages.items()} if is_glide else {}
+    own = {name: pipe.default_steps(name) for name in pipe.stages} if is_glide else {}
     return {
         "model": model,
         "seed": seed,

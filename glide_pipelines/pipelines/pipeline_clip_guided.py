@@ -64,6 +64,7 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
 
     _exclude_from_cpu_offload = ["clip_model"]
     _optional_components = [*GLIDEPipeline._optional_components, "clip_tokenizer"]
+    _stages_by_prompt = ("super_res",)
 
     @upsampler_without_defaults
     def __init__(

@@ -89,10 +89,11 @@ class GLIDEPipeline(TwoStagePipeline):
             height, width (`int`, *optional*): Size of the returned image in pixels, multiples of
                 `size_multiple` (32 for OpenAI's pair, 8 for its base alone); by default that of the training.
             num_inference_steps, super_res_num_inference_steps (`int`, *optional*): Steps of each stage, spread as its
-                scheduler does; 100 and 27 by default.
+                scheduler does. By default as many as the checkpoint recommends (`default_timesteps` of its scheduler),
+                else 100 and 27.
             timesteps, super_res_timesteps (`str` or `list[int]`, *optional*): The timesteps themselves, descending,
                 or a respacing string (`"100"`, `"fast27"`, `"10,10,3,2,2"`, `"ddim50"`). They beat the numbers of
-                steps. By default `"100"` and `"fast27"`.
+                steps.
             guidance_scale (`float`, *optional*): Classifier-free guidance of the base stage; 1 switches it off and
                 saves half of that stage's work. By default what the checkpoint recommends, else 3.0.
             negative_prompt (`str` or `list[str]`, *optional*): What to steer away from, in place of the empty prompt.

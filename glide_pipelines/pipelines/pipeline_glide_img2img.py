@@ -40,6 +40,8 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
         prompt_domain: As in [`GLIDEPipeline`], whose checkpoints it opens.
     """
 
+    _stages_by_prompt = ("super_res",)
+
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(

@@ -194,7 +194,8 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
             prompt (`str` or `list[str]`, *optional*): What the image shows; or `prompt_embeds`.
             image (PIL, `np.ndarray`, `torch.Tensor` or a list of them): The small image, of any size, see
                 `load_images`; one for all prompts, or one for each.
-            num_inference_steps, timesteps: The steps, as in [`GLIDEPipeline`]; `"fast27"` by default.
+            num_inference_steps, timesteps: The steps, as in [`GLIDEPipeline`]; by default the checkpoint's own,
+                else `"fast27"`.
             tile_size (`int`, *optional*): Larger results are generated in overlapping tiles of so many pixels, which
                 bounds the memory of the network; by default the size that it was trained on. A multiple of the
                 network's size multiple, `super_res_unet.size_multiple`.

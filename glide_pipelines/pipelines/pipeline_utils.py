@@ -62,14 +62,6 @@ logger = logging.get_logger(__name__)
 # The released notebooks' spacings (GLIDE, section 4, samples the base model with 150 steps; the notebooks with 100).
 DEFAULT_TIMESTEPS = {"base": "100", "super_res": "fast27"}
 
-
-def default_steps(stage: Stage) -> int | str:
-    """What a stage is sampled with where nobody says: the number of steps of a few-step student, else a respacing."""
-    config: Any = {} if stage.scheduler is None else stage.scheduler.config
-    trained = config.get("trained_timesteps")
-    return DEFAULT_TIMESTEPS[stage.name] if trained is None else len(trained)
-
-
 _LESS_MEMORY = (
     "What needs less memory: a smaller `max_batch_size`; `tile_size`, where GLIDESuperResolutionPipeline enlarges; "
     "bfloat16; `disable_cuda_graphs()`; `enable_model_cpu_offload()`, which keeps one network at a time on the device."
@@ -165,6 +157,28 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
         """Classifier-free guidance of a call that names none; 1 is off."""
         return 1.0
 
+    # Where nothing but the prompt and the known pixels decide what a stage generates, a checkpoint's own few steps do.
+    _stages_by_prompt: tuple[str, ...] = ("base", "super_res")
+
+    def default_steps(self, stage: str, steered: bool = False) -> int | str:
+        """What a stage is sampled with where a call names no steps: as many as its scheduler's `trained_timesteps` or
+        `default_timesteps`, else as in OpenAI's notebooks. What steers the samples on their way, such as a CLIP or a
+        sketch, needs time, and `default_timesteps` do not count there.
+
+        Args:
+            stage (`str`): `"base"` or `"super_res"`.
+            steered (`bool`, defaults to `False`): Whether the call has a `cond_fn`.
+
+        Returns:
+            `int` or `str`: A number of steps, or a respacing string.
+        """
+        scheduler = getattr(self.stages.get(stage), "scheduler", None)
+        config: Any = {} if scheduler is None else scheduler.config
+        own = config.get("trained_timesteps")
+        if own is None and not steered and stage in self._stages_by_prompt:
+            own = config.get("default_timesteps")
+        return DEFAULT_TIMESTEPS[stage] if own is None else len(own)
+
     # -- speed --------------------------------------------------------------------------------------------------------
 
     _cuda_graphs: CUDAGraphs | None = None
@@ -242,7 +256,7 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
             call.runs[name] = SchedulerRun(
                 stage.scheduler,
                 *steps[name],
-                default=default_steps(stage),
+                default=self.default_steps(name, steered=stage is first and bool(cond_fns)),
                 generator=call.generator,
                 eta=call.eta if stage is first else 0.0,
                 strength=call.strength if stage is first else 1.0,

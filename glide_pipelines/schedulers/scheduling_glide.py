@@ -59,6 +59,8 @@ class GLIDEScheduler(DDPMScheduler):
             whose Runge-Kutta start is unstable on the cosine schedule.
         trained_timesteps (`list[int]`, *optional*): The only timesteps that the model was trained at, descending: those
             of a few-step student. They are its default and what as many steps stand for; others get a warning.
+        default_timesteps (`list[int]`, *optional*): The few timesteps that a checkpoint recommends, descending: the
+            default of its pipelines, and what as many steps stand for.
     """
 
     betas: torch.Tensor
@@ -86,6 +88,7 @@ class GLIDEScheduler(DDPMScheduler):
         lambda_min_clipped: float = -5.1,
         skip_prk_steps: bool = True,
         trained_timesteps: Sequence[int] | None = None,
+        default_timesteps: Sequence[int] | None = None,
     ) -> None:
         for name, choice, allowed in (
             ("prediction_type", prediction_type, PREDICTION_TYPES),
@@ -98,11 +101,12 @@ class GLIDEScheduler(DDPMScheduler):
             if not isinstance(flag, bool):
                 raise TypeError(f"`{name}` must be True or False, got {flag!r}.")
         check_num_train_timesteps(num_train_timesteps)
-        if trained_timesteps is not None:
-            try:
-                check_timesteps(trained_timesteps, num_train_timesteps)
-            except ValueError as error:
-                raise ValueError(f"`trained_timesteps`: {error}") from error
+        for name, own in (("trained_timesteps", trained_timesteps), ("default_timesteps", default_timesteps)):
+            if own is not None:
+                try:
+                    check_timesteps(own, num_train_timesteps)
+                except ValueError as error:
+                    raise ValueError(f"`{name}`: {error}") from error
         for name, value in (
             ("beta_start", beta_start),
             ("beta_end", beta_end),
@@ -116,9 +120,10 @@ class GLIDEScheduler(DDPMScheduler):
             raise TypeError(f"`steps_offset` must be an integer, got {steps_offset!r}.")
         if dynamic_thresholding_ratio > 1:
             raise ValueError(f"`dynamic_thresholding_ratio` must be 1 or less, got {dynamic_thresholding_ratio}.")
-        # diffusers drops values that were left at their default when a config goes to another class, whose defaults
-        # are others: record all of them as set.
-        self.register_to_config(_use_default_values=[])
+        # diffusers drops the values that are named here when a config goes to a class of its own, whose defaults are
+        # others: only those that it would warn of, and that mean nothing there.
+        unknown = ["default_timesteps"] if trained_timesteps is not None else ["default_timesteps", "trained_timesteps"]
+        self.register_to_config(_use_default_values=unknown)
         if trained_betas is not None:
             try:
                 self.betas = torch.as_tensor(trained_betas, dtype=torch.float64)
@@ -172,7 +177,7 @@ class GLIDEScheduler(DDPMScheduler):
 
         Args:
             num_inference_steps (`int`, *optional*): So many steps, spread as `timestep_spacing` says, or the
-                `trained_timesteps`, if they are as many.
+                `trained_timesteps` or `default_timesteps`, if they are as many.
             device (`str` or `torch.device`, *optional*): Where `scheduler.timesteps` is put.
             timesteps (`str` or `Sequence[int]`, *optional*): The timesteps themselves, descending, or a GLIDE
                 respacing string ([`space_timesteps`]), in place of `num_inference_steps`.
@@ -184,14 +189,15 @@ class GLIDEScheduler(DDPMScheduler):
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("Pass exactly one of `num_inference_steps` and `timesteps`.")
         total, trained = self.config.num_train_timesteps, self.config.trained_timesteps
+        own = trained or self.config.default_timesteps
         if isinstance(timesteps, str):
             kept = space_timesteps(timesteps, total)
         elif timesteps is not None:
             kept = check_timesteps(timesteps, total)
         else:
             num_inference_steps = check_num_inference_steps(num_inference_steps, total)
-            if trained is not None and num_inference_steps == len(trained):
-                kept = list(trained)
+            if own is not None and num_inference_steps == len(own):
+                kept = list(own)
             elif self.config.timestep_spacing == "linspace":
                 kept = space_timesteps(str(num_inference_steps), total)
             else:

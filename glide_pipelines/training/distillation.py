@@ -82,7 +82,8 @@ class Distillation:
         self._empty = tokenize_prompts(tokenizer, [""])
         given: Any = teacher.scheduler
         teacher_scheduler = GLIDEDDIMScheduler.from_config(given.config)
-        schedule = GLIDEDDIMScheduler.from_config(given.config, trained_timesteps=None, timestep_spacing="trailing")
+        plain = {"trained_timesteps": None, "default_timesteps": None}
+        schedule = GLIDEDDIMScheduler.from_config(given.config, **plain, timestep_spacing="trailing")
         noisiest = int((schedule.train_process.sigmas <= MAX_SIGMA).sum()) - 1
         if isinstance(timesteps, int):
             schedule.set_timesteps(timesteps)
@@ -95,8 +96,10 @@ class Distillation:
                     f"`timesteps` must begin at {noisiest} or below on this noise schedule: x_t says nothing of the "
                     f"image above it. Got {steps[0]}."
                 )
-        changes = {} if prediction_type is None else {"prediction_type": prediction_type}
-        self.scheduler = GLIDEDDIMScheduler.from_config(given.config, trained_timesteps=steps, **changes)
+        changes: dict[str, Any] = plain | {"trained_timesteps": steps}
+        if prediction_type is not None:
+            changes["prediction_type"] = prediction_type
+        self.scheduler = GLIDEDDIMScheduler.from_config(given.config, **changes)
         self.scheduler.set_timesteps(len(steps))
         if teacher_steps > min(above - below for above, below in pairwise([*steps, -1])):
             raise ValueError(f"`teacher_steps` {teacher_steps} do not fit between the timesteps {steps}.")
@@ -120,6 +123,11 @@ class Distillation:
     def new_student(self) -> Stage:
         """A copy of the teacher, to be trained, with the scheduler of the student."""
         student = copy.deepcopy(self.teacher)
+        teacher: Any = self.teacher.scheduler
+        if self.scheduler.config.prediction_type != teacher.config.prediction_type:
+            # What the last layer says is of another kind: begin with nothing of it.
+            for parameter in student.unet.conv_out.parameters():
+                nn.init.zeros_(parameter)
         student.scheduler = self.scheduler
         return student
 

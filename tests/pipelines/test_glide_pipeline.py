@@ -18,7 +18,13 @@ from diffusers.guiders import (
 from safetensors.torch import load_file
 from tiny import CONTEXT, WIDTH, tiny_call, tiny_components, tiny_pipeline, tiny_unet
 
-from glide_pipelines import GLIDEDDIMScheduler, GLIDEDDPMScheduler, GLIDEPipeline, GLIDEPipelineOutput
+from glide_pipelines import (
+    GLIDEDDIMScheduler,
+    GLIDEDDPMScheduler,
+    GLIDEImg2ImgPipeline,
+    GLIDEPipeline,
+    GLIDEPipelineOutput,
+)
 from glide_pipelines.sampling import SchedulerRun
 
 
@@ -360,16 +366,48 @@ def test_known_pixels_and_gradients_work_with_stock_schedulers(base_only, name):
     assert results["gradient"].mean() > results["plain"].mean() + 0.01
 
 
-def test_stock_schedulers_have_the_default_numbers_of_steps(pipe):
+def test_the_steps_that_a_checkpoint_recommends_are_the_default_where_the_prompt_decides(pipe):
+    base, upsampler = pipe.scheduler.config, pipe.super_res_scheduler.config
+    pipe = GLIDEPipeline.from_pipe(
+        pipe,
+        scheduler=GLIDEDDIMScheduler.from_config(base, default_timesteps=[900, 400]),
+        super_res_scheduler=GLIDEDDIMScheduler.from_config(upsampler, default_timesteps=[700]),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    steps = []
+
+    def keep(pipe, step, timestep, tensors):
+        steps.append(int(timestep))
+        return {}
+
+    call = {"output_type": "np", "callback_on_step_end": keep}
+    pipe("red", **call)
+    assert steps == [900, 400, 700]
+    steps.clear()
+    pipe("red", **call, cond_fn=lambda x_t, timestep: torch.zeros_like(x_t))
+    assert steps == [*GLIDE_100, 700], "a gradient needs time"
+    steps.clear()
+    sketch = GLIDEImg2ImgPipeline.from_pipe(pipe)
+    sketch.set_progress_bar_config(disable=True)
+    sketch("red", image=PIL.Image.new("RGB", (16, 16)), strength=0.03, **call)
+    assert steps == [*GLIDE_100[-3:], 700]
+    steps.clear()
+    pipe("red", num_inference_steps=3, super_res_num_inference_steps=1, **call)
+    assert steps == [999, 500, 0, 700]
+
+
+def test_stock_schedulers_have_the_default_numbers_of_steps(pipe, caplog):
+    own = GLIDEDDIMScheduler.from_config(pipe.scheduler.config, default_timesteps=[900, 400])
     stock = GLIDEPipeline.from_pipe(
         pipe,
-        scheduler=diffusers.DDIMScheduler.from_config(pipe.scheduler.config),
+        scheduler=diffusers.DDIMScheduler.from_config(own.config),
         super_res_scheduler=diffusers.UniPCMultistepScheduler.from_config(pipe.super_res_scheduler.config),
     )
     stock.set_progress_bar_config(disable=True)
     steps = []
     stock("red", output_type="np", callback_on_step_end=lambda pipe, *_: steps.append(pipe.stage) or {})
     assert (steps.count("base"), steps.count("super_res")) == (100, 27)
+    assert not caplog.records, "diffusers warns of settings that it does not know"
 
 
 def test_a_call_leaves_the_scheduler_as_it_is(base_only):

@@ -235,6 +235,15 @@ def test_a_student_is_asked_where_it_was_trained(caplog, tmp_path):
     assert "distilled for 3 steps, at the timesteps [999, 640, 200]" in caplog.text
 
 
+def test_recommended_timesteps_are_what_as_many_steps_stand_for(caplog, tmp_path):
+    GLIDEDDIMScheduler(default_timesteps=[999, 500]).save_pretrained(tmp_path)
+    scheduler = GLIDEDDIMScheduler.from_pretrained(tmp_path)
+    scheduler.set_timesteps(2)
+    assert scheduler.timesteps.tolist() == [999, 500]
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [999, 666, 333, 0] and not caplog.records
+
+
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler"])
 def test_v_means_what_it_does_in_diffusers(name):
     config = GLIDEDDIMScheduler(prediction_type="v_prediction", variance_type="fixed_small").config
@@ -366,6 +375,7 @@ def test_compatibles_hold_the_stock_schedulers():
         ({"beta_schedule": np.ones(2)}, "`beta_schedule`"),
         ({"trained_timesteps": [5, 900]}, "`trained_timesteps`: .* descending"),
         ({"trained_timesteps": 4}, "`trained_timesteps`: .* list of integers"),
+        ({"default_timesteps": [5, 900]}, "`default_timesteps`: .* descending"),
     ],
 )
 def test_settings_that_no_glide_model_has_are_refused(config, message):
