@@ -336,7 +336,12 @@ def add_options(task: str, pipe: DiffusionPipeline, given: Steps) -> dict[str, C
     if task == "Sketch":
         fields["strength"] = gr.Slider(0.05, 1, 0.8, step=0.05, label="Strength", info="How much of it to repaint")
     fields["steps"] = gr.Slider(
-        1, MAX_STEPS, first_steps(task, pipe, given), step=1, label="Steps", info="Fewer are faster, more look better"
+        1,
+        MAX_STEPS,
+        first_steps(task, pipe, given),
+        step=1,
+        label="Steps",
+        info="Fewer are faster, more often better",
     )
     fields["scheduler"] = gr.Dropdown(own, value="", label="Scheduler", info="How a step is taken")
     # Text, because a field for numbers cannot be left empty.

@@ -275,6 +275,8 @@ def _train(
         if args.low_res_consistency:
             parts.settings["low_res_consistency"] = True
         distillation = None if make_distillation is None else make_distillation(args, parts)
+        if distillation is None and lora is None and parts.forget_recommended_steps():
+            accelerator.print("The trained model no longer recommends few steps: measure first whether they do for it.")
         parts.join(folder)
         if prompts and args.stage == "super_res" and parts.other is None:
             raise ValueError("`validation_prompts` needs a base model beside the upsampler.")

@@ -99,6 +99,17 @@ class PipelineParts:
                 raise ValueError(f"{error}{advice}") from error
         unet.register_to_config(sample_size=size)
 
+    def forget_recommended_steps(self) -> bool:
+        """Drop the few steps that the stage recommends, and of a base the guidance with them: what does for the images
+        that it knew need not do for others. Returns whether there were any."""
+        scheduler: Any = self.stage.scheduler
+        if not scheduler.config.get("default_timesteps"):
+            return False
+        scheduler.register_to_config(default_timesteps=None)
+        if self.stage.name == "base":
+            self.settings["default_guidance_scale"] = None
+        return True
+
     def join(self, folder: str | Path) -> None:
         """Take the other stage and the saved settings from the folder that the trained stage will be saved into, as far
         as they are there. They replace those of the pipeline that was loaded."""

@@ -104,6 +104,23 @@ def test_two_stages_make_one_pipeline(arguments, tmp_path, monkeypatch):
         assert isinstance(tuned.super_res_scheduler, GLIDEDDIMScheduler)
 
 
+def test_other_images_may_need_more_steps_than_the_model_recommended(arguments, tmp_path, capfd):
+    run_training("text-to-image", arguments("base", steps=1))
+    run_training("text-to-image", arguments("super_res", steps=1))
+    folder = tmp_path / "pipeline"
+    pipe = GLIDEPipeline.from_pretrained(folder)
+    for scheduler in (pipe.scheduler, pipe.super_res_scheduler):
+        scheduler.register_to_config(default_timesteps=[999, 500])
+    pipe.register_to_config(default_guidance_scale=1.0)
+    pipe.save_pretrained(folder)
+    more = ["--pretrained_model_name_or_path", str(folder), "--output_dir", str(tmp_path / "run")]
+    run_training("text-to-image", arguments("base", *more, "--pipeline_dir", str(tmp_path / "tuned"), steps=1))
+    tuned = GLIDEPipeline.from_pretrained(tmp_path / "tuned")
+    assert (tuned.default_steps("base"), tuned.default_steps("super_res")) == ("100", 2)
+    assert tuned.default_guidance_scale == 3.0
+    assert "no longer recommends few steps" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("recorded", [True, None])
 def test_the_other_stage_keeps_its_consistency(arguments, tmp_path, recorded):
     """Also where `model_index.json` was written before there was any."""
