@@ -1,4 +1,4 @@
-"""`glide train text-to-image` in processes that accelerate takes for GPUs: it shards over nothing else.
+"""`glide train`, the kind of training first, in processes that accelerate takes for GPUs: it shards over nothing else.
 
 It prints how much of the weights each process holds.
 """
@@ -22,4 +22,4 @@ class State(RunState):
 
 PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
 trainer.RunState = State
-sys.exit(main("text-to-image"))
+sys.exit(main(sys.argv.pop(1)))

@@ -14,7 +14,7 @@ from accelerate.utils import DynamoBackend, FullyShardedDataParallelPlugin
 from PIL import Image
 from safetensors.torch import load_file
 from scripts import ROOT
-from tiny import tiny_clip, tiny_text_encoder, tiny_tokenizer, tiny_unet
+from tiny import tiny_clip, tiny_pipeline, tiny_text_encoder, tiny_tokenizer, tiny_unet
 from trainings import SMALL, launch, make_config, read_log, run_training
 
 from glide_pipelines import GLIDEDDPMScheduler
@@ -47,9 +47,9 @@ def arguments(tmp_path_factory):
     return make
 
 
-def launch_sharded(arguments):
+def launch_sharded(arguments, training="text-to-image"):
     """Two processes, by the config that is among the examples."""
-    result = launch(2, arguments, Path(__file__).with_name("sharded.py"), ROOT / "examples" / "fsdp.yaml")
+    result = launch(2, [training, *arguments], Path(__file__).with_name("sharded.py"), ROOT / "examples" / "fsdp.yaml")
     assert result.returncode == 0, result.stderr
     held = [float(share) for share in re.findall(r"holds (\d\.\d\d)", result.stdout)]
     assert held and all(0.4 < share < 0.6 for share in held)
@@ -106,6 +106,22 @@ def test_two_processes_go_on_with_what_one_began(arguments, whole, tmp_path):
     shutil.copytree(whole / "checkpoint-2", tmp_path / "checkpoint-2")
     launch_sharded(arguments(tmp_path, 2, "--resume_from_checkpoint", "latest"))
     assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", ["inpaint", "distill"])
+def test_the_other_trainings_shard_as_well(arguments, tmp_path, training):
+    tiny_pipeline().save_pretrained(tmp_path / "source")
+
+    def options(run, batch_size):
+        model = ["--pretrained_model_name_or_path", str(tmp_path / "source")]
+        return [*model, *arguments(tmp_path / run, batch_size)[4:]]  # in place of the sizes of a new one
+
+    run_training(training, options("whole", 4))
+    launch_sharded(options("sharded", 2), training)
+    one, other = (tmp_path / run / "checkpoint-3" for run in ("whole", "sharded"))
+    for name in ("model", "average", "optimizer", "power_averages"):
+        assert_same_tensors(one / f"{name}.safetensors", other / f"{name}.safetensors")
 
 
 def test_the_config_in_the_docs_is_that_of_the_examples():
