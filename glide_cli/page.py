@@ -199,7 +199,7 @@ def show_error(error: Exception) -> str:
 
 
 # What the command was given for the sliders, by stage.
-Steps = dict[str, int | None]
+Steps = dict[str, int | str | None]
 
 
 @dataclass
@@ -231,7 +231,7 @@ class Tab:
     examples: dict[str, gr.Column]
 
 
-def build_page(studio: Studio, steps: int | None = None, super_res_steps: int | None = None) -> gr.Blocks:
+def build_page(studio: Studio, steps: int | None = None, super_res_steps: int | str | None = None) -> gr.Blocks:
     """The page of a studio; its sliders begin with these steps, or with each model's own."""
     given = {"base": steps, "super_res": super_res_steps}
     names = list(studio.models)
@@ -341,7 +341,7 @@ def add_options(task: str, pipe: DiffusionPipeline, given: Steps) -> dict[str, C
         first_steps(task, pipe, given),
         step=1,
         label="Steps",
-        info="Fewer are faster, more often better",
+        info="Fewer are faster, more are often better",
     )
     fields["scheduler"] = gr.Dropdown(own, value="", label="Scheduler", info="How a step is taken")
     # Text, because a field for numbers cannot be left empty.
@@ -447,17 +447,18 @@ def sender(target: str) -> Callable[..., tuple]:
     return send
 
 
-def chooser(studio: Studio, tab: Tab, given: Steps) -> Callable[[str], list]:
+def chooser(studio: Studio, tab: Tab, given: Steps) -> Callable[[str], Any]:
     """What a tab shows of a model when it is chosen."""
 
-    def choose(model: str) -> list:
+    def choose(model: str) -> Any:
         pipes = studio.models[model]
-        if tab.task not in pipes:
-            return [gr.skip()]  # a model without an upsampler: the request says so
-        pipe = pipes[tab.task]
-        guidance = [pipe.default_guidance_scale] if "guidance_scale" in tab.inputs else []
-        columns = [gr.Column(visible=known_world(pipes) == world) for world in tab.examples]
-        return [first_steps(tab.task, pipe, given), *guidance, *columns]
+        # A model without an upsampler cannot enlarge, and says so when it is asked.
+        pipe = pipes.get(tab.task, pipes["Draw"])
+        shown = [first_steps(tab.task, pipe, given)]
+        if "guidance_scale" in tab.inputs:
+            shown.append(pipe.default_guidance_scale)
+        shown += [gr.Column(visible=known_world(pipes) == world) for world in tab.examples]
+        return shown if len(shown) > 1 else shown[0]  # as gradio takes the value of a single output
 
     return choose
 
@@ -474,8 +475,7 @@ def serve(args: argparse.Namespace) -> None:
     """Load the models, and serve the page until Ctrl-C."""
     silence_libraries()
     logging.getLogger("glide_pipelines").addHandler(NotesHandler())
-    super_res_steps = args.super_res_steps if isinstance(args.super_res_steps, int) else None
-    launch(build_page(load_studio(args), args.steps, super_res_steps), args.host, args.port)
+    launch(build_page(load_studio(args), args.steps, args.super_res_steps), args.host, args.port)
 
 
 def start(page: gr.Blocks, host: str, port: int | None = None) -> str:

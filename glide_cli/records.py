@@ -44,8 +44,9 @@ def make_record(
             **{name: image_fingerprint(image) for name, image in images.items() if image is not None},
         },
     }
-    for stage in pipe.stages.values():
-        record[f"{stage.prefix}steps"] = options[f"{stage.prefix}steps"] or pipe.default_steps(stage.name)
+    for number, stage in enumerate(pipe.stages.values()):
+        steps = pipe.default_steps(stage.name, steered=number == 0 and clip_model is not None)
+        record[f"{stage.prefix}steps"] = options[f"{stage.prefix}steps"] or steps
         record[f"{stage.prefix}scheduler_class"] = type(stage.scheduler).__name__
     return {name: value for name, value in record.items() if value is not None}
 

@@ -89,10 +89,10 @@ def draw(args: argparse.Namespace) -> None:
         logger.warning("A prompt is empty: the model chooses what the image shows.")
     if len(args.prompt) > 1 and {"a", "an", "the"} & {prompt.lower() for prompt in args.prompt}:
         logger.warning('Each word is a prompt of its own, with its own image: a prompt of several stands in "quotes".')
-    if args.negative_prompt and args.guidance_scale == 1:
-        logger.warning("--negative-prompt changes nothing without guidance, at --guidance-scale 1.")
 
     pipe = _load(args)
+    if args.guidance_interval is not None and guidance_scale(vars(args), pipe) == 1:
+        logger.warning("--guidance-interval changes nothing without guidance, at --guidance-scale 1.")
     clip_guidance = _clip_guidance(args, pipe)
     call = {name: value for name, value in _call_values(args, pipe, clip_guidance).items() if value is not None}
     images_given = {"image": call.get("image"), "mask": call.get("mask_image")}

@@ -62,8 +62,10 @@ def evaluate(args: argparse.Namespace) -> None:
         features = args.features or ("shapes" if isinstance(images, ShapesImages) else "inception")
         network = load_network(features).to(args.device)
         clip = None if args.clip is None else load_clip(clip_source(args.clip)).to(args.device)
-    if args.steps is None and CLIP in pipes:  # as many for each kind of guidance
-        args.steps = pipes[CLIP].default_steps("base")
+    if args.steps is None and CLIP in pipes:
+        most = pipes[CLIP].default_steps("base")
+        if most != pipes[CLASSIFIER_FREE].default_steps("base"):  # as many for each kind of guidance
+            args.steps = most
     sweep = list(guidance_points(args))
     steps = step_values(args.steps, args.super_res_steps)
     size = image_size(pipes[sweep[0].kind], images.captions[0], **sweep[0].call, **steps)

@@ -501,6 +501,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         )
     if args.report_to is not None:
         plain = {name: value for name, value in vars(args).items() if isinstance(value, int | float | str)}
+        plain["ema_decay"] = " ".join(map(str, args.ema_decay))
         accelerator.init_trackers("glide-pipelines", config=plain)
     return accelerator
 

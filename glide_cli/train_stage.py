@@ -227,7 +227,7 @@ def _teacher_parts(args: argparse.Namespace, data: TrainingData, accelerator: Ac
     return PipelineParts.from_pretrained(GLIDEPipeline, path, args.stage)
 
 
-def _make_student(args: argparse.Namespace, parts: PipelineParts) -> Distillation:
+def _make_student(args: argparse.Namespace, parts: PipelineParts, accelerator: Accelerator) -> Distillation:
     """Put a student in the place of the teacher, and say what it learns."""
     from glide_pipelines.training import Distillation
 
@@ -244,6 +244,8 @@ def _make_student(args: argparse.Namespace, parts: PipelineParts) -> Distillatio
         args.prediction_type,
         low_res_consistency=not is_base and (args.low_res_consistency or parts.low_res_consistency),
     )
+    if parts.stage.unet.is_inpainter:
+        accelerator.print("The teacher inpaints; its student will make images from text alone.")
     parts.stage = distillation.new_student()
     if is_base:
         parts.settings["default_guidance_scale"] = 1.0
@@ -260,7 +262,7 @@ def _train(
     args: argparse.Namespace,
     make_parts: Callable[[argparse.Namespace, TrainingData, Accelerator], PipelineParts],
     make_mask: Callable[[np.random.Generator, int, int], torch.Tensor] | None = None,
-    make_distillation: Callable[[argparse.Namespace, PipelineParts], Distillation] | None = None,
+    make_distillation: Callable[[argparse.Namespace, PipelineParts, Accelerator], Distillation] | None = None,
 ) -> None:
     """Train one stage, from the first step or the last checkpoint to the saved pipeline."""
     from glide_pipelines.sampling import scale_factor
@@ -274,9 +276,11 @@ def _train(
         parts.settings = {"prompt_domain": data.prompt_domain}
         if args.low_res_consistency:
             parts.settings["low_res_consistency"] = True
-        distillation = None if make_distillation is None else make_distillation(args, parts)
-        if distillation is None and lora is None and parts.forget_recommended_steps():
-            accelerator.print("The trained model no longer recommends few steps: measure first whether they do for it.")
+        distillation = None if make_distillation is None else make_distillation(args, parts, accelerator)
+        if lora is not None and parts.recommends_steps:
+            accelerator.print("The few steps that the model recommends may not do for other images: compare with 100.")
+        elif distillation is None and parts.forget_recommended_steps():
+            accelerator.print("The trained model recommends neither few steps nor a guidance any more.")
         parts.join(folder)
         if prompts and args.stage == "super_res" and parts.other is None:
             raise ValueError("`validation_prompts` needs a base model beside the upsampler.")

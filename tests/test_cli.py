@@ -461,7 +461,8 @@ def test_of_an_animation_the_first_frame_is_taken_and_that_is_said(glide, model,
     ("arguments", "words"),
     [
         (["a", "red", "circle"], 'a prompt of several stands in "quotes"'),
-        ([PROMPT, "--negative-prompt", "a square", "--guidance-scale", "1"], "--negative-prompt changes nothing"),
+        ([PROMPT, "--negative-prompt", "a square", "--guidance-scale", "1"], "`negative_prompt` changes nothing"),
+        ([PROMPT, "--guidance-interval", "0", "0.5", "--guidance-scale", "1"], "--guidance-interval changes nothing"),
     ],
 )
 def test_what_was_meant_otherwise(glide, model, tmp_path, arguments, words):

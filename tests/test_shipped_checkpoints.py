@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from glide_pipelines import (
     CLIPGuidedPipeline,
     GLIDEDDIMScheduler,
+    GLIDEImg2ImgPipeline,
     GLIDEInpaintPipeline,
     GLIDEPipeline,
     NoisedCLIPModel,
@@ -56,21 +57,19 @@ def test_the_emoji_are_small(name, megabytes):
 
 
 EMOJI = ["a taxi", "a slice of pizza", "a red heart", "a guitar", "a rocket", "a tiger face"]
-FEW_STEPS = {"num_inference_steps": 10, "super_res_num_inference_steps": 5}
 
 
 @pytest.fixture(scope="module")
 def emoji():
     pipe = GLIDEPipeline.from_pretrained(pretrained_checkpoint("emoji"))
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     return pipe
 
 
 @pytest.fixture(scope="module")
 def emoji_images(emoji):
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(EMOJI))]
-    return emoji(EMOJI, generator=generators, **FEW_STEPS).images
+    return emoji(EMOJI, generator=generators).images
 
 
 def recognised(images, names):
@@ -81,8 +80,16 @@ def recognised(images, names):
     return sum(network.class_names.index(name) in five for name, five in zip(names, best.tolist(), strict=True))
 
 
+def test_the_emoji_need_two_steps_without_guidance_where_the_prompt_decides(emoji):
+    for each in (emoji, GLIDEInpaintPipeline.from_pipe(emoji)):
+        assert [each.default_steps(stage) for stage in ("base", "super_res")] == [2, 2]
+        assert each.default_guidance_scale == 1.0
+    assert emoji.default_steps("base", steered=True) == "100"
+    assert GLIDEImg2ImgPipeline.from_pipe(emoji).default_steps("base") == "100"
+
+
 def test_the_emoji_that_are_asked_for_are_recognised(emoji_images):
-    """By the classifier that ships beside the model, in ten steps and both stages."""
+    """By the classifier that ships beside the model, in two steps of each stage."""
     assert {image.size for image in emoji_images} == {(128, 128)}
     assert recognised(emoji_images, EMOJI) >= len(EMOJI) - 1
 
@@ -97,7 +104,7 @@ def test_one_emoji_becomes_another_under_a_mask(emoji, emoji_images):
     for image in given:
         image.paste("white", (0, 0, 128, 64))
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(EMOJI))]
-    images = inpaint(EMOJI, image=given, mask_image=mask, generator=generators, **FEW_STEPS).images
+    images = inpaint(EMOJI, image=given, mask_image=mask, generator=generators).images
     for image, kept in zip(images, given, strict=True):
         np.testing.assert_array_equal(np.asarray(image)[64:], np.asarray(kept)[64:])
     assert recognised(given, EMOJI) < len(EMOJI) - 1 <= recognised(images, EMOJI)
@@ -112,7 +119,8 @@ def test_the_clip_of_the_emoji_picks_captions_and_guides(emoji, emoji_images):
         logits = clip(tokens.input_ids, samples, torch.zeros(len(EMOJI)), tokens.attention_mask).logits_per_image
     assert (logits.argmax(dim=1) == torch.arange(len(EMOJI))).sum() >= len(EMOJI) - 1
     guided = CLIPGuidedPipeline.from_pipe(emoji, clip_model=clip, clip_tokenizer=tokenizer)
-    assert guided(EMOJI[0], clip_guidance_scale=4.0, **FEW_STEPS).images[0].size == (128, 128)
+    assert guided.default_steps("base") == "100"
+    assert guided(EMOJI[0], clip_guidance_scale=4.0, num_inference_steps=10).images[0].size == (128, 128)
 
 
 def test_the_emoji_name_words_that_they_never_read(caplog):

@@ -89,8 +89,8 @@ class GLIDEPipeline(TwoStagePipeline):
             height, width (`int`, *optional*): Size of the returned image in pixels, multiples of
                 `size_multiple` (32 for OpenAI's pair, 8 for its base alone); by default that of the training.
             num_inference_steps, super_res_num_inference_steps (`int`, *optional*): Steps of each stage, spread as its
-                scheduler does. By default as many as the checkpoint recommends (`default_timesteps` of its scheduler),
-                else 100 and 27.
+                scheduler does. By default as many as the checkpoint recommends (`default_timesteps` of its scheduler;
+                not of the base with a `cond_fn`), else 100 and 27.
             timesteps, super_res_timesteps (`str` or `list[int]`, *optional*): The timesteps themselves, descending,
                 or a respacing string (`"100"`, `"fast27"`, `"10,10,3,2,2"`, `"ddim50"`). They beat the numbers of
                 steps.

@@ -93,11 +93,12 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
             latents (`torch.Tensor` of shape `[B, 3, h, w]`, *optional*): Unit noise to be added to the sketch, a
                 quarter of the size that is worked on.
             super_res_latents (`torch.Tensor` of shape `[B, 3, H, W]`, *optional*): Unit noise for the upsampler.
-            num_inference_steps, timesteps, super_res_num_inference_steps, super_res_timesteps, guidance_scale,
-            negative_prompt, num_images_per_prompt, eta, upsample_temperature, generator, prompt_embeds,
-            negative_prompt_embeds, super_res_prompt_embeds, guider, cond_fn, cross_attention_kwargs, output_type,
-            return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs, max_batch_size: As in
-                [`GLIDEPipeline`].
+            num_inference_steps (`int`, *optional*): Steps of the base stage from noise on, of which it takes the last
+                ones, a share of `strength`; 100 by default.
+            timesteps, super_res_num_inference_steps, super_res_timesteps, guidance_scale, negative_prompt,
+            num_images_per_prompt, eta, upsample_temperature, generator, prompt_embeds, negative_prompt_embeds,
+            super_res_prompt_embeds, guider, cond_fn, cross_attention_kwargs, output_type, return_dict,
+            callback_on_step_end, callback_on_step_end_tensor_inputs, max_batch_size: As in [`GLIDEPipeline`].
 
         Examples:
 

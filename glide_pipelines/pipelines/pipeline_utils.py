@@ -36,6 +36,7 @@ from ..sampling import (
     keep_low_res,
     num_steps,
 )
+from ..schedulers import GLIDEScheduler
 from ..single_file import GLIDESingleFileMixin
 from .call import Call, CallState, call_states
 from .input_checks import (
@@ -172,11 +173,11 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
         Returns:
             `int` or `str`: A number of steps, or a respacing string.
         """
-        scheduler = getattr(self.stages.get(stage), "scheduler", None)
-        config: Any = {} if scheduler is None else scheduler.config
-        own = config.get("trained_timesteps")
-        if own is None and not steered and stage in self._stages_by_prompt:
-            own = config.get("default_timesteps")
+        scheduler: Any = getattr(self.stages.get(stage), "scheduler", None)
+        own = None if scheduler is None else scheduler.config.get("trained_timesteps")
+        by_prompt = stage in self._stages_by_prompt and not steered
+        if own is None and by_prompt and isinstance(scheduler, GLIDEScheduler):  # others would take other timesteps
+            own = scheduler.config.default_timesteps
         return DEFAULT_TIMESTEPS[stage] if own is None else len(own)
 
     # -- speed --------------------------------------------------------------------------------------------------------
@@ -226,6 +227,8 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
         if call.guidance_scale is None:
             call.guidance_scale = self.default_guidance_scale
         check_number("guidance_scale", call.guidance_scale)
+        if call.negative_prompt and not call.is_guided:
+            logger.warning("`negative_prompt` changes nothing without guidance, at `guidance_scale` 1.")
         check_number("eta", call.eta, 0, 1)
         check_number("strength", call.strength, 0, 1)
         check_number("upsample_temperature", call.upsample_temperature, 0)

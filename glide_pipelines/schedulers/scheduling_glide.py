@@ -59,8 +59,9 @@ class GLIDEScheduler(DDPMScheduler):
             whose Runge-Kutta start is unstable on the cosine schedule.
         trained_timesteps (`list[int]`, *optional*): The only timesteps that the model was trained at, descending: those
             of a few-step student. They are its default and what as many steps stand for; others get a warning.
-        default_timesteps (`list[int]`, *optional*): The few timesteps that a checkpoint recommends, descending: the
-            default of its pipelines, and what as many steps stand for.
+        default_timesteps (`list[int]`, *optional*): The few timesteps that a checkpoint recommends, descending: what
+            as many steps stand for, and the default where the prompt and known pixels alone decide, without a
+            `cond_fn`, a CLIP or a sketch.
     """
 
     betas: torch.Tensor

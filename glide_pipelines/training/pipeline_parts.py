@@ -99,11 +99,17 @@ class PipelineParts:
                 raise ValueError(f"{error}{advice}") from error
         unet.register_to_config(sample_size=size)
 
+    @property
+    def recommends_steps(self) -> bool:
+        """Whether the stage recommends few steps, for the images that it knows."""
+        scheduler: Any = self.stage.scheduler
+        return scheduler.config.get("default_timesteps") is not None
+
     def forget_recommended_steps(self) -> bool:
         """Drop the few steps that the stage recommends, and of a base the guidance with them: what does for the images
         that it knew need not do for others. Returns whether there were any."""
         scheduler: Any = self.stage.scheduler
-        if not scheduler.config.get("default_timesteps"):
+        if not self.recommends_steps:
             return False
         scheduler.register_to_config(default_timesteps=None)
         if self.stage.name == "base":

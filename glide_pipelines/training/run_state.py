@@ -160,16 +160,16 @@ class RunState:
     def _names(self) -> dict[torch.Tensor, str]:
         return {parameter: name for name, parameter in self.parameters.items()}
 
-    def _load_averages(self, folder: Path, optimization_step: int, decays: Sequence[float] = (0.0,)) -> None:
+    def _load_averages(self, folder: Path, optimization_step: int, decays: Sequence[float | None] = (None,)) -> None:
         for average in self.averages:
             if len(decays) == len(self.averages) == 1:
                 number = 0  # which goes on with another decay
             elif average.decay in decays:
                 number = decays.index(average.decay)
             else:
+                kept = ", ".join("a decay that it did not note" if decay is None else str(decay) for decay in decays)
                 raise ValueError(
-                    f"`ema_decay`: the run to resume keeps averages of {', '.join(map(str, decays))}, and none of "
-                    f"{average.decay}."
+                    f"`ema_decay`: the run to resume keeps averages of {kept}, and none of {average.decay}."
                 )
             average.load(_load_tensors(folder / _average_file(number), self.parameters), optimization_step)
 

@@ -112,9 +112,9 @@ class TrainingConfig:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
         if self.skip_bad_images < 0:
             raise ValueError(f"`skip_bad_images` must be at least 0, got {self.skip_bad_images}.")
-        for number, decay in enumerate(self.ema_decays):
-            if not 0 <= decay < 1 or decay in self.ema_decays[:number]:
-                raise ValueError(f"`ema_decay` must be at least 0 and below 1, each once, got {self.ema_decay}.")
+        decays = self.ema_decays
+        if not decays or len(set(decays)) < len(decays) or not all(0 <= decay < 1 for decay in decays):
+            raise ValueError(f"`ema_decay` must be at least 0 and below 1, and no two alike, got {self.ema_decay}.")
         if self.max_grad_norm <= 0:
             raise ValueError(f"`max_grad_norm` must be above 0, got {self.max_grad_norm}.")
 

@@ -243,6 +243,16 @@ def test_what_does_not_fit_is_told_before_anything_is_trained(teacher, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+def test_a_student_that_predicts_another_thing_begins_with_nothing_of_it():
+    pipe = tiny_pipeline()
+    teacher = Stage.of(pipe, "base")
+    student = Distillation(teacher, pipe.tokenizer, prediction_type="v_prediction").new_student()
+    assert not any(parameter.any() for parameter in student.unet.conv_out.parameters())
+    assert torch.equal(student.unet.conv_in.weight, teacher.unet.conv_in.weight) and teacher.unet.conv_out.weight.any()
+    same = Distillation(teacher, pipe.tokenizer, prediction_type="epsilon").new_student()
+    assert torch.equal(same.unet.conv_out.weight, teacher.unet.conv_out.weight)
+
+
 def test_the_student_of_a_teacher_that_inpaints_makes_images_from_text():
     """As the model of the emoji does."""
     pipe = tiny_inpaint_pipeline()
@@ -255,6 +265,8 @@ def test_the_student_of_a_teacher_that_inpaints_makes_images_from_text():
         assert student.unet.config.in_channels == 3
         prompt, low_res = tokens(pipe, "a star"), randn(1, 3, 4, 4)
         upsampler = Stage.of(pipe, "super_res")
+        upsampler.scheduler = GLIDEDDIMScheduler.from_config(upsampler.scheduler.config, default_timesteps=[900, 10])
+        assert Distillation(upsampler, pipe.tokenizer, 2).scheduler.timesteps.tolist() == [999, 499], "its own"
         student = Distillation(upsampler, pipe.tokenizer).new_student()
         x_t, t = randn(1, 3, 16, 16), torch.tensor([500])
         expected = upsampler(x_t, t, low_res=low_res, **prompt)

@@ -40,7 +40,7 @@ def arguments(tmp_path_factory):
         data = ["--dataset_name", "shapes", "--train_batch_size", str(batch_size), "--max_train_steps", "3"]
         # Where the gradient is zero in exact arithmetic, AdamW would blow rounding up to full steps.
         settings = ["--learning_rate", "1e-2", "--adam_epsilon", "1e-3", "--max_grad_norm", "0.5"]
-        averages = ["--ema_decay", "0.5", "--post_hoc_ema_steps", "3"]
+        averages = ["--ema_decay", "0.5", "0.9", "--post_hoc_ema_steps", "3"]
         saving = ["--checkpointing_steps", "2", "--logging_steps", "1", "--output_dir", str(output_dir)]
         return [*model, *data, *settings, *averages, *saving, *more]
 
@@ -75,7 +75,7 @@ def assert_same_run(one, other):
     lines = [read_log(folder)[-1] for folder in (one, other)]
     for name in ("loss", "mse", "vb", "grad_norm"):
         assert lines[1][name] == pytest.approx(lines[0][name], rel=1e-4)
-    for name in ("model", "average", "optimizer", "power_averages"):
+    for name in ("model", "average", "average-2", "optimizer", "power_averages"):
         assert_same_tensors(one / f"checkpoint-3/{name}.safetensors", other / f"checkpoint-3/{name}.safetensors")
     assert_same_tensors(one / AVERAGES, other / AVERAGES)
     for network in ("unet/diffusion_pytorch_model", "text_encoder/model"):

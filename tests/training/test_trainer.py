@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 from dataclasses import replace
@@ -102,6 +103,14 @@ def test_averages_of_several_decays_are_kept_and_one_is_chosen_when_all_is_done(
         ValueError, match=r"`ema_decay`: the run to resume keeps averages of 0\.3, 0\.9, and none of 0\.5"
     ):
         run(make_config(tmp_path / "both", ema_decay=0.5, resume_from_checkpoint="latest"))
+    # A checkpoint of an earlier version has one average, and does not say of which decay.
+    path = tmp_path / "0.3" / "checkpoint-4" / "state.json"
+    state = json.loads(path.read_text())
+    del state["average"]["decays"]
+    path.write_text(json.dumps(state))
+    assert run(make_config(tmp_path / "0.3", ema_decay=0.5, resume_from_checkpoint="latest"))[1] == 4
+    with pytest.raises(ValueError, match=r"keeps averages of a decay that it did not note, and none of 0\.5"):
+        run(make_config(tmp_path / "0.3", ema_decay=(0.5, 0.3), resume_from_checkpoint="latest"))
 
 
 def test_a_signal_saves_and_ends(tmp_path):
@@ -224,6 +233,7 @@ def test_sharding_is_refused_where_it_would_be_left_out_in_silence(tmp_path, mon
         {"checkpointing_minutes": 0.0},
         {"ema_decay": 1.0},
         {"ema_decay": (0.9, 0.9)},
+        {"ema_decay": ()},
         {"max_grad_norm": 0.0},
     ],
 )
