@@ -116,12 +116,15 @@ def sample(pipe):
         ("inpaint", "base", ["--freeze_text_encoder"]),
     ],
 )
-def test_what_was_trained_is_what_is_loaded(tmp_path, monkeypatch, training, stage, more):
+def test_what_was_trained_is_what_is_loaded(tmp_path, monkeypatch, capfd, training, stage, more):
     before = tiny_inpaint_pipeline() if training == "inpaint" else tiny_pipeline()
+    if stage == "base":
+        before.scheduler.register_to_config(default_timesteps=[999, 500])
     before.save_pretrained(tmp_path / "model")
     expected, saved = sample(before), []
     monkeypatch.setattr(library, "save_lora", lambda stage, *options: saved.append(stage) or save_lora(stage, *options))
     run_training(training, command(tmp_path / "model", tmp_path, "--stage", stage, *more))
+    assert ("may not do for other images" in capfd.readouterr().out) == (stage == "base")
     pipe = type(before).from_pretrained(tmp_path / "model")
     pipe.load_lora_weights(str(tmp_path / "run" / "lora"))
     trained = type(before)(**(before.components | saved[0].components()))

@@ -119,8 +119,6 @@ def test_other_images_may_need_more_steps_than_the_model_recommended(arguments, 
     assert (tuned.default_steps("base"), tuned.default_steps("super_res")) == ("100", 2)
     assert tuned.default_guidance_scale == 3.0
     assert "recommends neither few steps nor a guidance" in capfd.readouterr().out
-    run_training("text-to-image", arguments("base", *more[:3], str(tmp_path / "lora"), "--lora_rank", "2", steps=1))
-    assert "may not do for other images: compare with 100" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("recorded", [True, None])
