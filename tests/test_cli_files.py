@@ -16,7 +16,7 @@ from PIL import Image, ImageChops, ImageStat
 from tiny import tiny_clip, tiny_components, tiny_inpaint_pipeline, tiny_tokenizer
 
 from glide_cli import loading
-from glide_pipelines import GLIDEPipeline, __version__, shapes_checkpoint
+from glide_pipelines import GLIDEDDIMScheduler, GLIDEPipeline, __version__, shapes_checkpoint
 from glide_pipelines.checkpoints import pretrained_checkpoint
 from glide_pipelines.metadata import MetadataError, fingerprint, parameters_text, read_metadata, save_options
 
@@ -346,6 +346,21 @@ def test_guidance_by_clip(draw, new, model):
     tiny_tokenizer().save_pretrained("clip")
     new(PROMPT, "-o", "a.png", "--seed", "5")
     new(PROMPT, "-o", "b.png", "--seed", "5", "--clip-model", "clip", "--clip-guidance-scale", "100")
+    draw("--like", "b.png", "-o", "c.png")
+    assert pixels("a.png") != pixels("b.png") == pixels("c.png")
+
+
+def test_an_image_that_a_clip_guided_says_in_how_many_steps(draw):
+    """The model recommends few, and a gradient needs time."""
+    pipe = GLIDEPipeline(**tiny_components(upsampler=False))
+    pipe.scheduler = GLIDEDDIMScheduler.from_config(pipe.scheduler.config, default_timesteps=[999, 500])
+    pipe.save_pretrained("few")
+    tiny_clip().save_pretrained("clip")
+    tiny_tokenizer().save_pretrained("clip")
+    few = ("--model", "few", "--device", "cpu", "--seed", "5")
+    draw(PROMPT, "-o", "a.png", *few)
+    draw(PROMPT, "-o", "b.png", *few, "--clip-model", "clip", "--clip-guidance-scale", "100")
+    assert [read_metadata(name)["steps"] for name in ("a.png", "b.png")] == [2, "100"]
     draw("--like", "b.png", "-o", "c.png")
     assert pixels("a.png") != pixels("b.png") == pixels("c.png")
 

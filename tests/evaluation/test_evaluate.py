@@ -27,7 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from glide_cli import run_evaluate
 from glide_cli.errors import UserError
-from glide_pipelines import GLIDEPipeline
+from glide_pipelines import GLIDEDDIMScheduler, GLIDEPipeline
 from glide_pipelines.evaluation import (
     BOTH,
     CLASSIFIER_FREE,
@@ -487,6 +487,28 @@ def test_a_model_that_ships_is_guided_by_the_clip_of_its_world(run, tmp_path, mo
     options = ("--output", tmp_path / "out", "--model", name, *QUICK, "--features", "shapes")
     assert run(*options, "--clip-guidance-scale", "1")[0] == 2
     assert opened == [ROOT / "glide_pipelines" / "checkpoints" / folder]
+
+
+@pytest.mark.parametrize(
+    ("recommended", "scheduler", "steps"), [([999, 500], None, "100"), ([999, 500], "unipc", None), (None, None, None)]
+)
+def test_beside_a_clip_all_images_have_as_many_steps(run, tmp_path, monkeypatch, recommended, scheduler, steps):
+    pipe = tiny_pipeline()
+    pipe.scheduler = GLIDEDDIMScheduler.from_config(pipe.scheduler.config, default_timesteps=recommended)
+    pipe.save_pretrained(tmp_path / "model")
+    tiny_clip().save_pretrained(tmp_path / "clip")
+    tiny_tokenizer().save_pretrained(tmp_path / "clip")
+    given = []
+
+    def stop(*arguments):
+        given.append(arguments[0].steps)
+        raise UserError("That is enough.")
+
+    monkeypatch.setattr(run_evaluate, "check_calls", stop)
+    options = ["--output", tmp_path / "out", "--model", tmp_path / "model", "--num-captions", "6", "--device", "cpu"]
+    options += ["--clip-model", tmp_path / "clip", "--clip-guidance-scale", "1", "--features", "shapes"]
+    assert run(*options, *([] if scheduler is None else ["--scheduler", scheduler]))[0] == 2
+    assert given == [steps]
 
 
 def test_it_guides_by_a_clip_and_scores_with_it(run, model, tmp_path):
