@@ -95,8 +95,9 @@ def test_the_emoji_that_are_asked_for_are_recognised(emoji_images):
 
 
 def test_one_emoji_becomes_another_under_a_mask(emoji, emoji_images):
-    """By the same base model, which sees the known image and the mask."""
+    """By the same models, which see the known image and the mask."""
     inpaint = GLIDEInpaintPipeline.from_pipe(emoji)
+    assert inpaint.unet.is_inpainter and inpaint.super_res_unet.is_inpainter
     assert inpaint.mode == "fine-tuned"
     mask = Image.new("L", (128, 128))
     mask.paste(255, (0, 0, 128, 64))

@@ -95,7 +95,7 @@ def emoji(trained: dict[str, Any], held_out: dict[str, Any]) -> dict[str, str]:
     return {
         "": "GLIDE at the size of a laptop, trained from scratch on Microsoft's Fluent emoji: a base model that "
         "generates 32 x 32 pixels from a caption and an upsampler to 128 x 128. Both predict v in place of noise "
-        "(arXiv 2202.00512). The base model inpaints, too: it takes the known image and the mask.",
+        "(arXiv 2202.00512). Both inpaint, too: they take the known image and the mask.",
         "Use": f"{INSTALL}```python\nfrom glide_pipelines import GLIDEPipeline, pretrained_checkpoint\n\n"
         'pipe = GLIDEPipeline.from_pretrained(pretrained_checkpoint("emoji"))\n'
         'pipe("a slice of pizza").images[0].save("image.png")\n```\n\n'
