@@ -36,10 +36,10 @@ from glide_pipelines import (
     GLIDEInpaintPipeline,
     GLIDEPipeline,
     GLIDESuperResolutionPipeline,
-    GLIDEUNet2DConditionModel,
 )
 from glide_pipelines.evaluation import DatasetImages, class_numbers, figures, generators, measure
 from glide_pipelines.markdown import markdown_table
+from glide_pipelines.training import narrow_for_text_to_image
 
 
 SCRIBBLE_SIZE = 4
@@ -119,14 +119,6 @@ def _without(image: Image.Image, mask: Image.Image) -> Image.Image:
     return Image.composite(Image.new("RGB", image.size, image.getpixel((0, 0))), image, mask)
 
 
-def _blind(unet: GLIDEUNet2DConditionModel) -> GLIDEUNet2DConditionModel:
-    """An inpainting model as one of text to image: without the weights of the known image and the mask."""
-    narrow = GLIDEUNet2DConditionModel.from_config(unet.config, in_channels=3)
-    narrow.load_state_dict(unet.state_dict() | {"conv_in.weight": unet.conv_in.weight[:, :3]})
-    # Not the model's own `to`, which warns of modules to be kept in float32; there are none.
-    return torch.nn.Module.to(narrow, unet.device, unet.dtype).eval()
-
-
 def _reduced(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BOX)
 
@@ -152,8 +144,9 @@ def main(argv: list[str] | None) -> None:
     silence_libraries()
 
     pipe = load_pipeline(**model_values(args))
-    if args.implicit and pipe.unet.is_inpainter:
-        pipe.register_modules(unet=_blind(pipe.unet))
+    if args.implicit:
+        for name in ("unet", "super_res_unet"):
+            pipe.register_modules(**{name: narrow_for_text_to_image(getattr(pipe, name))})
     steps = step_values(args.steps, args.super_res_steps)
     size = pipe.default_size[0]
     true = DatasetImages(sys.maxsize, data_dir=args.data_dir, label_column=args.label_column, shuffle_seed=args.seed)

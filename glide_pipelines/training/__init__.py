@@ -3,7 +3,7 @@
 from .contrastive import noised_clip_loss
 from .dataset import TextToImageDataset
 from .distillation import Distillation
-from .inpainting import prepare_for_inpainting, widen_for_inpainting
+from .inpainting import narrow_for_text_to_image, prepare_for_inpainting, widen_for_inpainting
 from .learning_rate import LearningRate
 from .lora import LORA_TARGETS, add_lora, save_lora
 from .losses import HybridLoss, hybrid_loss
@@ -40,6 +40,7 @@ __all__ = [
     "expand_shards",
     "held_out_loss",
     "hybrid_loss",
+    "narrow_for_text_to_image",
     "new_noised_clip",
     "new_stage",
     "new_text_encoder",
