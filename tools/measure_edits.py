@@ -23,7 +23,6 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 from glide_cli import Parser, script
