@@ -403,6 +403,8 @@ def training_config(args: argparse.Namespace) -> TrainingConfig:
     )
     names = {field.name for field in fields(TrainingConfig)} - {"learning_rate", "optimizer_args"}
     values = {name: getattr(args, name) for name in names if name in args}  # not every training measures
+    if len(args.ema_decay) == 1:
+        [values["ema_decay"]] = args.ema_decay
     return TrainingConfig(learning_rate=learning_rate, optimizer_args=dict(args.optimizer_args), **values)
 
 
