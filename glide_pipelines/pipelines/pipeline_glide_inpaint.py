@@ -306,6 +306,9 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
             areas = [self._working_area((0, 0, *masks[0].size), None)] * len(masks)
         else:
             boxes, part_size = self._boxes(masks, padding_mask_crop), None
+            for name, length in (("height", height), ("width", width)):
+                if length is not None:
+                    check_positive_int(name, length)
             if height is not None or width is not None:
                 left, top, right, lower = boxes[0]
                 part_size = lower - top if height is None else height, right - left if width is None else width

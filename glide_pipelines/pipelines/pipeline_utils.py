@@ -227,8 +227,6 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
         if call.guidance_scale is None:
             call.guidance_scale = self.default_guidance_scale
         check_number("guidance_scale", call.guidance_scale)
-        if call.negative_prompt and not call.is_guided:
-            logger.warning("`negative_prompt` changes nothing without guidance, at `guidance_scale` 1.")
         check_number("eta", call.eta, 0, 1)
         check_number("strength", call.strength, 0, 1)
         check_number("upsample_temperature", call.upsample_temperature, 0)
@@ -245,6 +243,8 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
         first = next(iter(call.stages.values()))
         check_cross_attention_kwargs(call.cross_attention_kwargs, first.unet)
         call.batch_size = self._check_prompts(call)
+        if call.negative_prompt and not call.is_guided:
+            logger.warning("`negative_prompt` changes nothing without guidance, at `guidance_scale` 1.")
         check_generator(call.generator, call.num_images)
 
         steps = {

@@ -34,6 +34,7 @@ def pipe():
         ({"prompt": ["a", 5]}, TypeError, r"`prompt` .* got a list of \['int', 'str'\]"),
         ({"prompt": []}, ValueError, "`prompt` must not be an empty list"),
         ({"negative_prompt": ["a", "b"]}, ValueError, "`negative_prompt` .* list of 1.* got 2"),
+        ({"negative_prompt": torch.zeros(0)}, TypeError, "`negative_prompt` must be"),
         ({"prompt": None, "prompt_embeds": "a"}, TypeError, "`prompt_embeds` must be a torch.Tensor"),
         ({"prompt": None, "prompt_embeds": EMBEDS[..., :5]}, ValueError, r"`prompt_embeds` .* got \[1, 12, 5\]"),
         ({"prompt": None, "prompt_embeds": EMBEDS}, ValueError, "needs `super_res_prompt_embeds`"),

@@ -317,6 +317,7 @@ CORNER.paste(255, (0, 0, 2, 2))
         ({"max_batch_size": 0}, ValueError, "`max_batch_size` must be 1 or more, got 0"),
         ({"num_resample": 0}, ValueError, "`num_resample` must be 1 or more"),
         ({"padding_mask_crop": -1}, ValueError, "`padding_mask_crop` must be an integer of 0 or more, got -1"),
+        ({"padding_mask_crop": 0, "width": 8.0}, TypeError, "`width` must be an integer, got 8.0"),
         ({"height": 0}, ValueError, "`height` must be 1 or more"),
         ({"latents": torch.zeros(1, 3, 4, 4)}, ValueError, r"`latents` must have the shape \[1, 3, 8, 8\]"),
         ({"super_res_latents": torch.zeros(1, 3, 8, 8)}, ValueError, r"`super_res_latents` .* \[1, 3, 32, 32\]"),
