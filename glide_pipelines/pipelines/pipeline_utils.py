@@ -236,7 +236,8 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
         check_guider(call.guider)
         if call.max_batch_size is not None:
             check_positive_int("max_batch_size", call.max_batch_size)
-        cond_fns = call.cond_fn if isinstance(call.cond_fn, list) else [] if call.cond_fn is None else [call.cond_fn]
+        given = call.cond_fn if isinstance(call.cond_fn, list) else [call.cond_fn]
+        cond_fns = [each for each in given if each is not None]
         for each in cond_fns:
             check_callable("cond_fn", each)
         call.stages = self.stages

@@ -114,6 +114,7 @@ def pipe():
             r"`cross_attention_kwargs\['scale'\]` must be a number",
         ),
         ({"cond_fn": 3}, TypeError, "`cond_fn` must be callable, got 3"),
+        ({"cond_fn": [None, 3]}, TypeError, "`cond_fn` must be callable, got 3"),
     ],
 )
 def test_bad_arguments_are_named(pipe, arguments, error, message):
