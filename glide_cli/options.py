@@ -77,13 +77,7 @@ def add_sampling_options(parser: argparse.ArgumentParser | argparse._ArgumentGro
     """Steps and schedulers of both stages."""
     add = parser.add_argument
     fast = "ten steps in each stage (emoji needs but two), with sde-dpm-solver++ in the upsampler"
-    add(
-        "--fast",
-        action=_Fast,
-        nargs=0,
-        default=argparse.SUPPRESS,
-        help=f"{fast} (options below may change each); emoji needs but two",
-    )
+    add("--fast", action=_Fast, nargs=0, default=argparse.SUPPRESS, help=f"{fast} (options below may change each)")
     add("--steps", type=steps, metavar="STEPS", help="steps of the base model (default: the model's own, else 100)")
     add("--super-res-steps", type=steps, metavar="STEPS", help="of the upsampler (default: its own, else fast27)")
     add("--scheduler", type=scheduler, metavar="NAME", help="sampler of the base model (default: the model's own)")
