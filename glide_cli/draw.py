@@ -216,9 +216,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--no-upsample is for a prompt alone: --image says how large the result is")
     if args.enlarge:
         for option in OF_THE_BASE_MODEL:
-            if getattr(args, "fast", False) and getattr(args, option) == FAST.get(option):
-                setattr(args, option, None)
-            elif getattr(args, option) is not None:
+            if getattr(args, option) is not None:
                 raise UserError(f"{_option(option)} is for the base model, which --enlarge does not run")
         if args.width or args.height:
             raise UserError("--width and --height are for the other tasks: --enlarge makes --image four times as large")
@@ -231,12 +229,13 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def recall(args: argparse.Namespace, record: dict[str, Any]) -> None:
-    """Complete the options of --like with what an image remembers."""
+    """Complete the options of --like with what an image remembers, but for those that --fast decides."""
     from . import command_parser
 
     if args.prompts:
         args.prompt, args.prompts = [*args.prompt, *args.prompts], None
-    missing = [name for name in RECORDED if getattr(args, name) in (None, []) and record.get(name) is not None]
+    taken = [name for name in RECORDED if not (args.fast and name in FAST)]
+    missing = [name for name in taken if getattr(args, name) in (None, []) and record.get(name) is not None]
     try:
         recorded = command_parser("draw").parse_args(_words({name: record[name] for name in missing}))
     except (UserError, TypeError) as error:

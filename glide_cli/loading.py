@@ -19,9 +19,10 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image, UnidentifiedImageError
 
 from glide_pipelines import GLIDEPipeline, emoji, pretrained_checkpoint, shapes
+from glide_pipelines.schedulers import space_timesteps
 
 from .errors import UserError
-from .options import SCHEDULERS, did_you_mean
+from .options import FAST, SCHEDULERS, did_you_mean
 
 
 logger = logging.getLogger("glide_pipelines")
@@ -90,15 +91,65 @@ def load_pipeline(
         pipe = pipeline_class.from_pretrained(model, dtype=getattr(torch, find_dtype(dtype, where)), **left_out)
     except Exception as error:  # what a damaged model makes the libraries raise depends on the damage
         raise UserError(f"{option} {model}: {error}") from error
-    for component, name in (("scheduler", scheduler), ("super_res_scheduler", super_res_scheduler)):
-        current = getattr(pipe, component, None)
-        if name is not None and current is not None:
-            pipe.register_modules(**{component: other_scheduler(current, name)})
+    set_schedulers(pipe, {"scheduler": scheduler, "super_res_scheduler": super_res_scheduler})
     pipe.set_progress_bar_config(disable=True)
     pipe.to(where)
     if cuda_graphs and where.type == "cuda":
         pipe.enable_cuda_graphs()
     return pipe
+
+
+def set_schedulers(pipe: DiffusionPipeline, given: Mapping[str, Any]) -> None:
+    """Give a pipeline the schedulers that options name, each with the noise schedule of the one before it."""
+    for component in ("scheduler", "super_res_scheduler"):
+        name, current = given.get(component), getattr(pipe, component, None)
+        if name is not None and current is not None:
+            pipe.register_modules(**{component: other_scheduler(current, name)})
+
+
+def count_steps(steps: int | str) -> int:
+    """How many steps a number or a spacing stands for."""
+    return steps if isinstance(steps, int) else len(space_timesteps(steps))
+
+
+def fast_values(given: Mapping[str, Any], pipe: DiffusionPipeline, steered: bool = False) -> dict[str, Any]:
+    """What `--fast` stands for with a pipeline: the options of `FAST` that were not given, of the stages that take more
+    steps by themselves. Where a checkpoint recommends few steps, others would be more work and a worse image.
+
+    Args:
+        given (`Mapping[str, Any]`): The options by name; nothing comes of those without `fast`.
+        pipe (`DiffusionPipeline`): What generates.
+        steered (`bool`, defaults to `False`): Whether a CLIP guides its first stage.
+    """
+    values: dict[str, Any] = {}
+    if given.get("fast"):
+        for prefix, own in _own_steps(pipe, steered).items():
+            names = (f"{prefix}steps", f"{prefix}scheduler")
+            if own > FAST[f"{prefix}steps"]:
+                values |= {name: FAST[name] for name in names if name in FAST and given.get(name) is None}
+    return values
+
+
+def make_fast(args: argparse.Namespace, pipe: DiffusionPipeline, steered: bool = False) -> None:
+    """Complete the options with [`fast_values`], give the pipeline their schedulers, and say which stages stay."""
+    values = fast_values(vars(args), pipe, steered)
+    vars(args).update(values)
+    set_schedulers(pipe, values)
+    own = _own_steps(pipe, steered) if args.fast else {}
+    names = {"": "base", "super_res_": "upsampler"}
+    kept = [
+        f"the {names[prefix]} at its own {own[prefix]} steps" for prefix in own if vars(args)[f"{prefix}steps"] is None
+    ]
+    if kept:
+        logger.warning(f"--fast leaves {' and '.join(kept)}.")
+
+
+def _own_steps(pipe: DiffusionPipeline, steered: bool) -> dict[str, int]:
+    """How many steps each stage takes where no option says it, by the prefix of the stage's options."""
+    return {
+        stage.prefix: count_steps(pipe.default_steps(stage.name, steered and number == 0))
+        for number, stage in enumerate(pipe.stages.values())
+    }
 
 
 def find_model(model: str | None, checkpoint: str = "text-to-image", option: str = "--model") -> str:

@@ -31,7 +31,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "heun": ("diffusers.HeunDiscreteScheduler", {}),
     "pndm": ("diffusers.PNDMScheduler", {}),
 }
-# The options that --fast stands for; docs/schedulers_and_guidance.md has the measurements.
+# What --fast stands for, in a stage that takes more steps by itself (measured in docs/schedulers_and_guidance.md).
 FAST: dict[str, Any] = {"steps": 10, "super_res_steps": 10, "super_res_scheduler": "sde-dpm-solver++"}
 # How separate files are named in a folder.
 NAME_IN_FOLDER = "{index:03}-{seed}.png"
@@ -76,8 +76,8 @@ def did_you_mean(word: str, words: Iterable[str], before: str = "") -> str:
 def add_sampling_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Steps and schedulers of both stages."""
     add = parser.add_argument
-    fast = "ten steps in each stage (emoji needs but two), with sde-dpm-solver++ in the upsampler"
-    add("--fast", action=_Fast, nargs=0, default=argparse.SUPPRESS, help=f"{fast} (options below may change each)")
+    fast = "ten steps in each stage whose own are more, with sde-dpm-solver++ in the upsampler"
+    add("--fast", action="store_true", help=f"{fast} (options below may change each)")
     add("--steps", type=steps, metavar="STEPS", help="steps of the base model (default: the model's own, else 100)")
     add("--super-res-steps", type=steps, metavar="STEPS", help="of the upsampler (default: its own, else fast27)")
     add("--scheduler", type=scheduler, metavar="NAME", help="sampler of the base model (default: the model's own)")
@@ -105,22 +105,6 @@ def add_model_options(
     )
     graphs = "on cuda, launch each kernel by itself (default: CUDA graphs, which are faster from the second step on)"
     add("--no-cuda-graphs", action="store_false", dest="cuda_graphs", help=graphs)
-
-
-class _Fast(argparse.Action):
-    """Sets the options of `FAST` that were not given; those that follow on the command line replace them."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        namespace.fast = True
-        for name, value in FAST.items():
-            if getattr(namespace, name, None) is None:
-                setattr(namespace, name, value)
 
 
 # -- types: what the text of an option may be --------------------------------------------------------------------------

@@ -22,12 +22,11 @@ from gradio.components.image_editor import AcceptBlobs, EditorDataBlobs
 from gradio.data_classes import FileData
 from PIL import Image, ImageChops
 
-from glide_pipelines.schedulers.respacing import space_timesteps
 from glide_pipelines.shapes import BACKGROUNDS, COLOURS, SHAPES
 
 from . import options
 from .errors import UserError
-from .loading import silence_libraries
+from .loading import count_steps, silence_libraries
 from .output import make_grid
 from .studio import (
     MAX_FILE_SIZE,
@@ -198,10 +197,6 @@ def show_error(error: Exception) -> str:
     return f'<p class="error" role="alert">{html.escape(str(error))}</p>'
 
 
-# What the command was given for the sliders, by stage.
-Steps = dict[str, int | str | None]
-
-
 @dataclass
 class Tab:
     """The components of a tab that others need.
@@ -231,21 +226,20 @@ class Tab:
     examples: dict[str, gr.Column]
 
 
-def build_page(studio: Studio, steps: int | None = None, super_res_steps: int | str | None = None) -> gr.Blocks:
-    """The page of a studio; its sliders begin with these steps, or with each model's own."""
-    given = {"base": steps, "super_res": super_res_steps}
+def build_page(studio: Studio) -> gr.Blocks:
+    """The page of a studio."""
     names = list(studio.models)
     kept = (600, 7200)  # every ten minutes, what is older than two hours goes, and everything at the end
     with gr.Blocks(title="GLIDE", analytics_enabled=False, delete_cache=kept) as page:
         model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
         with gr.Tabs() as tabs:
-            parts = {task: add_tab(studio, task, given) for task in TASKS}
+            parts = {task: add_tab(studio, task) for task in TASKS}
         for tab in parts.values():
-            connect(studio, model, tabs, tab, parts, given)
+            connect(studio, model, tabs, tab, parts)
     return page
 
 
-def add_tab(studio: Studio, task: str, given: Steps) -> Tab:
+def add_tab(studio: Studio, task: str) -> Tab:
     """Lay out a tab. A phone shows its columns one below the other, so the button stands last in the first."""
     pipes = next(iter(studio.models.values()))
     inputs: dict[str, Component] = {}
@@ -267,7 +261,7 @@ def add_tab(studio: Studio, task: str, given: Steps) -> Tab:
                     gr.Examples(prompts, inputs["prompt"], label="For example")
                     gr.Markdown(known)
             with gr.Accordion("Options", open=False):
-                inputs |= add_options(task, pipes.get(task, pipes["Draw"]), given)
+                inputs |= add_options(studio, task, pipes.get(task, pipes["Draw"]))
             button = gr.Button(task, variant="primary")
         with gr.Column(min_width=320, elem_classes="result", elem_id=f"{task.lower()}-result"):
             stop = gr.Button("Stop", variant="stop", visible=False)
@@ -323,7 +317,7 @@ def add_photo() -> gr.Image:
     return photo
 
 
-def add_options(task: str, pipe: DiffusionPipeline, given: Steps) -> dict[str, Component]:
+def add_options(studio: Studio, task: str, pipe: DiffusionPipeline) -> dict[str, Component]:
     """What is folded away."""
     own = [(OWN_SCHEDULER, ""), *((name, name) for name in options.SCHEDULERS)]
     fields: dict[str, Component] = {}
@@ -338,7 +332,7 @@ def add_options(task: str, pipe: DiffusionPipeline, given: Steps) -> dict[str, C
     fields["steps"] = gr.Slider(
         1,
         MAX_STEPS,
-        first_steps(task, pipe, given),
+        first_steps(studio, task, pipe),
         step=1,
         label="Steps",
         info="Fewer are faster, more are often better",
@@ -352,14 +346,13 @@ def add_options(task: str, pipe: DiffusionPipeline, given: Steps) -> dict[str, C
     return fields
 
 
-def first_steps(task: str, pipe: DiffusionPipeline, given: Steps) -> int:
-    """The steps that a slider begins with."""
-    stage = "super_res" if task == "Enlarge" else "base"
-    steps = given[stage] or pipe.default_steps(stage)
-    return min(steps if isinstance(steps, int) else len(space_timesteps(steps)), MAX_STEPS)
+def first_steps(studio: Studio, task: str, pipe: DiffusionPipeline) -> int:
+    """The steps that a slider begins with: those that the command was given, or the model's own."""
+    stage, option = ("super_res", "super_res_steps") if task == "Enlarge" else ("base", "steps")
+    return min(count_steps(studio.options(pipe).get(option) or pipe.default_steps(stage)), MAX_STEPS)
 
 
-def connect(studio: Studio, model: gr.Dropdown, tabs: gr.Tabs, tab: Tab, parts: dict[str, Tab], given: Steps) -> None:
+def connect(studio: Studio, model: gr.Dropdown, tabs: gr.Tabs, tab: Tab, parts: dict[str, Tab]) -> None:
     """Give a tab's buttons their work."""
 
     def stop(request: gr.Request) -> None:  # all that a tab of the browser asked for
@@ -389,7 +382,7 @@ def connect(studio: Studio, model: gr.Dropdown, tabs: gr.Tabs, tab: Tab, parts: 
         button.click(sender(target), [tab.gallery, tab.drawn], [tabs, there["prompt"], *places], **aside)
     guidance = [tab.inputs[name] for name in ("guidance_scale",) if name in tab.inputs]
     shown = [tab.inputs["steps"], *guidance, *tab.examples.values()]
-    model.change(chooser(studio, tab, given), model, shown, **aside)
+    model.change(chooser(studio, tab), model, shown, **aside)
 
 
 # -- what the buttons do -----------------------------------------------------------------------------------------------
@@ -447,14 +440,14 @@ def sender(target: str) -> Callable[..., tuple]:
     return send
 
 
-def chooser(studio: Studio, tab: Tab, given: Steps) -> Callable[[str], Any]:
+def chooser(studio: Studio, tab: Tab) -> Callable[[str], Any]:
     """What a tab shows of a model when it is chosen."""
 
     def choose(model: str) -> Any:
         pipes = studio.models[model]
         # A model without an upsampler cannot enlarge, and says so when it is asked.
         pipe = pipes.get(tab.task, pipes["Draw"])
-        shown = [first_steps(tab.task, pipe, given)]
+        shown = [first_steps(studio, tab.task, pipe)]
         if "guidance_scale" in tab.inputs:
             shown.append(pipe.default_guidance_scale)
         shown += [gr.Column(visible=known_world(pipes) == world) for world in tab.examples]
@@ -475,7 +468,7 @@ def serve(args: argparse.Namespace) -> None:
     """Load the models, and serve the page until Ctrl-C."""
     silence_libraries()
     logging.getLogger("glide_pipelines").addHandler(NotesHandler())
-    launch(build_page(load_studio(args), args.steps, args.super_res_steps), args.host, args.port)
+    launch(build_page(load_studio(args)), args.host, args.port)
 
 
 def start(page: gr.Blocks, host: str, port: int | None = None) -> str:

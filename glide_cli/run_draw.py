@@ -36,6 +36,7 @@ from .loading import (
     find_inpaint_model,
     find_model,
     load_pipeline,
+    make_fast,
     model_values,
     open_image,
     silence_libraries,
@@ -94,6 +95,7 @@ def draw(args: argparse.Namespace) -> None:
     if args.guidance_interval is not None and guidance_scale(vars(args), pipe) == 1:
         logger.warning("--guidance-interval changes nothing without guidance, at --guidance-scale 1.")
     clip_guidance = _clip_guidance(args, pipe)
+    make_fast(args, pipe, steered=clip_guidance is not None)
     call = {name: value for name, value in _call_values(args, pipe, clip_guidance).items() if value is not None}
     images_given = {"image": call.get("image"), "mask": call.get("mask_image")}
     record = make_record(vars(args), pipe, images_given, clip_guidance and clip_guidance.clip_model)

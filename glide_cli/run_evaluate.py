@@ -40,6 +40,7 @@ from .loading import (
     WORLDS,
     find_device,
     load_pipeline,
+    make_fast,
     model_values,
     sampling_values,
     silence_libraries,
@@ -48,7 +49,7 @@ from .loading import (
 
 
 # Options that only GLIDE's pipelines understand.
-GLIDE_OPTIONS = ("base_only", "scheduler", "super_res_scheduler", "super_res_steps", "clip_guidance_scale")
+GLIDE_OPTIONS = ("fast", "base_only", "scheduler", "super_res_scheduler", "super_res_steps", "clip_guidance_scale")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -143,7 +144,9 @@ def load_model(args: argparse.Namespace) -> DiffusionPipeline:
     """The model to measure: one of GLIDE as the `glide` command loads it, any other as the pipeline it was saved as."""
     kind = saved_class(args.model)
     if kind is None or kind in glide_pipelines.__all__:
-        return load_pipeline(**model_values(args), upsample=not args.base_only)
+        pipe = load_pipeline(**model_values(args), upsample=not args.base_only)
+        make_fast(args, pipe, steered=bool(args.clip_guidance_scale))
+        return pipe
     given = [name for name in GLIDE_OPTIONS if getattr(args, name)]
     if isinstance(args.steps, str):
         given.append(f"steps {args.steps}")

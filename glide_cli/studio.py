@@ -29,7 +29,15 @@ from glide_pipelines.metadata import text_chunks
 from . import options
 from .draw import OF_THE_BASE_MODEL
 from .errors import UserError
-from .loading import find_inpaint_model, load_pipeline, model_values, other_scheduler, step_values
+from .loading import (
+    fast_values,
+    find_inpaint_model,
+    load_pipeline,
+    model_values,
+    other_scheduler,
+    set_schedulers,
+    step_values,
+)
 from .records import about_images, make_record
 
 
@@ -240,15 +248,19 @@ class Studio:
 
     Args:
         models (`dict[str, dict[str, DiffusionPipeline]]`): By name, their pipelines by task; the first is the default.
-        given (`dict`, *optional*): Options of the command: `super_res_steps`, and, for the images to remember,
-            `scheduler` and `super_res_scheduler` of the models, and `inpaint_model` where the first one does not edit.
+        given (`dict`, *optional*): Options of the command: `steps`, `super_res_steps`, `fast`, and, for the images to
+            remember, `scheduler` and `super_res_scheduler` of the models, and `inpaint_model` where the first one does
+            not edit.
     """
 
     def __init__(self, models: Models, given: dict[str, Any] | None = None) -> None:
         self.models = models
         self.given = given or {}
-        self.upsampling = step_values(super_res_steps=self.given.get("super_res_steps"))
         self.turns = Turns()
+
+    def options(self, pipe: DiffusionPipeline) -> dict[str, Any]:
+        """The options of the command, and what `--fast` stands for with one of the pipelines."""
+        return self.given | fast_values(self.given, pipe)
 
     def sample(
         self,
@@ -336,21 +348,22 @@ class Studio:
             # Nothing of a sketch is kept as it is, so the image gets the size that the model works at.
             values["image"] = ImageOps.contain(values["image"], pipe.default_size[::-1])
         steps = check_whole("The number of steps", values.pop("steps"), MAX_STEPS) if "steps" in values else None
+        given = self.options(pipe)
         if task == "Enlarge":
             check_size(values["image"], "The image", MAX_SMALL_PIXELS)
-            return values | ({"num_inference_steps": steps} if steps else self.upsampling)
-        return values | {"num_inference_steps": steps, **self.upsampling}
+            return values | step_values(super_res_steps=steps or given.get("super_res_steps"))
+        return values | step_values(steps or given.get("steps"), given.get("super_res_steps"))
 
     def _record(
         self, task: str, model: str, scheduler: str | None, pipe: DiffusionPipeline, call: dict[str, Any]
     ) -> dict[str, Any]:
         """What `glide` would remember of such a request."""
         names = ("negative_prompt", "guidance_scale", "strength")
-        given = {**self.given, **{name: call.get(name) for name in names}, "model": model}
+        given = {**self.options(pipe), **{name: call.get(name) for name in names}, "model": model}
         if task == "Edit" and model == next(iter(self.models)):
             given["model"] = self.given.get("inpaint_model") or model
         prefix = "super_res_" if task == "Enlarge" else ""
-        given[f"{prefix}steps"] = call.get("num_inference_steps") or given.get(f"{prefix}steps")
+        given[f"{prefix}steps"] = call.get(f"{prefix}num_inference_steps") or given.get(f"{prefix}steps")
         given[f"{prefix}scheduler"] = scheduler or given.get(f"{prefix}scheduler")
         if task == "Enlarge":
             given |= {**dict.fromkeys(OF_THE_BASE_MODEL), "enlarge": True}
@@ -435,8 +448,12 @@ def load_studio(args: argparse.Namespace) -> Studio:
             inpaint, option = find_inpaint_model(name), "--model"
         edits = pipe if inpaint is None else load_pipeline(**values | {"model": inpaint}, option=option)
         models[name or "shapes"] = make_ready(pipe, edits)
-    names = ("super_res_steps", "scheduler", "super_res_scheduler", "inpaint_model")
-    return Studio(models, {name: getattr(args, name) for name in names})
+    names = ("steps", "super_res_steps", "fast", "scheduler", "super_res_scheduler", "inpaint_model")
+    studio = Studio(models, {name: getattr(args, name) for name in names})
+    for pipes in models.values():
+        for pipe in pipes.values():
+            set_schedulers(pipe, fast_values(studio.given, pipe))
+    return studio
 
 
 def make_ready(pipe: DiffusionPipeline, inpaint: DiffusionPipeline) -> dict[str, DiffusionPipeline]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import sys
@@ -22,7 +23,7 @@ from glide_cli.errors import UserError
 from glide_cli.loading import world_of
 from glide_cli.studio import Job, NotesHandler, Studio, Turns, make_ready, open_photo
 from glide_pipelines import shapes_checkpoint
-from glide_pipelines.metadata import read_metadata
+from glide_pipelines.metadata import JSON_CHUNK, read_metadata
 
 
 TIMEOUT = 60  # seconds
@@ -50,7 +51,7 @@ def models():
 def tiny(models, monkeypatch) -> Studio:
     """A studio of small random models; every step is shown."""
     monkeypatch.setattr(studio, "PREVIEW_INTERVAL", -1)
-    return Studio(models, {"super_res_steps": 2})
+    return Studio(models, {"steps": 2, "super_res_steps": 2})
 
 
 def ask(tiny: Studio, task: str = "Draw", visitor: str = "anna", session: str = "tab", **changes):
@@ -395,8 +396,8 @@ def components(app, **wanted) -> list:
     return [block for block in app.blocks.values() if wanted.items() <= vars(block).items()]
 
 
-def test_the_page_begins_with_what_the_model_recommends(page, tiny, monkeypatch):
-    app = page.build_page(tiny, steps=25, super_res_steps=9)
+def test_the_page_begins_with_what_the_model_recommends(page, models):
+    app = page.build_page(Studio(models, {"steps": 25, "super_res_steps": 9}))
     assert [slider.value for slider in components(app, label="Steps")] == [25, 25, 25, 9]
     assert [slider.value for slider in components(app, label="Guidance")] == [3.0, 5.0, 3.0]
     for known, _ in page.WORLDS.values():
@@ -439,7 +440,7 @@ def serve(page, tmp_path, monkeypatch):
     running = []
 
     def serve(studio):
-        app = page.build_page(studio, steps=2, super_res_steps=2)
+        app = page.build_page(studio)
         url = page.start(app, "127.0.0.1")
         client = client_of.Client(url, download_files=str(tmp_path / "got"), verbose=False, analytics_enabled=False)
         running.extend((client.close, app.close))
@@ -545,9 +546,8 @@ def test_by_default_both_models_that_ship_are_there(page):
         assert components(app, value=known)[0].parent.visible == (world == "emoji")
         assert world_of(prompts) == world, "the model would warn of its own examples"
     with page.gr.Blocks(), page.gr.Tabs():
-        own = {"base": None, "super_res": None}
-        choose = page.chooser(ours, page.add_tab(ours, "Draw", own), own)
-        enlarge = page.chooser(ours, page.add_tab(ours, "Enlarge", own), own)
+        choose = page.chooser(ours, page.add_tab(ours, "Draw"))
+        enlarge = page.chooser(ours, page.add_tab(ours, "Enlarge"))
     steps, guidance, *columns = choose("shapes")
     assert (steps, guidance) == (100, 2.0) and [column.visible for column in columns] == [True, False]
     draw = ours.models["shapes"]["Draw"]
@@ -566,12 +566,19 @@ def test_by_default_only_this_computer_is_served_with_the_notebooks_steps(page, 
     assert [slider.value for slider in components(app, label="Steps")] == [100, 100, 100, 27]
 
 
-def test_fast(model):
-    args = parse("--model", model, "--fast")
-    fast = studio.load_studio(args)
-    assert args.steps == 10 and fast.upsampling == {"super_res_num_inference_steps": 10}
-    for pipe in fast.models[model].values():
-        assert type(pipe.super_res_scheduler).__name__ == "DPMSolverMultistepScheduler"
+def test_fast(page, model):
+    fast = studio.load_studio(parse("--model", "emoji", "--other-models", model, "--fast"))
+    app = page.build_page(fast)
+    # A sketch steers the samples, and the model recommends nothing there.
+    assert [slider.value for slider in components(app, label="Steps")] == [2, 2, 10, 2]
+    with page.gr.Blocks(), page.gr.Tabs():
+        assert page.chooser(fast, page.add_tab(fast, "Draw"))(model)[0] == 10
+    for name, scheduler in (("emoji", "GLIDEDDIMScheduler"), (model, "DPMSolverMultistepScheduler")):
+        assert {type(pipe.super_res_scheduler).__name__ for pipe in fast.models[name].values()} == {scheduler}
+    info = final(ask(fast, model=model)).images[0].info
+    record = json.loads(info[JSON_CHUNK])
+    expected = {"steps": 2, "super_res_steps": 10, "super_res_scheduler": "sde-dpm-solver++"}
+    assert expected.items() <= record.items()
 
 
 @pytest.mark.parametrize(

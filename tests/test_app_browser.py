@@ -31,9 +31,11 @@ def served(tmp_path_factory):
     from glide_cli import page
 
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
-    args = command_parser("app").parse_args(["--device", "cpu", "--model", "shapes", "--super-res-steps", "4"])
+    args = command_parser("app").parse_args(
+        ["--device", "cpu", "--model", "shapes", "--steps", "12", "--super-res-steps", "4"]
+    )
     studio = page.load_studio(args)
-    app = page.build_page(studio, steps=12, super_res_steps=4)
+    app = page.build_page(studio)
     yield page.start(app, "127.0.0.1"), studio
     app.close()
     del os.environ["GRADIO_TEMP_DIR"]

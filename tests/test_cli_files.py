@@ -13,7 +13,7 @@ import pytest
 import torch
 from commands import assert_user_error
 from PIL import Image, ImageChops, ImageStat
-from tiny import tiny_clip, tiny_components, tiny_inpaint_pipeline, tiny_tokenizer
+from tiny import tiny_clip, tiny_components, tiny_inpaint_pipeline, tiny_pipeline, tiny_tokenizer
 
 from glide_cli import loading
 from glide_pipelines import GLIDEDDIMScheduler, GLIDEPipeline, __version__, shapes_checkpoint
@@ -80,6 +80,35 @@ def test_options_beside_like_change_what_they_name(draw, new):
     assert {name for name in before if before[name] != changed[name]} == set(names)
     assert (changed["prompt"], changed["seed"], changed["scheduler"]) == (["a blue star"], 6, "ddim")
     assert (fast["steps"], fast["super_res_steps"], fast["super_res_scheduler"]) == (10, 10, "sde-dpm-solver++")
+
+
+def test_fast_leaves_stages_alone_that_take_fewer_steps_by_themselves(draw):
+    pipe = tiny_pipeline()
+    pipe.scheduler.register_to_config(default_timesteps=[999, 500])
+    pipe.super_res_scheduler.register_to_config(trained_timesteps=[999, 640, 300])
+    pipe.save_pretrained("few")
+    few = (PROMPT, "--model", "few", "--seed", "5")
+    draw(*few, "-o", "own.png")
+    _, said = draw(*few, "-o", "fast.png", "--fast")
+    assert said.splitlines() == [
+        "glide: warning: --fast leaves the base at its own 2 steps and the upsampler at its own 3 steps."
+    ]
+    assert read_metadata("fast.png") == read_metadata("own.png") and pixels("fast.png") == pixels("own.png")
+
+    draw(*few, "-o", "slow.png", "--steps", "20", "--super-res-steps", "3")
+    draw("--like", "slow.png", "-o", "again.png", "--fast", "-q")
+    assert pixels("again.png") == pixels("own.png")
+    _, said = draw("--like", "slow.png", "-o", "again.png", "--fast", "--steps", "4", "--super-res-steps", "4")
+    record = read_metadata("again.png")
+    assert (record["steps"], record["super_res_steps"], record.get("super_res_scheduler")) == (4, 4, None)
+    assert "--fast" not in said
+
+    # A sketch steers the base, so what the checkpoint recommends does not count there.
+    Image.new("RGB", (32, 32), "red").save("in.png")
+    _, said = draw(*few, "--image", "in.png", "-o", "sketch.png", "--fast")
+    assert said.splitlines() == ["glide: warning: --fast leaves the upsampler at its own 3 steps."]
+    record = read_metadata("sketch.png")
+    assert (record["steps"], record["super_res_steps"], record.get("super_res_scheduler")) == (10, 3, None)
 
 
 def test_edits_remember_their_images(draw, model):
