@@ -10,22 +10,29 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from ..models import GLIDEUNet2DConditionModel
+from ..models.fused import FusedUNet
 
 
 logger = logging.getLogger(__name__)
 
 # The first passes choose algorithms and allocate workspaces, which must not happen while a graph is captured.
 WARM_UPS = 2
+TEXT = "encoder_hidden_states"
 # Where accelerate and diffusers keep what they do around a module's pass.
 _HOOKS = {"_hf_hook", "_diffusers_hook"}
 # PyTorch captures one graph at a time in a process.
 _CAPTURE_LOCK = threading.Lock()
+
+
+# A tensor or a list of them.
+_Output = TypeVar("_Output", torch.Tensor, list[torch.Tensor])
+Replay = Callable[[], None]
 
 
 class Recorder(Protocol):
@@ -33,16 +40,13 @@ class Recorder(Protocol):
 
     device_type: str
 
-    def capture(self, function: Callable[[], torch.Tensor], device: torch.device) -> _Recording:
+    def capture(self, function: Callable[[], _Output], device: torch.device) -> tuple[_Output, Replay]:
         """Run and record a function without arguments: its output, which each replay writes again, and the replay."""
         ...
 
     def take_turn(self, device: torch.device) -> None:
         """Called before inputs are written and a recording is replayed, by one thread at a time."""
         ...
-
-
-_Recording = tuple[torch.Tensor, Callable[[], None]]
 
 
 class CUDARecorder:
@@ -55,7 +59,7 @@ class CUDARecorder:
         self._pools: dict[torch.device, Any] = {}
         self._last_streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def capture(self, function: Callable[[], torch.Tensor], device: torch.device) -> _Recording:
+    def capture(self, function: Callable[[], _Output], device: torch.device) -> tuple[_Output, Replay]:
         """See [`Recorder.capture`]."""
         with _CAPTURE_LOCK, torch.cuda.device(device):
             stream = torch.cuda.Stream()
@@ -96,6 +100,7 @@ class CUDAGraphs:
         self._recorder = CUDARecorder() if recorder is None else recorder
         # None for a pass that could not be captured.
         self._graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()
+        self._weights: weakref.WeakKeyDictionary[GLIDEUNet2DConditionModel, _Weights] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -125,15 +130,17 @@ class CUDAGraphs:
         unet: GLIDEUNet2DConditionModel,
         inputs: dict[str, torch.Tensor],
         cross_attention_kwargs: dict[str, Any] | None = None,
+        owner: object = None,
     ) -> torch.Tensor:
         """A pass of the UNet, captured if it is a new one; the output belongs to the caller.
 
         It runs without a graph while gradients are recorded, and where `cross_attention_kwargs` hold more than `scale`.
+        What a pass computes from the text alone is computed once for an `owner`, as long as the text does not change.
         """
         if torch.is_grad_enabled() or set(cross_attention_kwargs or {}) - {"scale"}:
             return unet(**inputs, cross_attention_kwargs=cross_attention_kwargs).sample
         with self._lock:
-            key = _key(unet, inputs, cross_attention_kwargs)
+            key = self._key(unet, inputs, cross_attention_kwargs)
             if key not in self._graphs:
                 self._graphs[key] = self._capture(unet, inputs, cross_attention_kwargs)
             self._graphs.move_to_end(key)
@@ -142,8 +149,24 @@ class CUDAGraphs:
             graph = self._graphs[key]
             if graph is not None:
                 self._recorder.take_turn(unet.device)
-                return graph.replay(inputs)
+                return graph.replay(inputs, owner)
         return unet(**inputs, cross_attention_kwargs=cross_attention_kwargs).sample
+
+    def _key(
+        self,
+        unet: GLIDEUNet2DConditionModel,
+        inputs: dict[str, torch.Tensor],
+        cross_attention_kwargs: dict[str, Any] | None,
+    ) -> Hashable:
+        """All that a captured pass depends on and does not read anew from the same place."""
+        shapes = tuple((name, value.shape, value.dtype) for name, value in inputs.items())
+        device = unet.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        scale = (cross_attention_kwargs or {}).get("scale")
+        weights = self._weights.get(unet)
+        if weights is None or not weights.are_where_they_were():
+            weights = self._weights[unet] = _Weights(unet)
+        return weakref.ref(unet), unet.training, shapes, autocast, scale, weights.state
 
     def _capture(
         self,
@@ -156,17 +179,23 @@ class CUDAGraphs:
             buffers = {name: torch.empty_like(value, device=unet.device) for name, value in inputs.items()}
             for name, value in inputs.items():
                 buffers[name].copy_(value)
+            network = FusedUNet(unet) if FusedUNet.fits(unet) else unet
+
+            def prepare() -> list[torch.Tensor]:
+                return network.prepare(buffers[TEXT]) if isinstance(network, FusedUNet) else []
 
             def run() -> torch.Tensor:
-                return unet(**buffers, cross_attention_kwargs=cross_attention_kwargs).sample
+                return network(**buffers, cross_attention_kwargs=cross_attention_kwargs).sample
 
             try:
+                prepared, replay_preparation = self._recorder.capture(prepare, unet.device)
+                replay_preparation()
                 output, replay = self._recorder.capture(run, unet.device)
             except RuntimeError as error:  # among them torch.OutOfMemoryError
                 reason = " ".join(str(error).split())
                 logger.warning(f"A UNet runs without CUDA graphs, since its pass cannot be captured: {reason}")
                 return None
-        return _Graph(buffers, output, replay)
+        return _Graph(buffers, prepared, output, replay_preparation, replay)
 
 
 class GraphedUNet:
@@ -200,19 +229,30 @@ class GraphedUNet:
     ) -> UNet2DConditionOutput:
         """As the UNet's own `forward`, for tensors only. No gradient flows through a graph."""
         inputs = {"sample": sample, "timestep": timestep, **inputs}
-        return UNet2DConditionOutput(self.graphs.run(self.unet, inputs, cross_attention_kwargs))
+        return UNet2DConditionOutput(self.graphs.run(self.unet, inputs, cross_attention_kwargs, self))
 
 
 class _Graph:
     """A captured pass: the tensors that it reads, the one that it writes, and its replay."""
 
-    def __init__(self, buffers: dict[str, torch.Tensor], output: torch.Tensor, replay: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        buffers: dict[str, torch.Tensor],
+        prepared: list[torch.Tensor],
+        output: torch.Tensor,
+        replay_preparation: Replay,
+        replay: Replay,
+    ) -> None:
         self._buffers = buffers
+        self._prepared = prepared  # so that nothing else is put into their memory
         self._output = output
+        self._replay_preparation = replay_preparation
         self._replay = replay
         self._written: dict[str, tuple[torch.Tensor, int]] = {}
+        self._owner: Any = None
 
-    def replay(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def replay(self, inputs: dict[str, torch.Tensor], owner: object) -> torch.Tensor:
+        is_prepared = self._owner is not None and self._owner() is owner
         for name, value in inputs.items():
             # Text and conditions stay as they are for a whole run. (Tensors of inference mode have no version.)
             version = -1 if value.is_inference() else value._version
@@ -220,27 +260,48 @@ class _Graph:
             if written is not value or version < 0 or version != written_version:
                 self._buffers[name].copy_(value)
                 self._written[name] = value, version
+                is_prepared = is_prepared and name != TEXT
+        if not is_prepared:
+            self._replay_preparation()
+            self._owner = None if owner is None else weakref.ref(owner)
         self._replay()
         return self._output.clone()
 
 
-def _key(
-    unet: GLIDEUNet2DConditionModel, inputs: dict[str, torch.Tensor], cross_attention_kwargs: dict[str, Any] | None
-) -> Hashable:
-    """All that a captured pass depends on and does not read anew from the same place."""
-    shapes = tuple((name, value.shape, value.dtype) for name, value in inputs.items())
-    device = unet.device.type
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    weights: list[Hashable] = []
-    for module in unet.modules():
-        weights += [
-            (tensor.data_ptr(), tensor.dtype, tensor.stride())
-            for tensors in (module._parameters, module._buffers)
-            for tensor in tensors.values()
-            if tensor is not None
-        ]
-        if "scaling" in module.__dict__:  # of a LoRA
-            adapters = (*module.active_adapters, module.disable_adapters, *module.merged_adapters)
-            weights.append((*module.scaling.items(), adapters))
-    scale = (cross_attention_kwargs or {}).get("scale")
-    return weakref.ref(unet), unet.training, shapes, autocast, scale, tuple(weights)
+class _Weights:
+    """Watches a UNet's weights and LoRA. Where two of its states are equal, one graph serves both."""
+
+    def __init__(self, unet: GLIDEUNet2DConditionModel) -> None:
+        modules = list(unet.modules())
+        self._parts = [part for module in modules for part in (module._modules, module._parameters, module._buffers)]
+        self._tensors = [*unet.parameters(), *unet.buffers()]
+        self._adapted: list[Any] = [module for module in modules if "scaling" in module.__dict__]  # of a LoRA
+        self._seen = self._look()
+        self.state = _Hashed((*self._seen[1:], *((tensor.dtype, tensor.stride()) for tensor in self._tensors)))
+
+    def are_where_they_were(self) -> bool:
+        """Whether nothing was exchanged since. It is asked at every pass, and must be quick."""
+        return self._look() == self._seen
+
+    def _look(self) -> tuple[Hashable, ...]:
+        objects = tuple(id(value) for part in self._parts for value in part.values())
+        places = tuple(tensor.data_ptr() for tensor in self._tensors)
+        adapters = tuple(
+            (*module.scaling.items(), *module.active_adapters, module.disable_adapters, *module.merged_adapters)
+            for module in self._adapted
+        )
+        return objects, places, adapters
+
+
+class _Hashed:
+    """A large value that is hashed once."""
+
+    def __init__(self, value: Hashable) -> None:
+        self._value = value
+        self._hash = hash(value)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashed) and (self is other or self._value == other._value)

