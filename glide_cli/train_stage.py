@@ -199,6 +199,8 @@ def add_distill_options(parser: Parser) -> None:
     add("--timesteps", type=int, nargs="+", metavar="T", help="in place of it: the student's timesteps, descending")
     steps = "DDIM steps of the teacher for each step of the student (default: %(default)s)"
     add("--teacher_steps", type=positive_int, default=2, metavar="N", help=steps)
+    chosen = "the teacher's timesteps, --teacher_steps for each of the student's, in place of even distances"
+    add("--teacher_timesteps", type=int, nargs="+", metavar="T", help=chosen)
     scale = "guidance of the teacher, which the student learns (default: what the teacher recommends, else 3)"
     add("--guidance_scale", type=float, metavar="X", help=scale)
     predicts = "what the student predicts (default: what its teacher does)"
@@ -243,6 +245,7 @@ def _make_student(args: argparse.Namespace, parts: PipelineParts, accelerator: A
         scale if scale is not None else pipe.default_guidance_scale if is_base else 1.0,
         args.prediction_type,
         low_res_consistency=not is_base and (args.low_res_consistency or parts.low_res_consistency),
+        teacher_timesteps=args.teacher_timesteps,
     )
     if parts.stage.unet.is_inpainter:
         accelerator.print("The teacher inpaints; its student will make images from text alone.")

@@ -50,6 +50,8 @@ class Distillation:
         prediction_type (`str`, *optional*): What the student predicts, `"epsilon"` or `"v_prediction"`; by default what
             its teacher does, from which it then starts. To learn another prediction takes longer.
         low_res_consistency (`bool`, defaults to `False`): As the pipeline samples the teacher, see [`GLIDEPipeline`].
+        teacher_timesteps (`Sequence[int]`, *optional*): The teacher's timesteps, descending, `teacher_steps` for each
+            step of the student, in place of ones at even distances.
 
     Attributes:
         scheduler ([`GLIDEDDIMScheduler`]): The student's.
@@ -67,6 +69,7 @@ class Distillation:
         guidance_scale: float = 1.0,
         prediction_type: str | None = None,
         low_res_consistency: bool = False,
+        teacher_timesteps: Sequence[int] | None = None,
     ) -> None:
         if teacher.text_encoder is None or teacher.scheduler is None:
             raise ValueError("`teacher` must have a text encoder and a scheduler.")
@@ -104,7 +107,17 @@ class Distillation:
         if teacher_steps > min(above - below for above, below in pairwise([*steps, -1])):
             raise ValueError(f"`teacher_steps` {teacher_steps} do not fit between the timesteps {steps}.")
         trained = teacher_scheduler.config.trained_timesteps
-        if trained is None:
+        self._chosen = None if teacher_timesteps is None else list(teacher_timesteps)
+        if self._chosen is not None:
+            if trained is not None:
+                raise ValueError("`teacher_timesteps` are no choice where `teacher` is itself a student.")
+            if self._chosen[::teacher_steps] != steps or len(self._chosen) != len(steps) * teacher_steps:
+                raise ValueError(
+                    f"`teacher_timesteps` must be {teacher_steps} (`teacher_steps`) for each of the timesteps {steps}, "
+                    f"which come first among them, got {self._chosen}."
+                )
+            teacher_timesteps = self._chosen
+        elif trained is None:
             # -1 is the clean image.
             teacher_timesteps = [
                 round(above + (below - above) * part / teacher_steps)
@@ -146,6 +159,7 @@ class Distillation:
             "guidance_scale": self.guidance_scale,
             "prediction_type": self.scheduler.config.prediction_type,
             "low_res_consistency": self.low_res_consistency,
+            **({} if self._chosen is None else {"teacher_timesteps": self._chosen}),
         }
 
     def loss(self, accelerator: Accelerator) -> LossFunction:

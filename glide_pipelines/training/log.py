@@ -25,7 +25,8 @@ class MeansByQuarter:
     def add(self, timesteps: torch.Tensor, metrics: Mapping[str, torch.Tensor]) -> None:
         """Add the values `[B]` of examples with these timesteps `[B]`."""
         quarter = timesteps * 4 // self.num_train_timesteps
-        self.counts += torch.bincount(quarter, minlength=4)
+        # (`bincount` would wait for the device.)
+        self.counts.index_add_(0, quarter, torch.ones_like(quarter, dtype=self.counts.dtype))
         for name, values in metrics.items():
             sums = self.sums.setdefault(name, torch.zeros_like(self.counts))
             sums.index_add_(0, quarter, values.detach().to(sums.dtype))

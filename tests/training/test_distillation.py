@@ -43,12 +43,20 @@ def ddim_by_hand(predict_noise, scheduler, x_t, timesteps, constrain):
     return x_t
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_a_step_of_the_student_ends_where_the_guided_steps_of_the_teacher_do(scale):
+@pytest.mark.parametrize(
+    ("scale", "chosen"),
+    [(1.0, None), (2.5, None), (2.5, [900, 620, 500, 210, 200, 0])],
+    ids=["plain", "guided", "chosen"],
+)
+def test_a_step_of_the_student_ends_where_the_guided_steps_of_the_teacher_do(scale, chosen):
     pipe = tiny_pipeline()
     teacher = Stage.of(pipe, "base")
-    distillation = Distillation(teacher, pipe.tokenizer, [900, 500, 200], teacher_steps=2, guidance_scale=scale)
+    distillation = Distillation(
+        teacher, pipe.tokenizer, [900, 500, 200], teacher_steps=2, guidance_scale=scale, teacher_timesteps=chosen
+    )
     steps = {2: [900, 700, 500], 1: [500, 350, 200], 0: [200, 100, -1]}  # 0 is the last one
+    if chosen is not None:
+        steps = {2: [900, 620, 500], 1: [500, 210, 200], 0: [200, 0, -1]}
     captions, step, x_t = ("a red circle", "a star", "a square", "blue"), torch.tensor([0, 2, 1, 2]), randn(4, 3, 8, 8)
     x_start = distillation.target(x_t, step, **tokens(pipe, *captions))
     noise = distillation.scheduler.process.predict_noise(x_t, x_start, step)
@@ -233,6 +241,10 @@ def test_held_out_images_have_a_loss_of_the_student(teacher, tmp_path):
         (("--timesteps", "900", "1"), "`teacher_steps` 3 do not fit between the timesteps"),
         (("--timesteps", "999", "500"), "`timesteps` must begin at 995 or below on this noise schedule"),
         (("--num_inference_steps", "1001"), "`num_inference_steps` must lie between 1 and the 1000"),
+        (
+            ("--timesteps", "900", "--teacher_timesteps", "900", "5"),
+            "`teacher_timesteps` must be 3 .`teacher_steps`. for",
+        ),
         (("--resolution", "16"), "`resolution` must be that of the teacher, 8, got 16"),
         (("--stage", "super_res", "--guidance_scale", "3"), "`guidance_scale` must be 1: upsamplers are not guided"),
     ],
