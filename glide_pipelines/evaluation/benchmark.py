@@ -65,7 +65,9 @@ class PipelineParts:
             assert text_encoder is not None  # a pipeline without one has no text to encode
             shape = (batch_size, text_encoder.config.max_position_embeddings)
             ids = torch.randint(text_encoder.config.vocab_size, shape, device=text_encoder.device)
-            return text_encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            # In a graph, where the pipeline has them.
+            encoder = self.pipe._graphed(text_encoder)
+            return encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
 
         embeds = {"prompt_embeds": encode(self.pipe.text_encoder)}
         if self.guidance_scale != 1:

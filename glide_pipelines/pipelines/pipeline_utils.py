@@ -185,7 +185,7 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
     _cuda_graphs: CUDAGraphs | None = None
 
     def enable_cuda_graphs(self, max_graphs: int = 8) -> None:
-        """Capture each pass of the UNets in a CUDA graph the first time, and replay it from then on.
+        """Capture each pass of the networks in a CUDA graph the first time, and replay it from then on.
 
         The results are the same to rounding. It pays off where a pass is repeated: every shape of the inputs (size,
         batch, with or without guidance) is captured once, which costs about as much as a few steps and memory of its
@@ -206,12 +206,12 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
         self._cuda_graphs = graphs
 
     def disable_cuda_graphs(self) -> None:
-        """Run the UNets without CUDA graphs again, and free the graphs."""
+        """Run the networks without CUDA graphs again, and free the graphs."""
         self._cuda_graphs = None
 
-    def _graphed(self, unet: Any) -> Any:
-        """The UNet in graphs, where they are enabled."""
-        return unet if self._cuda_graphs is None else self._cuda_graphs.of(unet)
+    def _graphed(self, network: Any) -> Any:
+        """The network in graphs, where they are enabled."""
+        return network if self._cuda_graphs is None else self._cuda_graphs.of(network)
 
     # -- one call -----------------------------------------------------------------------------------------------------
 

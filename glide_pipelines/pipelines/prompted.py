@@ -106,7 +106,9 @@ class PromptedPipeline(DiffusionPipeline):
 
         def encode(name: str, tokens: BatchEncoding | None) -> torch.Tensor | None:
             text_encoder = encoders[name]
-            return None if tokens is None or text_encoder is None else text_encoder(**tokens).last_hidden_state
+            if tokens is None or text_encoder is None:
+                return None
+            return self._graphed(text_encoder)(**tokens).last_hidden_state
 
         if prompt_embeds is None:
             prompt_embeds = encode("base", tokens)

@@ -1,4 +1,4 @@
-"""CUDA graphs: a UNet's pass is captured once for its shapes, and from then on replayed with one launch.
+"""CUDA graphs: a network's pass is captured once for its shapes, and from then on replayed with one launch.
 
 A pass launches more than a thousand kernels. At small batches a fast GPU waits for launches, not for the arithmetic.
 """
@@ -14,8 +14,9 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from transformers.modeling_outputs import BaseModelOutput
 
-from ..models import GLIDEUNet2DConditionModel
+from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
 from ..models.fused import FusedUNet
 
 
@@ -33,6 +34,9 @@ _CAPTURE_LOCK = threading.Lock()
 # A tensor or a list of them.
 _Output = TypeVar("_Output", torch.Tensor, list[torch.Tensor])
 Replay = Callable[[], None]
+Network = GLIDEUNet2DConditionModel | GLIDETextEncoder
+# A network, or what captures it, and its inputs to its output.
+Pass = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
 
 
 class Recorder(Protocol):
@@ -85,7 +89,7 @@ class CUDARecorder:
 
 
 class CUDAGraphs:
-    """The captured passes of UNets. Threads may share them: passes take turns.
+    """The captured passes of networks. Threads may share them: passes take turns.
 
     A pass is captured anew where its inputs have other shapes or dtypes, where the weights lie elsewhere (after `to`,
     or with another LoRA), and where a LoRA has another scale. Weights that change in place are seen without that.
@@ -100,102 +104,100 @@ class CUDAGraphs:
         self._recorder = CUDARecorder() if recorder is None else recorder
         # None for a pass that could not be captured.
         self._graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()
-        self._weights: weakref.WeakKeyDictionary[GLIDEUNet2DConditionModel, _Weights] = weakref.WeakKeyDictionary()
+        self._weights: weakref.WeakKeyDictionary[Network, _Weights] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Graphs that are kept."""
         return sum(graph is not None for graph in self._graphs.values())
 
-    def of(self, unet: GLIDEUNet2DConditionModel) -> GLIDEUNet2DConditionModel | GraphedUNet:
-        """What runs the UNet's passes in graphs; where that cannot be, the UNet itself, with a warning."""
-        reason = self.obstacle(unet)
+    def of(self, network: Network) -> Network | GraphedUNet | GraphedTextEncoder:
+        """What runs the network's passes in graphs; where that cannot be, the network itself, with a warning."""
+        reason = self.obstacle(network)
         if reason is None:
-            return GraphedUNet(unet, self)
-        logger.warning(f"A UNet runs without CUDA graphs: {reason}.")
-        return unet
+            is_text_encoder = isinstance(network, GLIDETextEncoder)
+            return GraphedTextEncoder(network, self) if is_text_encoder else GraphedUNet(network, self)
+        if not isinstance(network, GLIDETextEncoder):  # which runs once a call
+            logger.warning(f"A {type(network).__name__} runs without CUDA graphs: {reason}.")
+        return network
 
-    def obstacle(self, unet: GLIDEUNet2DConditionModel) -> str | None:
-        """Why a UNet cannot run in graphs; None if it can."""
-        if hasattr(unet, "_orig_mod") or getattr(unet, "_compiled_call_impl", None) is not None:
-            return 'it is compiled, and runs as compiled (`unet.compile(mode="reduce-overhead")` makes its own graphs)'
-        if any(not _HOOKS.isdisjoint(module.__dict__) for module in unet.modules()):
+    def obstacle(self, network: Network) -> str | None:
+        """Why a network cannot run in graphs; None if it can."""
+        if hasattr(network, "_orig_mod") or getattr(network, "_compiled_call_impl", None) is not None:
+            return 'it is compiled, and runs as compiled (`compile(mode="reduce-overhead")` makes its own graphs)'
+        if any(not _HOOKS.isdisjoint(module.__dict__) for module in network.modules()):
             return "hooks move or cast its weights while it runs (offloading, a device map, layerwise casting)"
-        if unet.device.type != self._recorder.device_type:
-            return f"it is on the device {str(unet.device)!r}, where it runs as usual"
+        if network.device.type != self._recorder.device_type:
+            return f"it is on the device {str(network.device)!r}, where it runs as usual"
         return None
 
     def run(
         self,
-        unet: GLIDEUNet2DConditionModel,
+        network: Network,
         inputs: dict[str, torch.Tensor],
-        cross_attention_kwargs: dict[str, Any] | None = None,
+        compute: Pass,
+        setting: Hashable = None,
         owner: object = None,
     ) -> torch.Tensor:
-        """A pass of the UNet, captured if it is a new one; the output belongs to the caller.
+        """A pass of the network, captured if it is a new one; the output belongs to the caller.
 
-        It runs without a graph while gradients are recorded, and where `cross_attention_kwargs` hold more than `scale`.
-        What a pass computes from the text alone is computed once for an `owner`, as long as the text does not change.
+        Without a graph while gradients are recorded.
+
+        Args:
+            network (`nn.Module`): The network.
+            inputs (`dict[str, torch.Tensor]`): What it is called with.
+            compute (`Callable`): What calls it with them, and returns its output.
+            setting (`Hashable`, *optional*): What the pass depends on besides.
+            owner (*optional*): What a UNet's pass makes of weights and text alone is made once for an owner, as long as
+                the text stays the same.
         """
-        if torch.is_grad_enabled() or set(cross_attention_kwargs or {}) - {"scale"}:
-            return unet(**inputs, cross_attention_kwargs=cross_attention_kwargs).sample
+        if torch.is_grad_enabled():
+            return compute(network, inputs)
         with self._lock:
-            key = self._key(unet, inputs, cross_attention_kwargs)
+            key = self._key(network, inputs, setting)
             if key not in self._graphs:
-                self._graphs[key] = self._capture(unet, inputs, cross_attention_kwargs)
+                self._graphs[key] = self._capture(network, inputs, compute)
             self._graphs.move_to_end(key)
             while len(self._graphs) > self.max_graphs:
                 self._graphs.popitem(last=False)
             graph = self._graphs[key]
             if graph is not None:
-                self._recorder.take_turn(unet.device)
+                self._recorder.take_turn(network.device)
                 return graph.replay(inputs, owner)
-        return unet(**inputs, cross_attention_kwargs=cross_attention_kwargs).sample
+        return compute(network, inputs)
 
-    def _key(
-        self,
-        unet: GLIDEUNet2DConditionModel,
-        inputs: dict[str, torch.Tensor],
-        cross_attention_kwargs: dict[str, Any] | None,
-    ) -> Hashable:
+    def _key(self, network: Network, inputs: dict[str, torch.Tensor], setting: Hashable) -> Hashable:
         """All that a captured pass depends on and does not read anew from the same place."""
         shapes = tuple((name, value.shape, value.dtype) for name, value in inputs.items())
-        device = unet.device.type
+        device = network.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        scale = (cross_attention_kwargs or {}).get("scale")
-        weights = self._weights.get(unet)
+        weights = self._weights.get(network)
         if weights is None or not weights.are_where_they_were():
-            weights = self._weights[unet] = _Weights(unet)
-        return weakref.ref(unet), unet.training, shapes, autocast, scale, weights.state
+            weights = self._weights[network] = _Weights(network)
+        return weakref.ref(network), network.training, shapes, autocast, setting, weights.state
 
-    def _capture(
-        self,
-        unet: GLIDEUNet2DConditionModel,
-        inputs: dict[str, torch.Tensor],
-        cross_attention_kwargs: dict[str, Any] | None,
-    ) -> _Graph | None:
+    def _capture(self, network: Network, inputs: dict[str, torch.Tensor], compute: Pass) -> _Graph | None:
         # Tensors of inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            buffers = {name: torch.empty_like(value, device=unet.device) for name, value in inputs.items()}
+            buffers = {name: torch.empty_like(value, device=network.device) for name, value in inputs.items()}
             for name, value in inputs.items():
                 buffers[name].copy_(value)
-            network = FusedUNet(unet) if FusedUNet.fits(unet) else unet
-
-            def prepare() -> list[torch.Tensor]:
-                return network.prepare(buffers[TEXT]) if isinstance(network, FusedUNet) else []
-
-            def run() -> torch.Tensor:
-                return network(**buffers, cross_attention_kwargs=cross_attention_kwargs).sample
-
+            graph = _Graph(buffers)
             try:
-                prepared, replay_preparation = self._recorder.capture(prepare, unet.device)
-                replay_preparation()
-                output, replay = self._recorder.capture(run, unet.device)
+                captured: Any = network
+                if isinstance(network, GLIDEUNet2DConditionModel) and FusedUNet.fits(network):
+                    captured = fused = FusedUNet(network)
+                    graph.prepared, graph.prepare = self._recorder.capture(
+                        lambda: fused.prepare(buffers[TEXT]), network.device
+                    )
+                    graph.prepare()
+                graph.output, graph.compute = self._recorder.capture(lambda: compute(captured, buffers), network.device)
             except RuntimeError as error:  # among them torch.OutOfMemoryError
                 reason = " ".join(str(error).split())
-                logger.warning(f"A UNet runs without CUDA graphs, since its pass cannot be captured: {reason}")
+                name = type(network).__name__
+                logger.warning(f"A {name} runs without CUDA graphs, since its pass cannot be captured: {reason}")
                 return None
-        return _Graph(buffers, prepared, output, replay_preparation, replay)
+        return graph
 
 
 class GraphedUNet:
@@ -227,32 +229,57 @@ class GraphedUNet:
         cross_attention_kwargs: dict[str, Any] | None = None,
         **inputs: torch.Tensor,
     ) -> UNet2DConditionOutput:
-        """As the UNet's own `forward`, for tensors only. No gradient flows through a graph."""
+        """As the UNet's own `forward`, for tensors only. No gradient flows through a graph.
+
+        Where `cross_attention_kwargs` hold more than `scale`, it is the UNet's own.
+        """
         inputs = {"sample": sample, "timestep": timestep, **inputs}
-        return UNet2DConditionOutput(self.graphs.run(self.unet, inputs, cross_attention_kwargs, self))
+        if set(cross_attention_kwargs or {}) - {"scale"}:
+            return self.unet(**inputs, cross_attention_kwargs=cross_attention_kwargs)
+        scale = (cross_attention_kwargs or {}).get("scale")
+
+        def compute(unet: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            return unet(**inputs, cross_attention_kwargs=cross_attention_kwargs).sample
+
+        return UNet2DConditionOutput(self.graphs.run(self.unet, inputs, compute, scale, owner=self))
+
+
+class GraphedTextEncoder:
+    """A text encoder whose passes are replayed by [`CUDAGraphs`]; it is called with a tokenizer's tensors.
+
+    Args:
+        text_encoder ([`GLIDETextEncoder`]): The text encoder.
+        graphs ([`CUDAGraphs`]): Where its graphs are kept.
+    """
+
+    def __init__(self, text_encoder: GLIDETextEncoder, graphs: CUDAGraphs) -> None:
+        self.text_encoder = text_encoder
+        self.graphs = graphs
+
+    def __call__(self, **tokens: torch.Tensor) -> BaseModelOutput:
+        """As the text encoder's own `forward`, for tensors only."""
+
+        def compute(text_encoder: Any, tokens: dict[str, torch.Tensor]) -> torch.Tensor:
+            return text_encoder(**tokens).last_hidden_state
+
+        return BaseModelOutput(last_hidden_state=self.graphs.run(self.text_encoder, dict(tokens), compute))
 
 
 class _Graph:
     """A captured pass: the tensors that it reads, the one that it writes, and its replay."""
 
-    def __init__(
-        self,
-        buffers: dict[str, torch.Tensor],
-        prepared: list[torch.Tensor],
-        output: torch.Tensor,
-        replay_preparation: Replay,
-        replay: Replay,
-    ) -> None:
+    output: torch.Tensor
+    compute: Replay
+    prepare: Replay | None = None
+    prepared: list[torch.Tensor]  # what `prepare` writes: kept, so that nothing else is put into their memory
+
+    def __init__(self, buffers: dict[str, torch.Tensor]) -> None:
         self._buffers = buffers
-        self._prepared = prepared  # so that nothing else is put into their memory
-        self._output = output
-        self._replay_preparation = replay_preparation
-        self._replay = replay
         self._written: dict[str, tuple[torch.Tensor, int]] = {}
-        self._owner: Any = None
+        self._prepared_for: Callable[[], object] | None = None
 
     def replay(self, inputs: dict[str, torch.Tensor], owner: object) -> torch.Tensor:
-        is_prepared = self._owner is not None and self._owner() is owner
+        is_prepared = self._prepared_for is not None and self._prepared_for() is owner
         for name, value in inputs.items():
             # Text and conditions stay as they are for a whole run. (Tensors of inference mode have no version.)
             version = -1 if value.is_inference() else value._version
@@ -261,20 +288,20 @@ class _Graph:
                 self._buffers[name].copy_(value)
                 self._written[name] = value, version
                 is_prepared = is_prepared and name != TEXT
-        if not is_prepared:
-            self._replay_preparation()
-            self._owner = None if owner is None else weakref.ref(owner)
-        self._replay()
-        return self._output.clone()
+        if self.prepare is not None and not is_prepared:
+            self.prepare()
+            self._prepared_for = None if owner is None else weakref.ref(owner)
+        self.compute()
+        return self.output.clone()
 
 
 class _Weights:
-    """Watches a UNet's weights and LoRA. Where two of its states are equal, one graph serves both."""
+    """Watches a network's weights and LoRA. Where two of its states are equal, one graph serves both."""
 
-    def __init__(self, unet: GLIDEUNet2DConditionModel) -> None:
-        modules = list(unet.modules())
+    def __init__(self, network: Network) -> None:
+        modules = list(network.modules())
         self._parts = [part for module in modules for part in (module._modules, module._parameters, module._buffers)]
-        self._tensors = [*unet.parameters(), *unet.buffers()]
+        self._tensors = [*network.parameters(), *network.buffers()]
         self._adapted: list[Any] = [module for module in modules if "scaling" in module.__dict__]  # of a LoRA
         self._seen = self._look()
         self.state = _Hashed((*self._seen[1:], *((tensor.dtype, tensor.stride()) for tensor in self._tensors)))

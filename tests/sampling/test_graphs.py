@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -57,24 +59,29 @@ class CountingRecorder:
     def __init__(self, device_type: str) -> None:
         self.device_type = device_type
         self.cuda = CUDARecorder()
-        self.captured = 0  # passes
-        self.prepared = 0
-        self.replayed = 0
+        # Of a UNet's passes, of what it prepares for a text, and of text encoders.
+        self.captures: Counter[str] = Counter()
+        self.replays: Counter[str] = Counter()
 
     def capture(self, function, device):
         output, replay = self.cuda.capture(function, device) if device.type == "cuda" else self.tape(function)
-        is_pass = isinstance(output, torch.Tensor)
-        self.captured += is_pass
-        self.prepared += not is_pass
+        kind = "preparation" if isinstance(output, list) else "pass" if output.ndim == 4 else "text"
+        self.captures[kind] += 1
 
         def counted() -> None:
-            self.replayed += is_pass
+            self.replays[kind] += 1
             replay()
 
         return output, counted
 
+    @property
+    def captured(self) -> int:
+        """Passes of UNets that were captured."""
+        return self.captures["pass"]
+
     def tape(self, function):
-        with Tape() as tape:
+        # On a CPU, a text encoder asks ids for their values.
+        with mock.patch("glide_pipelines.models.text_encoder.check_indices"), Tape() as tape:
             made = function()
 
         def replay() -> None:
@@ -143,7 +150,21 @@ def timestep(device: str, value: int) -> torch.Tensor:
 
 def test_each_stage_is_captured_once_and_replayed_at_every_step(graphed, recorder):
     assert_equal_images(tiny_pipeline(), graphed, num_inference_steps=5, super_res_num_inference_steps=3)
-    assert (recorder.captured, recorder.replayed) == (2, 8)
+    assert (recorder.captured, recorder.replays["pass"]) == (2, 8)
+
+
+def test_what_the_text_alone_decides_is_computed_once_a_call(graphed, recorder):
+    pipe = graphed(tiny_pipeline())
+    for calls in (1, 2, 3):
+        sample(pipe, recorder, num_inference_steps=5)
+        # Of the two stages. Each is also run once when it is captured.
+        assert recorder.replays["preparation"] == 2 + 2 * calls
+
+
+def test_text_encoders_are_captured_too(graphed, recorder):
+    assert_equal_images(tiny_pipeline(), graphed, guidance_scale=3.0)
+    assert recorder.captures["text"] == 2  # one for each stage
+    assert recorder.replays["text"] == 3  # the prompt for each, and the empty one
 
 
 def test_another_prompt_is_replayed_another_size_captured(graphed, recorder):
@@ -157,9 +178,9 @@ def test_another_prompt_is_replayed_another_size_captured(graphed, recorder):
 
 
 def test_the_graphs_that_are_kept_are_bounded(graphed, recorder):
-    pipe = graphed(tiny_pipeline(upsampler=False), max_graphs=2)
+    pipe = graphed(tiny_pipeline(upsampler=False), max_graphs=3)  # the text encoder's, and two of the UNet
     assert [sample(pipe, recorder, num_images_per_prompt=n)[1] for n in (1, 2, 1, 3, 1, 2)] == [1, 1, 0, 1, 0, 1]
-    assert len(pipe._cuda_graphs) == 2
+    assert len(pipe._cuda_graphs) == 3
 
 
 def test_what_stays_the_same_is_written_once(device, recorder):
@@ -176,7 +197,7 @@ def test_what_stays_the_same_is_written_once(device, recorder):
     with torch.no_grad():
         run(noise(device, 32), timestep(device, 9), encoder_hidden_states=text, low_res=low_res)
         (graph,) = run.graphs._graphs.values()
-        graph._replay = lambda: None  # only what is written before it is counted
+        graph.compute = lambda: None  # only what is written before it is counted
         with CountCopies():
             run(noise(device, 32), timestep(device, 8), encoder_hidden_states=text, low_res=low_res)
             assert copies == [(1, 3, 32, 32), ()]
@@ -368,8 +389,8 @@ def test_a_pass_that_cannot_be_captured_runs_without_a_graph(graphed, recorder, 
     monkeypatch.setattr(recorder, "capture", fail)
     with caplog.at_level(logging.WARNING, "glide_pipelines"):
         np.testing.assert_array_equal(graphed(pipe)(**tiny_call()).images, expected)
-    assert len(caplog.messages) == 1
-    assert "cannot be captured: out of memory" in caplog.messages[0]
+    assert len(caplog.messages) == 2  # of text encoder and UNet
+    assert all("cannot be captured: out of memory" in message for message in caplog.messages)
     assert len(pipe._cuda_graphs) == 0
 
 
