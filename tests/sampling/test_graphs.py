@@ -8,6 +8,7 @@ device, the same tests run on it with real graphs.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections import Counter
 from unittest import mock
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline, GLIDEPipeline, GLIDESuperResolutionPipeline
+from glide_pipelines.models import fused
 from glide_pipelines.sampling import CUDAGraphs
 from glide_pipelines.sampling.graphs import CUDARecorder
 
@@ -392,6 +394,23 @@ def test_a_pass_that_cannot_be_captured_runs_without_a_graph(graphed, recorder, 
     assert len(caplog.messages) == 2  # of text encoder and UNet
     assert all("cannot be captured: out of memory" in message for message in caplog.messages)
     assert len(pipe._cuda_graphs) == 0
+
+
+@pytest.mark.parametrize(
+    ("mistake", "reason"),
+    [
+        (lambda x, other, bias: x, "its output differs by [0-9.]+%"),
+        (lambda x, other, bias: 1 / 0, "division by zero"),
+    ],
+)
+def test_where_the_fused_pass_is_wrong_the_usual_one_is_captured(
+    mistake, reason, graphed, recorder, monkeypatch, caplog
+):
+    monkeypatch.setattr(fused, "add", mistake)
+    with caplog.at_level(logging.WARNING, "glide_pipelines"):
+        assert_equal_images(tiny_pipeline(upsampler=False), graphed)
+    assert (recorder.captured, recorder.captures["preparation"]) == (1, 0)
+    assert re.search(f"not in the faster fused pass: {reason}", caplog.text)
 
 
 def test_gradients_flow_past_graphs(device, recorder):
