@@ -48,7 +48,7 @@ def group_norm(
     Returns:
         `torch.Tensor` of shape `[B, C, H, W]`.
     """
-    kernels = _kernels(x.device.type)
+    kernels = _kernels(x.device)
     if kernels is not None:
         x = x.contiguous(memory_format=torch.channels_last)
         return kernels.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, x_bias, scale_shift, silu)
@@ -63,24 +63,24 @@ def group_norm(
 
 def add(x: torch.Tensor, other: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """The sum of two tensors `[B, C, H, W]` and a bias `[C]`."""
-    kernels = _kernels(x.device.type)
+    kernels = _kernels(x.device)
     if kernels is not None:
         return kernels.add(*(each.contiguous(memory_format=torch.channels_last) for each in (x, other)), bias)
     return other + (x if bias is None else x + bias[:, None, None])
 
 
 @functools.cache
-def _kernels(device_type: str) -> ModuleType | None:
+def _kernels(device: torch.device) -> ModuleType | None:
     """Triton's kernels, where they run: on CUDA, and on a CPU in Triton's interpreter. None says to use PyTorch's.
 
     Triton comes with PyTorch for CUDA, but not on Windows, and it needs a C compiler for the first kernel.
     """
-    if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return None
     try:
         from . import triton_kernels
 
-        ones = torch.ones(1, 16, 2, 2, device=device_type).to(memory_format=torch.channels_last)
+        ones = torch.ones(1, 16, 2, 2, device=device).to(memory_format=torch.channels_last)
         triton_kernels.add(ones, ones, None)
     except Exception as error:  # whatever a compiler raises
         reason = " ".join(str(error).split())[:300]

@@ -173,11 +173,12 @@ def group_norm(
         "PARTS": MAX_PARTS,
     }
     grid = (parts, blocks, batch_size)
-    if is_one_kernel:
-        _group_norm[grid](*arguments, SUM=True, APPLY=True, SILU=silu, **sizes)
-    else:
-        _group_norm[grid](*arguments, SUM=True, APPLY=False, SILU=False, **(sizes | {"HAS_SCALE_SHIFT": False}))
-        _group_norm[grid](*arguments, SUM=False, APPLY=True, SILU=silu, **sizes)
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        if is_one_kernel:
+            _group_norm[grid](*arguments, SUM=True, APPLY=True, SILU=silu, **sizes)
+        else:
+            _group_norm[grid](*arguments, SUM=True, APPLY=False, SILU=False, **(sizes | {"HAS_SCALE_SHIFT": False}))
+            _group_norm[grid](*arguments, SUM=False, APPLY=True, SILU=silu, **sizes)
     return y
 
 
@@ -185,8 +186,9 @@ def add(x: torch.Tensor, other: torch.Tensor, bias: torch.Tensor | None) -> torc
     """See [`.fused.add`]; x and the other must be channels-last."""
     y = torch.empty_like(x)
     block = 1024
-    grid = (triton.cdiv(x.numel(), block),)
-    _add[grid](
-        x, other, bias if bias is not None else x, y, x.numel(), x.shape[1], HAS_BIAS=bias is not None, BLOCK=block
-    )
+    size, channels, has_bias = x.numel(), x.shape[1], bias is not None
+    with torch.cuda.device_of(x):
+        _add[(triton.cdiv(size, block),)](
+            x, other, bias if has_bias else x, y, size, channels, HAS_BIAS=has_bias, BLOCK=block
+        )
     return y

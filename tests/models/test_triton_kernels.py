@@ -47,7 +47,7 @@ def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
 @torch.no_grad()
 def test_group_norm(shape, options, dtype):
     batch_size, channels, groups, height, width = shape
-    assert _kernels(DEVICE) is not None
+    assert _kernels(torch.device(DEVICE)) is not None
     x = features(batch_size, channels, height, width, dtype=dtype)
     norm = nn.GroupNorm(groups, channels).to(DEVICE, dtype)
     nn.init.normal_(norm.weight)
