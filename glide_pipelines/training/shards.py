@@ -12,6 +12,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,14 +37,15 @@ def expand_shards(patterns: Sequence[str]) -> list[str]:
     """The shards that patterns name, in their order: `"data/{000..127}.tar"` counts, `"data/*.tar"` is what is there.
 
     Raises:
-        ValueError: if a pattern names no file.
+        ValueError: if a pattern names no file, or what holds the files cannot be reached.
     """
     urls: list[str] = []
     for pattern in patterns:
         for url in _numbered(pattern):
             if "*" in url:
-                fs, path = fsspec.core.url_to_fs(url)
-                found = sorted(map(str, fs.glob(path)))
+                with _reading(url):
+                    fs, path = fsspec.core.url_to_fs(url)
+                    found = sorted(map(str, fs.glob(path)))
                 urls += [name if _is_local(url) else fs.unstrip_protocol(name) for name in found]
                 if not found:
                     raise ValueError(f"`train_shards` {url!r} names no file.")
@@ -64,6 +66,17 @@ def _numbered(pattern: str) -> Iterator[str]:
 
 def _is_local(url: str) -> bool:
     return "://" not in url and "::" not in url
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[None]:
+    """Name the shard in whatever is raised; each package that opens a protocol has exceptions of its own."""
+    try:
+        yield
+    except Exception as error:
+        # That an address is not reached is the cause of what fsspec calls a missing file.
+        reason = (isinstance(error, FileNotFoundError) and error.__cause__) or error
+        raise ValueError(f"`train_shards` {url} cannot be read: {type(reason).__name__}: {reason}") from error
 
 
 @dataclass
@@ -141,11 +154,9 @@ class TarShards:
         return self._parse(number, kind, self._read(shard, caption, caption + caption_bytes))
 
     def _read(self, shard: int, begin: int, end: int) -> bytes:
-        fs, path = self._system(shard)
-        try:
-            data: bytes = fs.cat_file(path, begin, end)
-        except OSError as error:
-            raise ValueError(f"{self.urls[shard]} cannot be read: {error!r}") from error
+        with _reading(self.urls[shard]):
+            fs, path = self._system(shard)
+            data: bytes = fs.cat_file(path, start=begin, end=end)  # by name: the order differs between file systems
         if len(data) != end - begin:
             raise ValueError(f"{self.urls[shard]} is shorter than it was.")
         return data
@@ -171,7 +182,7 @@ class TarShards:
             for member in _members(self.urls[shard]):
                 if member.offset_data == offset:
                     return f"{member.name} of {self.urls[shard]}"
-        except (OSError, tarfile.TarError):
+        except Exception:  # as in `_reading`
             pass
         return f"{row} of {self.urls[shard]}"
 
@@ -205,19 +216,30 @@ class TarShards:
         return self._systems[1][shard]
 
     def _index(self, url: str) -> np.ndarray:
-        try:
+        with _reading(url):
             fs, path = fsspec.core.url_to_fs(url)
             key = json.dumps([url, os.path.abspath(url), fs.size(path), fs.ukey(path), self.caption_column])
             folder = Path(constants.HF_HOME) / "glide-pipelines" / "shards"
             cached = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
             if not cached.exists():
+                if not _is_local(url):
+                    _check_ranges(fs, path, url)
                 index = _make_index(url)
                 folder.mkdir(parents=True, exist_ok=True)
                 with atomic_file(cached) as temporary, temporary.open("wb") as file:
                     np.save(file, index)
             return np.load(cached, mmap_mode="r")
-        except (OSError, tarfile.TarError) as error:
-            raise ValueError(f"`train_shards` {url} cannot be read: {error!r}") from error
+
+
+def _check_ranges(fs: Any, path: str, url: str) -> None:
+    """Refuse a server of which only whole files can be had, by its last byte."""
+    with fs.open(path, "rb") as file:
+        try:
+            file.seek(-1, os.SEEK_END)
+            file.read(1)
+        except ValueError as error:
+            kept = f"filecache::{url} keeps it on the disk"
+            raise ValueError(f"its server sends it as a whole only, and no part of it; {kept}") from error
 
 
 def _members(url: str) -> Iterator[tarfile.TarInfo]:

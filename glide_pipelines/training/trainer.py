@@ -311,6 +311,9 @@ def train(
         stop = stack.enter_context(_stop_signal())
         stack.enter_context(_fast_attention(accelerator.device))
         batches = iter(loader)
+        if config.dataloader_num_workers:
+            # A traceback may keep the loader until the process ends, which would wait for workers that heed no signal.
+            stack.callback(getattr(batches, "_shutdown_workers"))  # noqa: B009  # torch has no public name for it
         while progress.step < config.max_train_steps:
             micro_batches, error = _next_step(batches, config.gradient_accumulation_steps, progress.bad_rows)
             if error is None and len(progress.bad_rows) > config.skip_bad_images:

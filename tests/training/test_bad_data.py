@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import tarfile
 
 import numpy as np
@@ -123,8 +124,9 @@ def test_an_error_in_a_step_saves_the_state_before_it(folder, tmp_path):
 
     changes = {"gradient_accumulation_steps": 2}
     run(make_config(tmp_path / "unbroken", **changes), compute_loss=plain)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        run(make_config(tmp_path / "broken", **changes), compute_loss=breaks)
+    with pytest.raises(RuntimeError, match="out of memory") as raised:
+        run(make_config(tmp_path / "broken", **changes, dataloader_num_workers=1), compute_loss=breaks)
+    assert raised.tb and not multiprocessing.active_children(), "they would keep the process from ending"
     run(make_config(tmp_path / "broken", **changes, resume_from_checkpoint="latest"), compute_loss=plain)
     one, other = (read_checkpoint(tmp_path / name / "checkpoint-4") for name in ("unbroken", "broken"))
     assert one["random"] == other["random"] and one["progress"] == other["progress"]

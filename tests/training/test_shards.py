@@ -1,16 +1,23 @@
 """Tar shards: the same examples as in a folder, in an order that only the seed and the number decide."""
 
+import contextlib
+import functools
 import io
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import tarfile
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from image_files import png
 from PIL import Image
 from safetensors.torch import load_file
@@ -214,10 +221,56 @@ def test_captions_in_json_and_members_of_other_kinds(tmp_path):
     assert TarShards([str(tmp_path / "0.tar")], caption_column="width").caption(0) == 8
 
 
-@pytest.mark.parametrize("chain", ["", "filecache::"])
-def test_shards_anywhere_that_fsspec_opens(urls, chain):
-    import fsspec
+class Parts(SimpleHTTPRequestHandler):
+    """Sends the part of a file that is asked for."""
 
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        with open(self.translate_path(self.path), "rb") as file:
+            data = file.read()
+        begin, end = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"]).groups())
+        part = data[begin : end + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {begin}-{begin + len(part) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+    def log_message(self, *words):
+        pass
+
+
+class Wholes(SimpleHTTPRequestHandler):
+    """Sends whole files only, as `python -m http.server` does."""
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def serve():
+    """Serve a folder to this computer; returns the address."""
+    with contextlib.ExitStack() as running:
+
+        def start(handler, folder):
+            server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=folder))
+            running.callback(server.server_close)
+            running.callback(server.shutdown)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield start
+
+
+@pytest.mark.parametrize("chain", ["", "filecache::"])
+def test_shards_anywhere_that_fsspec_opens(urls, chain, monkeypatch):
+    cat_file = MemoryFileSystem.cat_file
+
+    def like_s3(self, path, version_id=None, start=None, end=None):  # s3fs takes a version first
+        return cat_file(self, path, start, end)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", like_s3)
     memory = fsspec.filesystem("memory")
     for url in urls:
         with open(url, "rb") as file:
@@ -225,6 +278,32 @@ def test_shards_anywhere_that_fsspec_opens(urls, chain):
     source = ShardSource(TarShards(expand_shards([f"{chain}memory://far/{{000..002}}.tar"])), 8, seed=1)
     assert seen(source, range(20)) == seen(ShardSource(TarShards(urls), 8, seed=1), range(20))
     assert expand_shards(["memory://far/*.tar"]) == [f"memory:///far/{index:03}.tar" for index in range(3)]
+
+
+def test_shards_of_web_servers(urls, tmp_path, serve):
+    pytest.importorskip("aiohttp", reason="fsspec reads the web with it")
+    expected = make_dataset(urls)[0]["input_ids"]
+    shards = "/{000..002}.tar"
+    parts, wholes = (serve(handler, tmp_path / "data") for handler in (Parts, Wholes))
+    for place in (parts, f"filecache::{wholes}"):
+        dataset = make_dataset(expand_shards([place + shards]))
+        assert torch.equal(dataset[0]["input_ids"], expected)
+        # Connections do not outlive the fork of a worker.
+        (batch,) = make_loader(dataset, 0, 1, 1, 1, 0, 1, 1)
+        assert torch.equal(batch["input_ids"][0], expected)
+    with pytest.raises(ValueError, match=f"{wholes}/000.tar cannot be read: .* as a whole only.* filecache::{wholes}"):
+        TarShards(expand_shards([wholes + shards]))
+    with pytest.raises(ValueError, match=f"`train_shards` {wholes}/003.tar cannot be read: .*404"):
+        TarShards([f"{wholes}/003.tar"])
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:1/0\.tar cannot be read: ClientConnectorError: Cannot connect"):
+        TarShards(["http://127.0.0.1:1/0.tar"])
+
+
+@pytest.mark.parametrize("pattern", ["odd://bucket/0.tar", "odd://bucket/*.tar"])
+def test_a_package_that_is_missing_is_named(pattern):
+    fsspec.register_implementation("odd", "no_such_package.OddFileSystem", clobber=True, errtxt="Install odd")
+    with pytest.raises(ValueError, match=f"{re.escape(pattern)} cannot be read: ImportError: Install odd"):
+        TarShards(expand_shards([pattern]))
 
 
 def test_an_index_is_made_once(urls, monkeypatch):
