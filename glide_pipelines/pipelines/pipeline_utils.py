@@ -173,7 +173,7 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
         Returns:
             `int` or `str`: A number of steps, or a respacing string.
         """
-        scheduler: Any = getattr(self.stages.get(stage), "scheduler", None)
+        scheduler: Any = getattr(self, Stage.component_names(stage)[2], None)
         own = None if scheduler is None else scheduler.config.get("trained_timesteps")
         by_prompt = stage in self._stages_by_prompt and not steered
         if own is None and by_prompt and isinstance(scheduler, GLIDEScheduler):  # others would take other timesteps
