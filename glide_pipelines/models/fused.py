@@ -79,12 +79,17 @@ def _kernels(device: torch.device) -> ModuleType | None:
         return None
     try:
         from . import triton_kernels
-
+    except ImportError:
+        logger.info("There is no Triton here, and PyTorch's own kernels run, which are slower.")
+        return None
+    try:
         ones = torch.ones(1, 16, 2, 2, device=device).to(memory_format=torch.channels_last)
         triton_kernels.add(ones, ones, None)
     except Exception as error:  # whatever a compiler raises
         reason = " ".join(str(error).split())[:300]
-        logger.warning(f"Triton's kernels cannot be used, and PyTorch's own, which are slower, are: {reason}")
+        logger.warning(
+            f"Triton's kernels cannot be used; PyTorch's own, which are slower, run in their place: {reason}"
+        )
         return None
     return triton_kernels
 
@@ -92,10 +97,10 @@ def _kernels(device: torch.device) -> ModuleType | None:
 class FusedUNet:
     """A UNet that shares its weights with another one, and is called like it after [`~FusedUNet.prepare`].
 
-    Blocks of another kind than diffusers' own, such as those with a LoRA, run as they are.
+    Blocks of another kind than diffusers' own, such as those with a LoRA, run as they are. See [`~FusedUNet.fits`].
 
     Args:
-        unet ([`GLIDEUNet2DConditionModel`]): The other one; it stays as it is. It must not be in training mode.
+        unet ([`GLIDEUNet2DConditionModel`]): The other one; it stays as it is.
     """
 
     def __init__(self, unet: GLIDEUNet2DConditionModel) -> None:
@@ -112,16 +117,23 @@ class FusedUNet:
                 self._blocks.append(module)
         self._time = _TimeProjections([block.time_emb_proj for block in self._blocks])
         for index, block in enumerate(self._blocks):
-            block.scale_shift = lambda temb, index=index: self._time(temb, index)
+            block.scale_shift = functools.partial(self._time, index)
         if isinstance(self.unet.conv_norm_out, nn.GroupNorm) and isinstance(self.unet.conv_act, nn.SiLU):
             self.unet.conv_norm_out = _NormSiLU(self.unet.conv_norm_out)
             self.unet.conv_act = nn.Identity()
 
     @staticmethod
     def fits(unet: GLIDEUNet2DConditionModel) -> bool:
-        """Whether a UNet can have a twin: not in training mode, nor with compiled blocks."""
-        compiled = (getattr(module, "_compiled_call_impl", None) is not None for module in unet.modules())
-        return not unet.training and not any(compiled)
+        """Whether a UNet can have a twin. A fused pass does not call every module: a hook, a `forward` of a module's
+        own (gradient checkpointing has one), a compiled block or dropout in training would be passed over."""
+        return not any(
+            module.training
+            or module._forward_hooks
+            or module._forward_pre_hooks
+            or "forward" in module.__dict__
+            or getattr(module, "_compiled_call_impl", None) is not None
+            for module in unet.modules()
+        )
 
     def prepare(self, encoder_hidden_states: torch.Tensor) -> list[torch.Tensor]:
         """Compute what depends on the weights and the text `[B, L, C]` alone.
@@ -133,8 +145,8 @@ class FusedUNet:
         """
         made: list[torch.Tensor] = []
         for conv, weight in self._convolutions:
-            # cuDNN's kernels for 16 bits read this layout, and turn every other one into it.
-            if not weight.is_contiguous(memory_format=torch.channels_last):
+            # cuDNN's kernels for 16 bits read this layout, and turn every other one into it. PyTorch's norms leave it.
+            if _kernels(weight.device) and not weight.is_contiguous(memory_format=torch.channels_last):
                 weight = weight.contiguous(memory_format=torch.channels_last)
                 conv.weight = nn.Parameter(weight, requires_grad=False)
                 made.append(weight)
@@ -242,7 +254,7 @@ class _TimeProjections:
         """A pass begins."""
         self._parts = None
 
-    def __call__(self, temb: torch.Tensor, index: int) -> torch.Tensor:
+    def __call__(self, index: int, temb: torch.Tensor) -> torch.Tensor:
         if self._parts is None:
             projected = F.linear(F.silu(temb), self._weight, self._bias)
             self._parts = projected.split([layer.out_features for layer in self._layers], dim=-1)
@@ -265,14 +277,12 @@ def _twin(module: nn.Module) -> Any:
     # Dictionaries of its own, so that what is registered here is not registered there.
     own = {name: dict(getattr(module, name)) for name in ("_parameters", "_buffers")}
     twin.__dict__ = module.__dict__ | own | {"_modules": parts}
-    # That of gradient checkpointing is bound to the other one.
-    twin.__dict__.pop("forward", None)
     return twin
 
 
 def _convolve(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     """The convolution without its bias."""
-    return F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+    return conv._conv_forward(x, conv.weight, None)
 
 
 def _stacked(layers: list[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor]:

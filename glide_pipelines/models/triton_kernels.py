@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 
 
-# Rows of up to this many pixels are normalized by one kernel, which reads them twice; more of them by two.
-ONE_KERNEL_PIXELS = 1024
+# Images of up to so many pixels are normalized by one kernel, which reads them twice; larger ones by two.
+ONE_KERNEL_PIXELS = 256
 # Programs that keep a large GPU busy.
 PROGRAMS = 264
+# The most that a program takes: parts of an image when it adds up their sums, and groups of channels.
 MAX_PARTS = 128
 MAX_GROUPS = 32
-ROWS = 32
 
 
 @triton.jit
@@ -82,6 +82,7 @@ def _group_norm(
         pivot += tl.load(x_bias + firsts, mask=mask, other=0.0).to(tl.float32)
     groups = tl.arange(0, GROUPS)
     belongs = ((columns // group_size)[:, None] == groups[None, :]) & mask[:, None]
+    is_group = groups < width // group_size
     at = sums + ((image * tl.num_programs(1) + block) * num_parts) * 2 * GROUPS + groups
 
     if SUM:
@@ -89,15 +90,16 @@ def _group_norm(
         group_total = tl.sum(tl.where(belongs, total[:, None], 0.0), axis=0)
         group_squares = tl.sum(tl.where(belongs, squares[:, None], 0.0), axis=0)
         if not APPLY:
-            tl.store(at + part * 2 * GROUPS, group_total)
-            tl.store(at + part * 2 * GROUPS + GROUPS, group_squares)
+            tl.store(at + part * 2 * GROUPS, group_total, mask=is_group)
+            tl.store(at + part * 2 * GROUPS + GROUPS, group_squares, mask=is_group)
     if APPLY:
         if not SUM:
             parts = tl.arange(0, PARTS)
+            is_sum = (parts < num_parts)[:, None] & is_group[None, :]
             sums_of = at[None, :] + parts[:, None] * 2 * GROUPS
-            group_total = tl.sum(tl.load(sums_of, mask=(parts < num_parts)[:, None], other=0.0), axis=0)
-            group_squares = tl.sum(tl.load(sums_of + GROUPS, mask=(parts < num_parts)[:, None], other=0.0), axis=0)
-        count = (num_pixels * group_size).to(tl.float32)
+            group_total = tl.sum(tl.load(sums_of, mask=is_sum, other=0.0), axis=0)
+            group_squares = tl.sum(tl.load(sums_of + GROUPS, mask=is_sum, other=0.0), axis=0)
+        count = 1.0 * num_pixels * group_size
         mean = group_total / count
         rstd = tl.rsqrt(tl.maximum(group_squares / count - mean * mean, 0.0) + eps)
         mean_of = tl.sum(tl.where(belongs, mean[None, :], 0.0), axis=1) + pivot
@@ -147,6 +149,7 @@ def group_norm(
     is_one_kernel = num_pixels <= ONE_KERNEL_PIXELS
     # Whole groups, as many as fit a block: a power of two, so that they divide their number.
     limit = max(64 if is_one_kernel else 128, group_size)
+    rows = 32 if is_one_kernel else 64
     in_block = num_groups & -num_groups
     while in_block > 1 and (in_block * group_size > limit or in_block > MAX_GROUPS):
         in_block //= 2
@@ -154,7 +157,7 @@ def group_norm(
     parts = 1
     if not is_one_kernel:
         parts = min(MAX_PARTS, triton.next_power_of_2(triton.cdiv(PROGRAMS, batch_size * blocks)))
-        parts = max(1, min(parts, num_pixels // ROWS))
+        parts = min(parts, num_pixels // rows)
     y = torch.empty_like(x)
     sums = x.new_empty(0 if is_one_kernel else batch_size * blocks * parts * 2 * MAX_GROUPS, dtype=torch.float32)
     arguments = (
@@ -167,10 +170,11 @@ def group_norm(
     sizes = {
         "HAS_X_BIAS": x_bias is not None,
         "HAS_SCALE_SHIFT": scale_shift is not None,
-        "ROWS": ROWS,
+        "ROWS": rows,
         "WIDTH": triton.next_power_of_2(limit),
         "GROUPS": MAX_GROUPS,
         "PARTS": MAX_PARTS,
+        "num_warps": 4 if is_one_kernel else 8,
     }
     grid = (parts, blocks, batch_size)
     with torch.cuda.device_of(x):  # Triton launches on the current device

@@ -41,10 +41,10 @@ def random_unet(in_channels: int = 3):
 def assert_equal_passes(unet, **changes) -> FusedUNet:
     inputs = inputs_of(unet) | changes
     expected = unet(**inputs).sample
-    in_fewer = FusedUNet(unet)
-    in_fewer.prepare(inputs["encoder_hidden_states"])
-    torch.testing.assert_close(in_fewer(**inputs).sample, expected, rtol=1e-4, atol=1e-5)
-    return in_fewer
+    fused_unet = FusedUNet(unet)
+    fused_unet.prepare(inputs["encoder_hidden_states"])
+    torch.testing.assert_close(fused_unet(**inputs).sample, expected, rtol=1e-4, atol=1e-5)
+    return fused_unet
 
 
 class Count(TorchDispatchMode):
@@ -81,12 +81,12 @@ def test_a_timestep_for_each_example_and_class_labels():
 @torch.no_grad()
 def test_another_text_and_other_weights_are_prepared():
     unet = random_unet()
-    in_fewer = assert_equal_passes(unet)
+    fused_unet = assert_equal_passes(unet)
     for parameter in unet.parameters():
         parameter.mul_(0.9)
     inputs = inputs_of(unet) | {"encoder_hidden_states": text(seed=3)}
-    in_fewer.prepare(inputs["encoder_hidden_states"])
-    torch.testing.assert_close(in_fewer(**inputs).sample, unet(**inputs).sample, rtol=1e-4, atol=1e-5)
+    fused_unet.prepare(inputs["encoder_hidden_states"])
+    torch.testing.assert_close(fused_unet(**inputs).sample, unet(**inputs).sample, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -95,18 +95,17 @@ def test_it_launches_half_as_many_kernels(monkeypatch):
     inputs = inputs_of(unet)
     with Count() as plain:
         unet(**inputs)
-    in_fewer = FusedUNet(unet)
-    in_fewer.prepare(inputs["encoder_hidden_states"])
+    fused_unet = FusedUNet(unet)
+    fused_unet.prepare(inputs["encoder_hidden_states"])
     with Count() as fewer:
         for name in ("group_norm", "add"):  # where Triton runs
             monkeypatch.setattr(fused, name, fewer.one(getattr(fused, name)))
-        in_fewer(**inputs)
+        fused_unet(**inputs)
     assert fewer.operations < 0.5 * plain.operations
 
 
 def test_the_unet_stays_as_it_is():
     unet = random_unet()
-    unet.enable_gradient_checkpointing()
     before = {name: (value.data_ptr(), value.stride()) for name, value in unet.state_dict().items()}
     modules, processors = [type(module) for module in unet.modules()], list(unet.attn_processors.values())
     assert_equal_passes(unet)
@@ -127,10 +126,29 @@ def test_blocks_that_are_not_diffusers_own_run_as_they_are():
     assert_equal_passes(unet)
 
 
-def test_a_unet_in_training_or_with_compiled_blocks_is_refused():
+def test_convolutions_keep_their_padding():
+    unet = random_unet()
+    for module in unet.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.padding_mode = "circular"  # for tiles without seams
+    assert_equal_passes(unet)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda unet: unet.train(),
+        lambda unet: unet.mid_block.resnets[0].dropout.train(),
+        lambda unet: unet.enable_gradient_checkpointing(),
+        lambda unet: unet.mid_block.attentions[0].to_q.register_forward_hook(lambda module, inputs, output: 2 * output),
+        lambda unet: unet.mid_block.register_forward_pre_hook(lambda module, inputs: None),
+        # As `compile` leaves it, without the compiler's seconds.
+        lambda unet: setattr(unet.mid_block, "_compiled_call_impl", unet.mid_block._call_impl),
+    ],
+    ids=["training", "dropout", "checkpointing", "hook", "pre-hook", "compiled"],
+)
+def test_what_a_fused_pass_would_pass_over_is_refused(change):
     unet = random_unet()
     assert FusedUNet.fits(unet)
-    assert not FusedUNet.fits(unet.train())
-    # As `compile` leaves it, without the compiler's seconds.
-    unet.eval().mid_block._compiled_call_impl = unet.mid_block._call_impl
+    change(unet)
     assert not FusedUNet.fits(unet)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
 from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
+from diffusers.models.attention_processor import AttnAddedKVProcessor
 from tiny import CONTEXT, WIDTH, tiny_call, tiny_clip_pipeline, tiny_inpaint_pipeline, tiny_pipeline, tiny_unet
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -106,6 +107,12 @@ NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=NO_CUDA)])
 def device(request):
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def exact_convolutions(monkeypatch):
+    """TensorFloat-32, the default of float32 on CUDA, rounds to three digits, and random networks enlarge that."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture
@@ -199,7 +206,7 @@ def test_what_stays_the_same_is_written_once(device, recorder):
     with torch.no_grad():
         run(noise(device, 32), timestep(device, 9), encoder_hidden_states=text, low_res=low_res)
         (graph,) = run.graphs._graphs.values()
-        graph.compute = lambda: None  # only what is written before it is counted
+        graph._compute = lambda: None  # only what is written before it is counted
         with CountCopies():
             run(noise(device, 32), timestep(device, 8), encoder_hidden_states=text, low_res=low_res)
             assert copies == [(1, 3, 32, 32), ()]
@@ -354,6 +361,38 @@ def test_a_lora_and_its_scale(graphed, recorder):
     assert different == [False, True, True, False, True, False]
 
 
+def test_other_modules_processors_and_hooks_are_captured_again(graphed, recorder):
+    pipe = graphed(tiny_pipeline(upsampler=False))
+    sample(pipe, recorder)
+    pipe.unet.set_attn_processor(DoubledAttention())
+    assert sample(pipe, recorder)[1] == 1
+    assert_equal_images(pipe, graphed)
+    pipe.unet.conv_act = torch.nn.ReLU()
+    assert sample(pipe, recorder)[1] == 1
+    assert_equal_images(pipe, graphed)
+    pipe.unet.mid_block.register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert sample(pipe, recorder)[1] == 1
+    assert_equal_images(pipe, graphed)
+
+
+class DoubledAttention(AttnAddedKVProcessor):
+    def __call__(self, attn, hidden_states, *args, **kwargs):
+        return 2 * super().__call__(attn, hidden_states, *args, **kwargs)
+
+
+@torch.no_grad()
+def test_weights_changed_between_two_contexts_of_autocast_are_seen(device, recorder):
+    unet, graphs = tiny_unet().to(device), CUDAGraphs(recorder=recorder)
+    inputs = {"sample": noise(device, 8), "timestep": timestep(device, 9)}
+    inputs["encoder_hidden_states"] = torch.randn(1, CONTEXT, WIDTH, device=device)
+    for factor in (1.0, 1.5):
+        unet.conv_in.weight.mul_(factor)
+        with torch.autocast(device, torch.bfloat16):
+            output, expected = graphs.of(unet)(**inputs).sample, unet(**inputs).sample
+        assert (output - expected).norm() < 0.05 * expected.norm()
+    assert recorder.captured == 1
+
+
 # -- where graphs cannot be --------------------------------------------------------------------------------------------
 
 
@@ -411,6 +450,13 @@ def test_where_the_fused_pass_is_wrong_the_usual_one_is_captured(
         assert_equal_images(tiny_pipeline(upsampler=False), graphed)
     assert (recorder.captured, recorder.captures["preparation"]) == (1, 0)
     assert re.search(f"not in the faster fused pass: {reason}", caplog.text)
+
+
+def test_a_text_encoder_of_another_class_runs_as_it_is(graphed):
+    peft = pytest.importorskip("peft")
+    pipe = tiny_pipeline(upsampler=False)
+    pipe.text_encoder = peft.get_peft_model(pipe.text_encoder, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    assert_equal_images(pipe, graphed)
 
 
 def test_gradients_flow_past_graphs(device, recorder):
