@@ -44,6 +44,7 @@ EXTRAS = {
         "nbclient>=0.10",
     ],
     "test": [
+        "aiohttp>=3.10",
         "datasets>=4.0",
         "hypothesis>=6.100",
         "matplotlib>=3.9",

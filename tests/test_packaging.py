@@ -186,7 +186,8 @@ def test_what_is_imported_is_required():
     library = set.union(*map(imported, packages))
     required = set(requirements())
     optional = set.union(*(set(requirements(extra)) for extra in ("train", "eval", "app")))
-    assert library <= required | optional
+    brought = {"triton"}  # by PyTorch for CUDA
+    assert library <= required | optional | brought
     # diffusers loads large models and offloads them with accelerate.
     assert required - library <= {"accelerate"}
 
@@ -197,6 +198,7 @@ def test_what_scripts_and_tests_import_is_required():
     known |= {"gradio_client", "httpx"}  # gradio brings them
     known |= {"griffe", "mkdocs", "nbformat"}  # the extra `docs` brings them
     known |= {"selenium"}  # the test in a browser asks for it
+    known |= {"triton"}  # PyTorch for CUDA brings it
     scripts = [source for folder in ("conversion", "examples", "tools") for source in (ROOT / folder).rglob("*.py")]
     for source in [*scripts, *(ROOT / "tests").rglob("*.py")]:
         folders = (source.parent, *(ROOT / name for name in ("tests", "examples", "tools", ".")))
