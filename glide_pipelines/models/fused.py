@@ -97,7 +97,8 @@ def _kernels(device: torch.device) -> ModuleType | None:
 class FusedUNet:
     """A UNet that shares its weights with another one, and is called like it after [`~FusedUNet.prepare`].
 
-    Blocks of another kind than diffusers' own, such as those with a LoRA, run as they are. See [`~FusedUNet.fits`].
+    Blocks of another kind than diffusers' own, such as those with a LoRA or quantized weights, run as they are. See
+    [`~FusedUNet.fits`].
 
     Args:
         unet ([`GLIDEUNet2DConditionModel`]): The other one; it stays as it is.
@@ -169,7 +170,7 @@ class _ResnetBlock(ResnetBlock2D):
     def fits(block: ResnetBlock2D) -> bool:
         layers = (block.conv1, block.conv2, block.time_emb_proj, block.conv_shortcut or block.conv1)
         return (
-            all(type(layer) in (nn.Conv2d, nn.Linear) and layer.bias is not None for layer in layers)
+            all(_is_plain(layer) for layer in layers)
             and block.time_embedding_norm == "scale_shift"
             and isinstance(block.nonlinearity, nn.SiLU)
             and block.output_scale_factor == 1
@@ -207,7 +208,7 @@ class _Attention:
         layers = (attn.to_q, attn.to_k, attn.to_v, attn.add_k_proj, attn.add_v_proj, attn.to_out[0])
         return (
             type(attn.processor) is AttnAddedKVProcessor2_0
-            and all(type(layer) is nn.Linear and layer.bias is not None for layer in layers)
+            and all(_is_plain(layer) for layer in layers)
             and not attn.only_cross_attention
             and not attn.norm_cross
         )
@@ -278,6 +279,11 @@ def _twin(module: nn.Module) -> Any:
     own = {name: dict(getattr(module, name)) for name in ("_parameters", "_buffers")}
     twin.__dict__ = module.__dict__ | own | {"_modules": parts}
     return twin
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is PyTorch's own, without a LoRA, and its weight is neither quantized nor the like."""
+    return type(layer) in (nn.Conv2d, nn.Linear) and type(layer.weight) is nn.Parameter and layer.bias is not None
 
 
 def _convolve(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:

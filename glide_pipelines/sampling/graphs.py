@@ -371,7 +371,7 @@ class _Weights:
 
     def _look(self) -> tuple[Any, ...]:
         objects = [id(value) for part in self._parts for value in part.values()]
-        places = tuple([tensor.data_ptr() for tensor in self._tensors])
+        places = tuple([tensor.data_ptr() or id(tensor) for tensor in self._tensors])  # a quantized one tells none
         training = tuple([module.training for module in self._modules])
         processors = tuple(attention.processor for attention in self._attentions)
         adapters = tuple(

@@ -126,6 +126,22 @@ def test_blocks_that_are_not_diffusers_own_run_as_they_are():
     assert_equal_passes(unet)
 
 
+def test_weights_that_cannot_be_stacked_run_as_they_are():
+    class Quantized(torch.nn.Parameter):
+        """As those of torchao, which can be multiplied by, and not much more."""
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if func is torch.cat:
+                raise NotImplementedError(f"{func} of quantized weights")
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    unet = random_unet()
+    for layer in (unet.mid_block.attentions[0].to_k, unet.mid_block.resnets[0].time_emb_proj):
+        layer.weight = Quantized(layer.weight.detach())
+    assert_equal_passes(unet)
+
+
 def test_convolutions_keep_their_padding():
     unet = random_unet()
     for module in unet.modules():
