@@ -76,10 +76,14 @@ def test_a_score_gradient_that_is_not_finite(pipe):
 
 
 def test_the_check_waits_for_nothing_inside_the_loop(pipe, monkeypatch):
-    """Asking a tensor for its truth would wait for the device: once at the end of each stage, and no sooner."""
+    """Asking a tensor for its values would wait for the device: once at the end of each stage, and no sooner."""
     waits, steps = [], []
-    original = torch.Tensor.__bool__
-    monkeypatch.setattr(torch.Tensor, "__bool__", lambda tensor: waits.append(len(steps)) or original(tensor))
+
+    def watch(original):
+        return lambda tensor: waits.append(len(steps)) or original(tensor)
+
+    for name in ("__bool__", "tolist"):
+        monkeypatch.setattr(torch.Tensor, name, watch(getattr(torch.Tensor, name)))
     pipe(**tiny_call(callback_on_step_end=lambda *args: steps.append(None) or {}))
     assert [wait for wait in waits if wait > 0] == [2, 4]
 
