@@ -1,7 +1,7 @@
 """Kernels in Triton for what surrounds the convolutions of a UNet, on images in the channels-last layout.
 
-PyTorch's own group norm reads and writes the other layout, so that each of its calls costs two copies more; and norm,
-time embedding, SiLU and biases are kernels each. Import this module only where `triton` is installed.
+PyTorch's own norm, scale, shift, SiLU and biases are a kernel each, and where its group norm works on the other layout
+each of its calls costs two copies more. Import this module only where `triton` is installed.
 """
 
 from __future__ import annotations
