@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 # The first passes choose algorithms and allocate workspaces, which must not happen while a graph is captured.
 WARM_UPS = 2
 # In bfloat16 a fused pass differs from the usual one by 0.4 %, under autocast by 2 %; a mistake is larger.
-MOST_ROUNDING = 0.03
+MAX_DIFFERENCE = 0.03
 TEXT = "encoder_hidden_states"
 # Where accelerate and diffusers keep what they do around a module's pass.
 _HOOKS = {"_hf_hook", "_diffusers_hook"}
@@ -113,7 +113,7 @@ class CUDAGraphs:
         self._recorder = CUDARecorder() if recorder is None else recorder
         # None for a pass that could not be captured.
         self._graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()
-        self._weights: weakref.WeakKeyDictionary[Network, _Weights] = weakref.WeakKeyDictionary()
+        self._watches: weakref.WeakKeyDictionary[Network, _Watch] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -186,10 +186,10 @@ class CUDAGraphs:
         shapes = tuple((name, value.shape, value.dtype) for name, value in inputs.items())
         device = network.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        weights = self._weights.get(network)
-        if weights is None or not weights.are_where_they_were():
-            weights = self._weights[network] = _Weights(network)
-        return weakref.ref(network), network.training, shapes, autocast, setting, weights.state
+        watch = self._watches.get(network)
+        if watch is None or not watch.is_unchanged():
+            watch = self._watches[network] = _Watch(network)
+        return weakref.ref(network), network.training, shapes, autocast, setting, watch.state
 
     def _capture(self, network: Network, inputs: dict[str, torch.Tensor], compute: Pass) -> _Graph | None:
         # Tensors of inference mode could not be written to outside of it. What autocast casts and keeps would be read
@@ -235,7 +235,7 @@ def _fused(network: Network, inputs: dict[str, torch.Tensor], compute: Pass) -> 
         # A compiler and any kind of GPU stand behind it: compare once, for as much as two passes cost.
         expected, output = (compute(each, inputs).float().nan_to_num() for each in (network, fused))
         difference = ((output - expected).norm() / expected.norm().clamp(min=1e-30)).item()
-        reason = None if difference <= MOST_ROUNDING else f"its output differs by {difference:.1%}"
+        reason = None if difference <= MAX_DIFFERENCE else f"its output differs by {difference:.1%}"
     except Exception as error:  # whatever a compiler raises
         reason = " ".join(str(error).split())
     if reason is None:
@@ -345,7 +345,7 @@ class _Graph:
         return self._output.clone()
 
 
-class _Weights:
+class _Watch:
     """Watches a network's weights, modules and LoRA. Where two of its states are equal, one graph serves both."""
 
     def __init__(self, network: Network) -> None:
@@ -365,7 +365,7 @@ class _Weights:
         layouts = tuple((tensor.dtype, tensor.stride()) for tensor in self._tensors)
         self.state = _Hashed((*self._seen[1:], layouts, tuple(map(type, modules)), hooks))
 
-    def are_where_they_were(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether nothing was exchanged since. It is asked at every pass, and must be quick."""
         return self._look() == self._seen
 
