@@ -201,6 +201,8 @@ def add_distill_options(parser: Parser) -> None:
     add("--teacher_steps", type=positive_int, default=2, metavar="N", help=steps)
     chosen = "the teacher's timesteps, --teacher_steps for each of the student's, in place of even distances"
     add("--teacher_timesteps", type=int, nargs="+", metavar="T", help=chosen)
+    own = "learn at what the student itself makes of noise, not at noised training images (arXiv 2405.05224)"
+    add("--backward_distillation", action="store_true", help=own)
     scale = "guidance of the teacher, which the student learns (default: what the teacher recommends, else 3)"
     add("--guidance_scale", type=float, metavar="X", help=scale)
     predicts = "what the student predicts (default: what its teacher does)"
@@ -246,6 +248,7 @@ def _make_student(args: argparse.Namespace, parts: PipelineParts, accelerator: A
         args.prediction_type,
         low_res_consistency=not is_base and (args.low_res_consistency or parts.low_res_consistency),
         teacher_timesteps=args.teacher_timesteps,
+        backward=args.backward_distillation,
     )
     if parts.stage.unet.is_inpainter:
         accelerator.print("The teacher inpaints; its student will make images from text alone.")

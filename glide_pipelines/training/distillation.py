@@ -52,6 +52,9 @@ class Distillation:
         low_res_consistency (`bool`, defaults to `False`): As the pipeline samples the teacher, see [`GLIDEPipeline`].
         teacher_timesteps (`Sequence[int]`, *optional*): The teacher's timesteps, descending, `teacher_steps` for each
             step of the student, in place of ones at even distances.
+        backward (`bool`, defaults to `False`): Backward distillation (arXiv 2405.05224, section 3.1): learn at what the
+            student itself makes of the noisiest timestep, not at noised training images. So it learns from the teacher
+            how its own errors are mended.
 
     Attributes:
         scheduler ([`GLIDEDDIMScheduler`]): The student's.
@@ -70,6 +73,7 @@ class Distillation:
         prediction_type: str | None = None,
         low_res_consistency: bool = False,
         teacher_timesteps: Sequence[int] | None = None,
+        backward: bool = False,
     ) -> None:
         if teacher.text_encoder is None or teacher.scheduler is None:
             raise ValueError("`teacher` must have a text encoder and a scheduler.")
@@ -81,7 +85,7 @@ class Distillation:
             teacher.name, teacher.text_encoder, narrow_for_text_to_image(teacher.unet), teacher.scheduler
         )
         self.teacher_steps, self.guidance_scale = teacher_steps, guidance_scale
-        self.low_res_consistency = low_res_consistency
+        self.low_res_consistency, self.backward = low_res_consistency, backward
         self._empty = tokenize_prompts(tokenizer, [""])
         given: Any = teacher.scheduler
         teacher_scheduler = GLIDEDDIMScheduler.from_config(given.config)
@@ -160,6 +164,7 @@ class Distillation:
             "prediction_type": self.scheduler.config.prediction_type,
             "low_res_consistency": self.low_res_consistency,
             **({} if self._chosen is None else {"teacher_timesteps": self._chosen}),
+            **({"backward_distillation": True} if self.backward else {}),
         }
 
     def loss(self, accelerator: Accelerator) -> LossFunction:
@@ -179,7 +184,11 @@ class Distillation:
         def compute_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
             conditions = dict(batch)
             x_start, noise, step = (conditions.pop(name) for name in ("pixel_values", "noise", "timesteps"))
-            x_t = process.q_sample(x_start, noise, step)
+            if self.backward:
+                noisiest = torch.full_like(step, self.num_steps - 1)
+                x_t = self.samples(model, process.q_sample(x_start, noise, noisiest), step, **conditions)
+            else:
+                x_t = process.q_sample(x_start, noise, step)
             with accelerator.autocast():
                 x_start = self.target(x_t, step, **conditions)
             target = (process.predict_noise if predicts_noise else process.velocity)(x_t, x_start, step)
@@ -188,6 +197,34 @@ class Distillation:
             return mse * process.at(weights, step, mse) if predicts_noise else mse, {"mse": mse}
 
         return compute_loss
+
+    @torch.no_grad()
+    def samples(
+        self, model: nn.Module, x_t: torch.Tensor, step: torch.Tensor, **conditions: torch.Tensor
+    ) -> torch.Tensor:
+        """What the student makes of noise by the time that its steps begin.
+
+        Args:
+            model (`nn.Module`): The student.
+            x_t (`torch.Tensor` of shape `[B, 3, H, W]`): Noised images at the first of its timesteps.
+            step (`torch.Tensor` of shape `[B]`): Before which step each row stops, see [`~Distillation.loss`].
+            conditions (`torch.Tensor`): What the student takes besides: `input_ids`, `attention_mask`, `low_res`.
+
+        Returns:
+            `torch.Tensor` of shape `[B, 3, H, W]`: x_t of the row's own step.
+        """
+        x_t = x_t.clone()
+        for each in range(self.num_steps - 1, 0, -1):
+            rows = (step < each).nonzero().flatten()
+            # All processes call the model equally often, as a sharded one needs it.
+            some = rows if len(rows) else step.new_zeros(1)
+            timestep = self.scheduler.process.timesteps[each].to(x_t.device)
+            here = {name: value[some] for name, value in conditions.items()}
+            prediction = model(x_t[some], timestep.expand(len(some)), **here).float()
+            if len(rows):
+                keep = keep_low_res(here["low_res"]) if self.low_res_consistency else None
+                x_t[rows] = self.scheduler.step(prediction, timestep, x_t[rows], denoised_fn=keep).prev_sample
+        return x_t
 
     @torch.no_grad()
     def target(

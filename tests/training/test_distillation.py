@@ -15,7 +15,7 @@ from tiny import tiny_inpaint_pipeline, tiny_pipeline
 from torch import nn
 from trainings import run_training
 
-from glide_pipelines import GLIDEDDIMScheduler, GLIDEPipeline
+from glide_pipelines import GLIDEDDIMScheduler, GLIDEPipeline, GLIDESuperResolutionPipeline
 from glide_pipelines.evaluation import sampling_settings
 from glide_pipelines.models import tokenize_prompts
 from glide_pipelines.sampling import Stage
@@ -143,6 +143,39 @@ def test_the_student_of_a_teacher_with_a_known_solution_learns_it(prediction_typ
     torch.testing.assert_close(sample, expected, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["base", "super_res"])
+def test_backward_distillation_learns_at_what_the_pipeline_of_the_student_samples(name, monkeypatch):
+    pipe, captions = tiny_pipeline(), ["a red circle", "a star", "a square"]
+    pipe.register_to_config(low_res_consistency=True)
+    is_base = name == "base"
+    distillation = Distillation(
+        Stage.of(pipe, name), pipe.tokenizer, [900, 500, 200], low_res_consistency=not is_base, backward=True
+    )
+    student = distillation.new_student()
+    pipe.register_modules(**student.components())
+    size = 8 if is_base else 32
+    batch = {"pixel_values": randn(3, 3, size, size).clamp(-1, 1), "noise": randn(3, 3, size, size, seed=1)}
+    batch |= {"timesteps": torch.tensor([2, 0, 1]), **tokens(pipe, *captions)}
+    if not is_base:
+        pixels = torch.randint(256, (3, 3, 8, 8), generator=torch.Generator().manual_seed(2))
+        batch["low_res"] = pixels / 127.5 - 1
+    learned_at = []
+    monkeypatch.setattr(distillation, "target", lambda x_t, *_, **__: learned_at.append(x_t) or x_t)
+    distillation.loss(Accelerator(cpu=True))(student, batch)
+
+    first = distillation.scheduler.process.q_sample(batch["pixel_values"], batch["noise"], 2)
+    sampled = [first]
+    call = {"prompt": captions, "output_type": "pt", "callback_on_step_end_tensor_inputs": ["latents"]}
+    call["callback_on_step_end"] = lambda pipe, step, timestep, tensors: sampled.append(tensors["latents"]) or {}
+    if is_base:
+        pipe(**call, latents=first, guidance_scale=1, super_res_num_inference_steps=1)
+    else:
+        pipe = GLIDESuperResolutionPipeline.from_pipe(pipe)
+        pipe(**call, image=(batch["low_res"] + 1) / 2, latents=first, upsample_temperature=1)
+    expected = torch.stack([sampled[2 - step][row] for row, step in enumerate(batch["timesteps"])])
+    torch.testing.assert_close(learned_at[0], expected, atol=1e-5, rtol=0)
+
+
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +240,14 @@ def test_a_resumed_run_equals_an_unbroken_one(teacher, tmp_path):
         assert whole and all(torch.equal(whole[name], parts[name]) for name in whole)
     with pytest.raises(ValueError, match=r"of another model: `guidance_scale` is 2.0, got 3.0"):
         distill(teacher, tmp_path / "parts", "--resume_from_checkpoint", "latest", "--guidance_scale", "3", steps=4)
+
+
+def test_a_run_goes_on_with_the_samples_that_it_began_with(teacher, tmp_path):
+    distill(teacher, tmp_path, "--backward_distillation", steps=1)
+    with pytest.raises(ValueError, match="`backward_distillation` is True, got None"):
+        distill(teacher, tmp_path, "--resume_from_checkpoint", "latest", steps=2)
+    distill(teacher, tmp_path, "--backward_distillation", "--resume_from_checkpoint", "latest", steps=2)
+    assert load(tmp_path / "pipeline").scheduler.config.trained_timesteps == [995, 749, 499, 249]
 
 
 def test_a_student_of_a_student(teacher, tmp_path):
