@@ -33,6 +33,9 @@ UPSAMPLER = ("super_res_unet", "super_res_text_encoder", "super_res_scheduler")
 # know, and the emoji take any prompt of words that they have read.
 WORLDS = {"shapes": shapes.prompt_warning, "emoji": emoji.prompt_warning}
 
+# By the checkpoint of a world: a folder with one of these files holds such a model. The others are pipelines.
+MODEL_FILES = {"features": ("config.json",), "noised-clip": ("config.json", "clip_model/config.json")}
+
 
 def model_values(args: argparse.Namespace) -> dict[str, Any]:
     """What the options of `add_model_options` and the schedulers of `add_sampling_options` say, as [`load_pipeline`]
@@ -163,36 +166,46 @@ def find_model(model: str | None, checkpoint: str = "text-to-image", option: str
     Raises:
         UserError: if there can be no such model.
     """
-    if model is None:
-        return str(pretrained_checkpoint("shapes", checkpoint))
+    folder = shipped(model, checkpoint)
+    if model is None or folder is not None:
+        return str(folder)
     if os.path.isfile(model):
         raise UserError(f"{option} {model}: a file; give its folder, or what `glide convert` makes of it")
-    if os.path.isdir(model):
-        return model
     # "owner/name" may be on the Hub; anything else is the name of a world, or a folder that is missing.
-    if model.count("/") == 1 and not model.startswith((".", "~", "/")):
+    if os.path.isdir(model) or (model.count("/") == 1 and not model.startswith((".", "~", "/"))):
         return model
+    if model in WORLDS:
+        raise UserError(f"{option} {model}: no model for {checkpoint} ships with it")
+    ships = f"none of the models that ship ({', '.join(WORLDS)})"
+    raise UserError(f"{option} {model}: no such folder, and {ships}{did_you_mean(model, WORLDS)}")
+
+
+def shipped(name: str | None, checkpoint: str) -> str | None:
+    """The folder of a model that ships.
+
+    A folder of the same name in the working directory goes before it only if it holds such a model: it may well be one
+    of images.
+
+    Args:
+        name (`str`, *optional*): A world, such as `"emoji"`; None is the shapes' own, whatever the folders here.
+        checkpoint (`str`): Which of its models.
+
+    Returns:
+        `str`, *optional*: None where none ships by that name, or a folder goes before it.
+    """
+    files = MODEL_FILES.get(checkpoint, ("model_index.json",))
+    if name is not None and any(os.path.isfile(os.path.join(name, file)) for file in files):
+        return None
     try:
-        return str(pretrained_checkpoint(model, checkpoint))
-    except ValueError as error:
-        if model in WORLDS:
-            raise UserError(f"{option} {model}: {error}") from error
-        ships = f"none of the models that ship ({', '.join(WORLDS)})"
-        raise UserError(f"{option} {model}: no such folder, and {ships}{did_you_mean(model, WORLDS)}") from error
+        return str(pretrained_checkpoint(name or "shapes", checkpoint))
+    except ValueError:
+        return None
 
 
 def world_of(prompts: Sequence[str]) -> str:
     """Of the worlds whose models ship the first that knows all of these prompts, or else the last."""
     known = (world for world, warning in WORLDS.items() if not any(map(warning, prompts)))
     return next(known, list(WORLDS)[-1])
-
-
-def find_inpaint_model(name: str | None) -> str | None:
-    """The inpainting model that ships beside one; None where the model itself is to inpaint."""
-    try:
-        return None if name and os.path.isdir(name) else str(pretrained_checkpoint(name or "shapes", "inpaint"))
-    except ValueError:
-        return None
 
 
 def other_scheduler(current: SchedulerMixin, name: str) -> SchedulerMixin:

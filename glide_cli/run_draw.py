@@ -33,12 +33,12 @@ from .errors import UserError
 from .loading import (
     find_device,
     find_dtype,
-    find_inpaint_model,
     find_model,
     load_pipeline,
     make_fast,
     model_values,
     open_image,
+    shipped,
     silence_libraries,
     step_values,
     world_of,
@@ -176,7 +176,7 @@ def _load(args: argparse.Namespace) -> DiffusionPipeline:
     # An upsampler that was saved alone opens only as what enlarges; all else opens as the text-to-image pipeline.
     loaded_as = task if args.enlarge else GLIDEPipeline
     # Where no inpainting model ships beside it, the model itself is taken.
-    checkpoint = "text-to-image" if args.mask is None or find_inpaint_model(args.model) is None else "inpaint"
+    checkpoint = "text-to-image" if args.mask is None or shipped(args.model, "inpaint") is None else "inpaint"
     pipe = load_pipeline(
         **model_values(args), checkpoint=checkpoint, pipeline_class=loaded_as, upsample=not args.no_upsample
     )

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 import glide_pipelines
-from glide_pipelines import CLIPGuidedPipeline, pretrained_checkpoint
+from glide_pipelines import CLIPGuidedPipeline
 from glide_pipelines.evaluation import (
     BOTH,
     CLASSIFIER_FREE,
@@ -43,6 +43,7 @@ from .loading import (
     make_fast,
     model_values,
     sampling_values,
+    shipped,
     silence_libraries,
     step_values,
 )
@@ -194,17 +195,9 @@ def check_calls(
 
 def load_network(name: str) -> nn.Module:
     """A network of features: that of a world that ships, all else as [`load_feature_network`] takes it."""
-    return ShapesNetwork() if name == "shapes" else load_feature_network(shipped(name, "features"))
+    return ShapesNetwork() if name == "shapes" else load_feature_network(shipped(name, "features") or name)
 
 
 def clip_source(name: str) -> str:
     """Where a CLIP lies: that of a world that ships, all else a folder or a Hub id."""
-    return shipped(name, "noised-clip")
-
-
-def shipped(name: str, checkpoint: str) -> str:
-    """The folder of a world's checkpoint, if it ships; any other name as it is."""
-    try:
-        return str(pretrained_checkpoint(name, checkpoint))
-    except ValueError:
-        return name
+    return shipped(name, "noised-clip") or name

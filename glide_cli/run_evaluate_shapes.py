@@ -28,7 +28,7 @@ from glide_pipelines.shapes.evaluation import guidance_table, judge_pipeline, ju
 from glide_pipelines.shapes.retrieval import caption_retrieval, retrieval_table
 
 from .errors import UserError
-from .loading import find_device, load_pipeline, make_fast, model_values, sampling_values, step_values
+from .loading import find_device, find_model, load_pipeline, make_fast, model_values, sampling_values, step_values
 
 
 MAX_UPSAMPLED = 128  # images for the upsampler alone: they differ little, and each takes as long as any other
@@ -154,7 +154,7 @@ def _natural_order(column: tuple[str, Any]) -> list[str | int]:
 
 def evaluate_clip(args: argparse.Namespace) -> str:
     """Measure a noised CLIP, under the noise of the base model that ships."""
-    clip_model, clip_tokenizer = load_noised_clip(args.model or str(shapes_checkpoint("noised-clip")))
+    clip_model, clip_tokenizer = load_noised_clip(find_model(args.model, "noised-clip"))
     clip_model.to(device=find_device(args.device), dtype=getattr(torch, args.dtype))
     scheduler = GLIDEDDPMScheduler.from_pretrained(shapes_checkpoint(), subfolder="scheduler")
     common = {"num_captions": args.num_captions, "seed": args.seed, "batch_size": args.batch_size}

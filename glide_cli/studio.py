@@ -31,11 +31,11 @@ from .draw import OF_THE_BASE_MODEL
 from .errors import UserError
 from .loading import (
     fast_values,
-    find_inpaint_model,
     load_pipeline,
     model_values,
     other_scheduler,
     set_schedulers,
+    shipped,
     step_values,
 )
 from .records import about_images, make_record
@@ -445,7 +445,7 @@ def load_studio(args: argparse.Namespace) -> Studio:
         pipe = load_pipeline(**values | {"model": name}, option="--other-models" if models else "--model")
         inpaint, option = args.inpaint_model, "--inpaint-model"
         if models or inpaint is None:
-            inpaint, option = find_inpaint_model(name), "--model"
+            inpaint, option = shipped(name, "inpaint"), "--model"
         edits = pipe if inpaint is None else load_pipeline(**values | {"model": inpaint}, option=option)
         models[name or "shapes"] = make_ready(pipe, edits)
     names = ("steps", "super_res_steps", "fast", "scheduler", "super_res_scheduler", "inpaint_model")

@@ -456,8 +456,29 @@ def test_the_names_of_what_ships(glide, tmp_path):
         pretrained_checkpoint("shapes", "x")
     with pytest.raises(ValueError, match=r"shapes \(features, inpaint, noised-clip, text-to-image\), got 'x'"):
         pretrained_checkpoint("x")
-    assert loading.find_model("shapes", "inpaint") == str(shapes_checkpoint("inpaint"))
-    assert loading.find_inpaint_model(None) == str(shapes_checkpoint("inpaint"))
+    assert (
+        loading.find_model("shapes", "inpaint") == loading.shipped(None, "inpaint") == str(shapes_checkpoint("inpaint"))
+    )
+
+
+def test_a_folder_of_the_same_name_hides_what_ships_only_if_it_is_such_a_model(monkeypatch, tmp_path, glide):
+    from glide_cli.run_evaluate import clip_source
+
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("emoji")  # of images, say
+    for checkpoint in ("text-to-image", "noised-clip", "features"):
+        assert loading.find_model("emoji", checkpoint) == str(pretrained_checkpoint("emoji", checkpoint))
+    code, _, error = glide("a taxi", "-o", "a.png", "--steps", "1", "--super-res-steps", "1")
+    assert code == 0, error
+    tiny_pipeline(upsampler=False).save_pretrained("emoji")
+    assert loading.find_model("emoji") == "emoji" and loading.shipped("emoji", "text-to-image") is None
+    assert loading.find_model(None) == str(shapes_checkpoint())
+    # A pipeline is neither a network nor a CLIP.
+    assert loading.shipped("emoji", "features") == str(pretrained_checkpoint("emoji", "features"))
+    assert clip_source("emoji") == str(pretrained_checkpoint("emoji", "noised-clip"))
+    (tmp_path / "emoji/clip_model").mkdir()
+    (tmp_path / "emoji/clip_model/config.json").write_text("{}", encoding="utf-8")
+    assert clip_source("emoji") == "emoji"
 
 
 def test_a_world_without_an_inpainting_model_inpaints_in_the_implicit_mode(glide, tmp_path):
@@ -469,7 +490,6 @@ def test_a_world_without_an_inpainting_model_inpaints_in_the_implicit_mode(glide
 
 
 def test_a_world_has_a_folder_of_its_own(tmp_path, monkeypatch):
-    from glide_cli.run_evaluate import shipped
     from glide_pipelines import checkpoints
 
     for name in ("text-to-image", "emoji/text-to-image"):
@@ -480,8 +500,8 @@ def test_a_world_has_a_folder_of_its_own(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="'text-to-image', got 'inpaint'"):
         pretrained_checkpoint("emoji", "inpaint")
     # What `glide evaluate` measures with may be that of a world, too.
-    assert shipped("emoji", "text-to-image") == str(tmp_path / "emoji/text-to-image")
-    assert shipped("owner/network", "features") == "owner/network"
+    assert loading.shipped("emoji", "text-to-image") == str(tmp_path / "emoji/text-to-image")
+    assert loading.shipped("owner/network", "features") is None
 
 
 def test_a_device_is_taken_only_where_it_computes(monkeypatch):
