@@ -101,8 +101,6 @@ class NoisedCLIPTextModel(Float32Mixin, CLIPPreTrainedModel):
     config_class = NoisedCLIPTextConfig
     config: NoisedCLIPTextConfig
     base_model_prefix = "text_model"
-    # Of a whole NoisedCLIPModel, whose folder a tower opens too.
-    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^(text|visual)_projection\.", r"^logit_scale$"]
     input_modalities = ("text",)
     _no_split_modules = ["CLIPEncoderLayer"]
     _input_embed_layer = "token_embedding"
@@ -145,7 +143,6 @@ class NoisedCLIPVisionModel(Float32Mixin, CLIPPreTrainedModel):
     config_class = NoisedCLIPVisionConfig
     config: NoisedCLIPVisionConfig
     base_model_prefix = "vision_model"
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_scale$"]
     main_input_name = "sample"
     input_modalities = ("image",)
     _no_split_modules = ["CLIPEncoderLayer"]

@@ -9,6 +9,8 @@ from transformers import CLIPTextConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from ..arguments import check_indices, check_tensor
 from ..single_file import SingleFileNetworkMixin
@@ -86,23 +88,21 @@ class GLIDETextEncoder(SingleFileNetworkMixin, Float32Mixin, CLIPPreTrainedModel
             for embedding in (module.token_embedding.weight, module.position_embedding, module.padding_embedding):
                 init.normal_(embedding, std=self.config.initializer_range)
 
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
-        return_dict: bool | None = None,
-        output_hidden_states: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutput | tuple:
+    ) -> BaseModelOutput:
         """Encode a batch of prompts.
 
         Args:
             input_ids (`torch.LongTensor` of shape `[B, L]`): Token ids, `L` being the whole context.
             attention_mask (`torch.Tensor` of shape `[B, L]`, *optional*): True (or 1) on text, false (or 0) on
                 padding. Without it every position counts as text.
-            return_dict (`bool`, *optional*): False gives a tuple.
-            output_hidden_states (`bool`, *optional*): Whether to return `hidden_states` too; what the config says by
-                default.
+            kwargs: What any model of transformers takes: `return_dict`, `output_hidden_states`, `output_attentions`.
 
         Returns:
             `BaseModelOutput`: `last_hidden_state` of shape `[B, L, C]`, after the final layer norm, and on demand
@@ -119,14 +119,5 @@ class GLIDETextEncoder(SingleFileNetworkMixin, Float32Mixin, CLIPPreTrainedModel
         hidden_states = self.token_embedding(input_ids) + self.position_embedding
         if attention_mask is not None:
             hidden_states = torch.where(attention_mask.bool()[..., None], hidden_states, self.padding_embedding)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        all_hidden_states: tuple[torch.Tensor, ...] | None = (hidden_states,) if output_hidden_states else None
-        for layer in self.encoder.layers:
-            hidden_states = layer(hidden_states, attention_mask=None, **kwargs)
-            if all_hidden_states is not None:
-                all_hidden_states += (hidden_states,)
-        output = BaseModelOutput(
-            last_hidden_state=self.final_layer_norm(hidden_states), hidden_states=all_hidden_states
-        )
-        return output if return_dict is not False else output.to_tuple()
+        hidden_states = self.encoder(hidden_states, **kwargs).last_hidden_state
+        return BaseModelOutput(last_hidden_state=self.final_layer_norm(hidden_states))

@@ -23,6 +23,7 @@ class CallState:
 
     Attributes:
         guidance_scale: Of classifier-free guidance.
+        has_guider: Whether the call has a guider of its own.
         cond_fns: The score gradients, bound to the call.
         num_timesteps: Evaluations of the model, over both stages.
         stage: `"base"` or `"super_res"` while a stage runs.
@@ -30,6 +31,7 @@ class CallState:
     """
 
     guidance_scale: float
+    has_guider: bool = False
     cond_fns: Sequence[CondFn] = ()
     num_timesteps: int = 0
     stage: str | None = None
@@ -127,6 +129,7 @@ class _CallStates:
         try:
             yield
         finally:
+            state.cond_fns = ()  # which may hold a CLIP, or the pipeline itself
             with self._lock:
                 running = [other for other in self._running[pipeline] if other is not state]
                 self._running[pipeline] = running

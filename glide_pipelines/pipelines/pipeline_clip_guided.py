@@ -113,8 +113,8 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
 
     @property
     def clip_guidance_scale(self) -> float | None:
-        """Scale of CLIP's gradient in the running or the last call; read anew at every base step, so that a callback
-        may change it. None before the first call."""
+        """Scale of CLIP's gradient in the running call; read anew at every base step, so that a callback may change
+        it. None while no call runs."""
         state = call_states.last(self)
         scales = [each.scale for each in state.cond_fns if isinstance(each, _Guidance)] if state is not None else []
         return scales[0] if scales else None

@@ -103,7 +103,8 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the model also runs on the negative prompt: at scale 1 it would change nothing."""
-        return self.guidance_scale != 1.0
+        state = call_states.last(self)
+        return state is not None and (state.guidance_scale != 1 or state.has_guider)
 
     @property
     def stage(self) -> str | None:
@@ -252,7 +253,7 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
             "base": (call.num_inference_steps, call.timesteps),
             "super_res": (call.super_res_num_inference_steps, call.super_res_timesteps),
         }
-        call.state = CallState(guidance_scale=float(call.guidance_scale), cond_fns=cond_fns)
+        call.state = CallState(float(call.guidance_scale), call.guider is not None, cond_fns)
         call.runs = {}
         for name, stage in call.stages.items():
             if stage.scheduler is None:
@@ -465,6 +466,8 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
             step.sample = changed.get("latents", step.sample)
             denoiser.prompt_embeds = changed.get("prompt_embeds", denoiser.prompt_embeds)
             denoiser.negative_prompt_embeds = changed.get("negative_prompt_embeds", denoiser.negative_prompt_embeds)
+            if not asked.keys() <= {"latents", "pred_original_sample"}:
+                denoiser.forget_inputs()
         call.steps_taken += 1
         scale = call.state.guidance_scale
         if denoiser.guider is not None and call.guider is None:

@@ -86,7 +86,7 @@ class Denoiser:
         self.cond_fns = cond_fns
         self.cross_attention_kwargs = cross_attention_kwargs
         self.max_batch_size = max_batch_size
-        self._kept: dict[str, tuple[Any, list[torch.Tensor], tuple[torch.Tensor, ...]]] = {}
+        self._kept: dict[str, tuple[tuple[int, ...], list[torch.Tensor], tuple[torch.Tensor, ...]]] = {}
 
     def __call__(self, x_t: torch.Tensor, index: int) -> Prediction:
         """Predict at the step `index` of the run, for x_t of shape `[B, 3, H, W]`.
@@ -140,17 +140,19 @@ class Denoiser:
         return self.guider(branches).pred, model_variance
 
     def _parts(self, name: str, tensors: list[torch.Tensor], size: int) -> tuple[torch.Tensor, ...]:
-        """Tensors as one batch in the UNet's dtype, in parts of a size: the same parts for as long as nothing changes.
-
-        A callback may have changed a tensor in place. (One of inference mode does not tell, and counts as changed.)
-        """
-        state = [(id(tensor), None if tensor.is_inference() else tensor._version) for tensor in tensors]
+        """Tensors as one batch in the UNet's dtype, in parts of a size: the same parts for as long as the tensors are
+        the same, and [`~Denoiser.forget_inputs`] was not called."""
+        state = size, *map(id, tensors)
         kept = self._kept.get(name)
-        if kept is None or kept[0] != (state, size) or any(version is None for _, version in state):
+        if kept is None or kept[0] != state:
             parts = torch.cat(tensors).to(self.unet.dtype).split(size)
             # With the tensors, so that no other one takes over their ids.
-            kept = self._kept[name] = (state, size), tensors, parts
+            kept = self._kept[name] = state, tensors, parts
         return kept[2]
+
+    def forget_inputs(self) -> None:
+        """Look at prompts and conditions anew, whose values may have changed in place."""
+        self._kept.clear()
 
     def _score_grad(self, x_t: torch.Tensor, state: dict[str, Any]) -> torch.Tensor | None:
         total = None

@@ -101,7 +101,8 @@ class CUDAGraphs:
 
     A pass is captured anew where its inputs have other shapes or dtypes, where the weights lie elsewhere (after `to`,
     or with another LoRA), where a LoRA has another scale, and where modules, attention processors or hooks change.
-    Weights that change in place are seen without that, from the next call of a pipeline on.
+    Weights that change in place are seen without that. All of it counts from the next [`~CUDAGraphs.of`] on, which a
+    pipeline calls once for each stage that it runs.
 
     Args:
         max_graphs (`int`, defaults to 8): Graphs to keep; beyond that the one that was not used for longest is dropped.
@@ -145,30 +146,33 @@ class CUDAGraphs:
             return f"it is on the device {str(network.device)!r}, where it runs as usual"
         return None
 
-    def run(
-        self,
-        network: Network,
-        inputs: dict[str, torch.Tensor],
-        compute: Pass,
-        setting: Hashable = None,
-        owner: object = None,
-    ) -> torch.Tensor:
-        """A pass of the network, captured if it is a new one; the output belongs to the caller.
+    def watch(self, network: Network) -> _Watch:
+        """What the network is made of at the moment."""
+        with self._lock:
+            watch = self._watches.get(network)
+            if watch is None or not watch.is_unchanged():
+                watch = self._watches[network] = _Watch(network)
+            return watch
 
-        Without a graph while gradients are recorded.
+    def run(
+        self, graphed: _Graphed, inputs: dict[str, torch.Tensor], compute: Pass, setting: Hashable = None
+    ) -> torch.Tensor:
+        """A pass of a network, captured if it is a new one; the output belongs to the caller.
+
+        Without a graph while gradients are recorded. What a UNet's pass makes of weights and text alone is made once
+        for as long as `graphed` and the text are the same.
 
         Args:
-            network (`nn.Module`): The network.
+            graphed (`GraphedUNet` or `GraphedTextEncoder`): The network.
             inputs (`dict[str, torch.Tensor]`): What it is called with.
             compute (`Callable`): What calls it with them, and returns its output.
             setting (`Hashable`, *optional*): What the pass depends on besides.
-            owner (*optional*): What a UNet's pass makes of weights and text alone is made once for an owner, as long as
-                the text stays the same.
         """
+        network = graphed.network
         if torch.is_grad_enabled():
             return compute(network, inputs)
         with self._lock:
-            key = self._key(network, inputs, setting)
+            key = self._key(graphed, inputs, setting)
             if key not in self._graphs:
                 self._recorder.take_turn(network.device)
                 self._graphs[key] = self._capture(network, inputs, compute)
@@ -178,18 +182,16 @@ class CUDAGraphs:
             graph = self._graphs[key]
             if graph is not None:
                 self._recorder.take_turn(network.device)
-                return graph.replay(inputs, owner)
+                return graph.replay(inputs, graphed)
         return compute(network, inputs)
 
-    def _key(self, network: Network, inputs: dict[str, torch.Tensor], setting: Hashable) -> Hashable:
+    @staticmethod
+    def _key(graphed: _Graphed, inputs: dict[str, torch.Tensor], setting: Hashable) -> Hashable:
         """All that a captured pass depends on and does not read anew from the same place."""
         shapes = tuple((name, value.shape, value.dtype) for name, value in inputs.items())
-        device = network.device.type
+        device = graphed.network.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        watch = self._watches.get(network)
-        if watch is None or not watch.is_unchanged():
-            watch = self._watches[network] = _Watch(network)
-        return weakref.ref(network), network.training, shapes, autocast, setting, watch.state
+        return weakref.ref(graphed.network), graphed.network.training, shapes, autocast, setting, graphed.watch.state
 
     def _capture(self, network: Network, inputs: dict[str, torch.Tensor], compute: Pass) -> _Graph | None:
         # Tensors of inference mode could not be written to outside of it. What autocast casts and keeps would be read
@@ -244,27 +246,33 @@ def _fused(network: Network, inputs: dict[str, torch.Tensor], compute: Pass) -> 
     return network
 
 
-class GraphedUNet:
-    """A UNet whose passes are replayed by [`CUDAGraphs`]; it is called as the UNet is.
+class _Graphed:
+    """A network as it is now, whose passes are replayed by [`CUDAGraphs`].
 
     Args:
-        unet ([`GLIDEUNet2DConditionModel`]): The UNet.
+        network (`nn.Module`): A UNet or a text encoder.
         graphs ([`CUDAGraphs`]): Where its graphs are kept.
     """
 
-    def __init__(self, unet: GLIDEUNet2DConditionModel, graphs: CUDAGraphs) -> None:
-        self.unet = unet
-        self.graphs = graphs
+    def __init__(self, network: Network, graphs: CUDAGraphs) -> None:
+        self.network, self.graphs = network, graphs
+        self.watch = graphs.watch(network)
+        # Graphs read the weights where they lie: these stay, even if the network is moved between two passes.
+        self._weights = [tensor.data for tensor in self.watch.tensors]
+
+
+class GraphedUNet(_Graphed):
+    """A UNet whose passes are replayed; it is called as the UNet is."""
 
     @property
     def config(self) -> Any:
-        """Of the UNet."""
-        return self.unet.config
+        """The UNet's config."""
+        return self.network.config
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the UNet."""
-        return self.unet.dtype
+        """The UNet's dtype."""
+        return self.network.dtype
 
     def __call__(
         self,
@@ -279,26 +287,17 @@ class GraphedUNet:
         """
         inputs = {"sample": sample, "timestep": timestep, **inputs}
         if set(cross_attention_kwargs or {}) - {"scale"}:
-            return self.unet(**inputs, cross_attention_kwargs=cross_attention_kwargs)
+            return self.network(**inputs, cross_attention_kwargs=cross_attention_kwargs)
         scale = (cross_attention_kwargs or {}).get("scale")
 
         def compute(unet: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
             return unet(**inputs, cross_attention_kwargs=cross_attention_kwargs).sample
 
-        return UNet2DConditionOutput(self.graphs.run(self.unet, inputs, compute, scale, owner=self))
+        return UNet2DConditionOutput(self.graphs.run(self, inputs, compute, scale))
 
 
-class GraphedTextEncoder:
-    """A text encoder whose passes are replayed by [`CUDAGraphs`]; it is called with a tokenizer's tensors.
-
-    Args:
-        text_encoder ([`GLIDETextEncoder`]): The text encoder.
-        graphs ([`CUDAGraphs`]): Where its graphs are kept.
-    """
-
-    def __init__(self, text_encoder: GLIDETextEncoder, graphs: CUDAGraphs) -> None:
-        self.text_encoder = text_encoder
-        self.graphs = graphs
+class GraphedTextEncoder(_Graphed):
+    """A text encoder whose passes are replayed; it is called with a tokenizer's tensors."""
 
     def __call__(self, **tokens: torch.Tensor) -> BaseModelOutput:
         """As the text encoder's own `forward`, for tensors only."""
@@ -306,7 +305,7 @@ class GraphedTextEncoder:
         def compute(text_encoder: Any, tokens: dict[str, torch.Tensor]) -> torch.Tensor:
             return text_encoder(**tokens).last_hidden_state
 
-        return BaseModelOutput(last_hidden_state=self.graphs.run(self.text_encoder, dict(tokens), compute))
+        return BaseModelOutput(last_hidden_state=self.graphs.run(self, dict(tokens), compute))
 
 
 class _Graph:
@@ -325,22 +324,19 @@ class _Graph:
         self._prepare = prepare
         self._output = output
         self._compute = compute
-        self._written: dict[str, tuple[torch.Tensor, int]] = {}
-        self._prepared_for: Callable[[], object] | None = None
+        # Text and conditions are the same tensors for a whole run; only what its run has written counts.
+        self._written: dict[str, torch.Tensor] = {}
+        self._written_for: Callable[[], _Graphed | None] | None = None
 
-    def replay(self, inputs: dict[str, torch.Tensor], owner: object) -> torch.Tensor:
-        is_prepared = self._prepared_for is not None and self._prepared_for() is owner
+    def replay(self, inputs: dict[str, torch.Tensor], graphed: _Graphed) -> torch.Tensor:
+        if self._written_for is None or self._written_for() is not graphed:
+            self._written, self._written_for = {}, weakref.ref(graphed)
         for name, value in inputs.items():
-            # Text and conditions stay as they are for a whole run. (Tensors of inference mode have no version.)
-            version = -1 if value.is_inference() else value._version
-            written, written_version = self._written.get(name, (None, -1))
-            if written is not value or version < 0 or version != written_version:
+            if self._written.get(name) is not value:
                 self._buffers[name].copy_(value)
-                self._written[name] = value, version
-                is_prepared = is_prepared and name != TEXT
-        if self._prepare is not None and not is_prepared:
-            self._prepare()
-            self._prepared_for = None if owner is None else weakref.ref(owner)
+                self._written[name] = value
+                if name == TEXT and self._prepare is not None:
+                    self._prepare()
         self._compute()
         return self._output.clone()
 
@@ -357,21 +353,21 @@ class _Watch:
             for part in (module._modules, module._parameters, module._buffers, *_hooks(module))
         ]
         self._parts, self._empty_parts = [part for part in parts if part], [part for part in parts if not part]
-        self._tensors = [*network.parameters(), *network.buffers()]
+        self.tensors = [*network.parameters(), *network.buffers()]
         self._attentions = [module for module in modules if isinstance(module, Attention)]
         self._adapted = [module for module in modules if "scaling" in module.__dict__]  # of a LoRA
         self._seen = self._look()
         hooks = tuple(hook for module in network.modules() for part in _hooks(module) for hook in part.values())
-        layouts = tuple((tensor.dtype, tensor.stride()) for tensor in self._tensors)
+        layouts = tuple((tensor.dtype, tensor.stride()) for tensor in self.tensors)
         self.state = _Hashed((*self._seen[1:], layouts, tuple(map(type, modules)), hooks))
 
     def is_unchanged(self) -> bool:
-        """Whether nothing was exchanged since. It is asked at every pass, and must be quick."""
+        """Whether nothing was exchanged since."""
         return self._look() == self._seen
 
     def _look(self) -> tuple[Any, ...]:
         objects = [id(value) for part in self._parts for value in part.values()]
-        places = tuple([tensor.data_ptr() or id(tensor) for tensor in self._tensors])  # a quantized one tells none
+        places = tuple([tensor.data_ptr() or id(tensor) for tensor in self.tensors])  # a quantized one tells none
         training = tuple([module.training for module in self._modules])
         processors = tuple(attention.processor for attention in self._attentions)
         adapters = tuple(

@@ -204,7 +204,7 @@ class GLIDEScheduler(DDPMScheduler):
             else:
                 super().set_timesteps(num_inference_steps)
                 # Trailing, diffusers takes a timestep -1 too many for some numbers (61, for one): rounding.
-                kept = self.timesteps.tolist()[:num_inference_steps]
+                kept = check_timesteps(self.timesteps[:num_inference_steps], total)
         if trained is not None and kept != list(trained):
             logger.warning(
                 f"The model was distilled for {len(trained)} steps, at the timesteps {list(trained)}; it was never "

@@ -132,14 +132,17 @@ def test_only_a_part_of_the_steps_is_guided(pipe, monkeypatch):
 
 
 def test_a_callback_may_change_the_scale(pipe, monkeypatch):
-    assert tiny_clip_pipeline(upsampler=False).clip_guidance_scale is None  # before the first call
+    scales = []
 
     def stop(pipe, step, timestep, tensors):
+        scales.append(pipe.clip_guidance_scale)
         pipe._clip_guidance_scale = 0.0
         return tensors
 
-    assert len(seen(pipe, monkeypatch, num_inference_steps=4, callback_on_step_end=stop)) == 1
-    assert pipe.clip_guidance_scale == 0.0
+    scale = {"clip_guidance_scale": 2.0}
+    assert len(seen(pipe, monkeypatch, num_inference_steps=4, callback_on_step_end=stop, **scale)) == 1
+    assert scales == [2.0, 0.0, 0.0, 0.0]
+    assert pipe.clip_guidance_scale is None  # no call runs
 
 
 # -- what it looks for ------------------------------------------------------------------------------------------------

@@ -460,6 +460,17 @@ def test_an_interval_guider_saves_passes(base_only):
     assert batches == [1, 2, 2, 1]
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, True), ({"guidance_scale": 1.0}, False), ({"guidance_scale": 1.0, "guider": ClassifierFreeGuidance()}, True)],
+)
+def test_a_callback_knows_whether_the_call_is_guided(base_only, given, expected):
+    seen = []
+    keep = lambda pipe, step, timestep, tensors: seen.append(pipe.do_classifier_free_guidance) or {}  # noqa: E731
+    draw(base_only, **given, num_inference_steps=2, callback_on_step_end=keep)
+    assert seen == [expected] * 2
+
+
 def test_a_guider_that_hooks_transformer_layers_is_refused(base_only):
     with pytest.raises(ValueError, match=r"`guider` must only combine .* SkipLayerGuidance"):
         draw(base_only, guider=SkipLayerGuidance(skip_layer_guidance_layers=[0]))

@@ -1,6 +1,8 @@
 """Calls that run at the same time: what belongs to a call travels with the call."""
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -43,6 +45,17 @@ def jobs():
         lambda: inpaint(**tiny_call(num_inference_steps=3, image=IMAGE, mask_image=MASK, num_resample=2)),
         lambda: enlarge(**tiny_call(super_res_num_inference_steps=None, num_inference_steps=4, image=SMALL)),
     ]
+
+
+def test_a_call_that_is_over_keeps_nothing_of_what_steered_it():
+    def call(pipe):
+        steer = lambda x_t, timestep: torch.zeros_like(x_t).to(pipe.device)  # noqa: E731
+        pipe(**tiny_call(num_inference_steps=1, cond_fn=steer))
+        return weakref.ref(pipe.unet)
+
+    unet = call(quiet(tiny_pipeline(upsampler=False)))
+    gc.collect()
+    assert unet() is None
 
 
 def test_threads_share_pipelines_and_components(jobs):

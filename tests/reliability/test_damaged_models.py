@@ -108,6 +108,12 @@ def test_an_unknown_tensor(saved, part):
     refuses(part, saved / part, "'extra' is unknown to the model")
 
 
+@pytest.mark.parametrize("name", ["text_model.final_layer_norm.weigth", "vision_model.extra", "logit_scale.extra"])
+def test_an_unknown_tensor_in_a_tower_of_clip(saved, name):
+    damage(saved / "clip_model", lambda tensors: tensors.update({name: torch.zeros(1)}))
+    refuses("clip_model", saved / "clip_model", f"'{name}' is unknown to the model")
+
+
 def test_a_tensor_of_another_shape(saved, part):
     name = a_tensor(saved / part)
     damage(saved / part, lambda tensors: tensors.update({name: tensors[name].repeat_interleave(2, 0)}))

@@ -162,10 +162,12 @@ def test_each_stage_is_captured_once_and_replayed_at_every_step(graphed, recorde
     assert (recorder.captured, recorder.replays["pass"]) == (2, 8)
 
 
-def test_what_the_text_alone_decides_is_computed_once_a_call(graphed, recorder):
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_the_text_alone_decides_is_computed_once_a_call(mode, graphed, recorder):
     pipe = graphed(tiny_pipeline())
     for calls in (1, 2, 3):
-        sample(pipe, recorder, num_inference_steps=5)
+        with mode():
+            sample(pipe, recorder, num_inference_steps=5)
         # Of the two stages. Each is also run once when it is captured.
         assert recorder.replays["preparation"] == 2 + 2 * calls
 
@@ -210,7 +212,7 @@ def test_what_stays_the_same_is_written_once(device, recorder):
         with CountCopies():
             run(noise(device, 32), timestep(device, 8), encoder_hidden_states=text, low_res=low_res)
             assert copies == [(1, 3, 32, 32), ()]
-            low_res.zero_()
+            low_res = torch.zeros_like(low_res)
             run(noise(device, 32), timestep(device, 7), encoder_hidden_states=text, low_res=low_res)
     assert copies[2:] == [(1, 3, 32, 32), (), (1, 3, 8, 8)]
 

@@ -277,6 +277,13 @@ def test_trailing_takes_no_step_too_many():
     assert built.timesteps.tolist() == stock.timesteps.tolist()[:61]
 
 
+@pytest.mark.parametrize(("offset", "count"), [(5, 1000), (-1, 10)])
+def test_an_offset_that_leaves_the_training_steps_is_an_error(offset, count):
+    scheduler = GLIDEDDPMScheduler(timestep_spacing="leading", steps_offset=offset)
+    with pytest.raises(ValueError, match="`timesteps` must lie between 0 and 999"):
+        scheduler.set_timesteps(count)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
