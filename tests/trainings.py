@@ -90,13 +90,15 @@ def launch(processes, arguments, path=ROOT / "examples" / "train_text_to_image.p
 
 
 def make_config(output_dir, **changes):
+    steps = changes.get("max_train_steps", 4)
     arguments = {
         "output_dir": str(output_dir),
         "seed": 0,
-        "max_train_steps": 4,
+        "max_train_steps": steps,
         "train_batch_size": 2,
         "gradient_accumulation_steps": 1,
-        "learning_rate": LearningRate(1e-3, 4, 1, "linear"),
+        # No decay: runs that are to go on later end early.
+        "learning_rate": LearningRate(1e-3, steps, 1),
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,
         "adam_weight_decay": 0.01,

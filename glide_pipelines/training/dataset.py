@@ -74,7 +74,7 @@ class TextToImageDataset(SourceDataset):
     ) -> None:
         if not 0 <= proportion_empty_prompts <= 1:
             raise ValueError(f"`proportion_empty_prompts` must lie between 0 and 1, got {proportion_empty_prompts}.")
-        if noise_offset < 0:
+        if not noise_offset >= 0:
             raise ValueError(f"`noise_offset` must be at least 0, got {noise_offset}.")
         super().__init__(source, tokenizer, seed)
         self.weighting = weighting

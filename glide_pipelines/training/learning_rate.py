@@ -36,8 +36,8 @@ class LearningRate:
     decay_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.peak <= 0:
-            raise ValueError(f"`learning_rate` must be above 0, got {self.peak}.")
+        if not 0 < self.peak < math.inf:
+            raise ValueError(f"`learning_rate` must be above 0 and finite, got {self.peak}.")
         if self.max_train_steps < 1:
             raise ValueError(f"`max_train_steps` must be at least 1, got {self.max_train_steps}.")
         if self.warmup_steps < 0:

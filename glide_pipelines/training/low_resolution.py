@@ -48,7 +48,7 @@ class LowResolution:
                 f"`crop_size` must be a multiple of {factor} and at most {self.resolution}, got {self.crop_size}."
             )
         for name in ("low_res_blur", "low_res_noise"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ..files import atomic_file
 from .sharding import from_local, gather, local, scatter
 
 
+logger = logging.getLogger(__name__)
 # The widths that are tracked, of which all others are made (section 3.2).
 SIGMA_RELS = (0.05, 0.10)
 
@@ -69,6 +71,22 @@ class PowerAverages:
             save_file(tensors, temporary)
 
 
+def delete_snapshots_after(folder: Path, step: int) -> None:
+    """Delete the snapshots of later steps: the run that made them left no checkpoint after `step`, from where another
+    may go on."""
+    later = [path for number, path in _snapshots(folder).items() if number > step]
+    if later:
+        logger.warning(f"{len(later)} snapshots after step {step} in {folder} have no checkpoint, and are deleted.")
+    for path in later:
+        path.unlink()
+
+
+def _snapshots(folder: str | Path) -> dict[int, Path]:
+    """The files of a folder by step, the earliest first."""
+    paths = Path(folder).glob("step-*.safetensors")
+    return dict(sorted((int(path.stem.removeprefix("step-")), path) for path in paths))
+
+
 def exponent(sigma_rel: float) -> float:
     """gamma of the average whose standard deviation is `sigma_rel` times the length of the run: the positive root of
     sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (equation 3).
@@ -97,8 +115,7 @@ def reconstruct(folder: str | Path, sigma_rel: float, step: int | None = None) -
         ValueError: if the width is out of its range, or there is no snapshot, of `step` at least.
     """
     gamma = exponent(sigma_rel)
-    steps = {int(path.stem.removeprefix("step-")): path for path in Path(folder).glob("step-*.safetensors")}
-    steps = {number: path for number, path in sorted(steps.items()) if step is None or number <= step}
+    steps = {number: path for number, path in _snapshots(folder).items() if step is None or number <= step}
     if not steps:
         raise ValueError(f"`ema_sigma_rel` needs snapshots of the averages, and there is none in {folder}.")
     if step is not None and step not in steps:

@@ -31,6 +31,8 @@ from .sources import Examples
 TRAIN, HELD_OUT = "train", "held_out"
 MAX_PIXELS = 178_956_970  # twice Pillow's `Image.MAX_IMAGE_PIXELS`, where it takes an image for a bomb
 
+_USUAL_ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg"}  # the latter is a camera's JPEG, with more images after the first
+
 
 class Problem(NamedTuple):
     """What is wrong with an example: its number and name, one of `unreadable`, `too large`, `too small`, `no caption`,
@@ -245,11 +247,20 @@ class _Check(Dataset[tuple[int, "_Checked | Problem"]]):
             raise _Fault("too large", f"{size[0]} x {size[1]} pixels, `max_pixels` is {self.max_pixels}")
         if min(size) < self.min_size:
             raise _Fault("too small", f"{size[0]} x {size[1]} pixels, `min_size` is {self.min_size}")
-        return size, min(ending for ending, name in Image.registered_extensions().items() if name == kind)
+        return size, _ending(str(kind))
 
 
 class _Fault(Exception):
     """The kind of a problem, and the particulars."""
+
+
+def _ending(kind: str) -> str:
+    """The usual ending of files of one of Pillow's kinds."""
+    known = [ending for ending, name in Image.registered_extensions().items() if name == kind]
+    if not known:
+        raise _Fault("unreadable", f"a file of Pillow's kind {kind} has no usual ending")
+    own = f".{kind.lower()}"
+    return _USUAL_ENDINGS.get(kind) or (own if own in known else known[0])
 
 
 def _file(value: Any) -> bytes:

@@ -26,7 +26,7 @@ from .loader import make_loader
 from .log import TrainingLog
 from .moving_average import MovingAverage, copy_to
 from .optimizers import averaging_point, make_optimizer
-from .power_averages import PowerAverages, exponent, reconstruct
+from .power_averages import PowerAverages, delete_snapshots_after, exponent, reconstruct
 from .run_state import RunState, random_state
 from .sharding import check_sharding, sharded_copy, whole
 
@@ -38,7 +38,7 @@ class TrainingConfig:
     Args:
         output_dir (`str`): Where the log and the checkpoints go.
         max_train_steps (`int`): Steps in all, those before a resumption included.
-        learning_rate ([`LearningRate`]): The rate of each step.
+        learning_rate ([`LearningRate`]): The rate of each step, of a run of as many.
         seed (`int`, defaults to 0): Of everything random in the run.
         train_batch_size (`int`, defaults to 16): Examples per process and micro batch.
         gradient_accumulation_steps (`int`, defaults to 1): Micro batches per step.
@@ -108,15 +108,20 @@ class TrainingConfig:
             "validation_metrics_steps",
             "post_hoc_ema_steps",
         ):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
         if self.skip_bad_images < 0:
             raise ValueError(f"`skip_bad_images` must be at least 0, got {self.skip_bad_images}.")
         decays = self.ema_decays
         if not decays or len(set(decays)) < len(decays) or not all(0 <= decay < 1 for decay in decays):
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, and no two alike, got {self.ema_decay}.")
-        if self.max_grad_norm <= 0:
+        if not self.max_grad_norm > 0:
             raise ValueError(f"`max_grad_norm` must be above 0, got {self.max_grad_norm}.")
+        if self.learning_rate.max_train_steps != self.max_train_steps:
+            raise ValueError(
+                f"`max_train_steps` must be that of the learning rate, {self.learning_rate.max_train_steps}, got "
+                f"{self.max_train_steps}."
+            )
 
     @property
     def ema_decays(self) -> tuple[float, ...]:
@@ -237,7 +242,7 @@ def train(
         bare_model = accelerator.unwrap_model(trained)
         parameters = _named(bare_model, names)
         averages = [MovingAverage(model, parameters, decay) for decay in config.ema_decays]
-        snapshot_steps = config.post_hoc_ema_steps or 0
+        snapshot_steps, snapshots = config.post_hoc_ema_steps or 0, Path(config.output_dir) / "averages"
         powers = PowerAverages(parameters) if snapshot_steps else None
         state = RunState(accelerator, bare_model, parameters, bare_optimizer, averages, powers)
         progress = _Progress(config.seed, getattr(dataset, "fingerprint", None), settings)
@@ -247,10 +252,12 @@ def train(
                 progress.load(state.load(path), config.max_train_steps)
         if progress.step < config.max_train_steps:
             check_none_later(config.output_dir, progress.step)
+            if powers is not None and accelerator.is_main_process:
+                delete_snapshots_after(snapshots, progress.step)
 
         trained.train()
         global_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-        path, snapshots = Path(config.output_dir) / "log.jsonl", Path(config.output_dir) / "averages"
+        path = Path(config.output_dir) / "log.jsonl"
         log = TrainingLog(
             accelerator, path, num_train_timesteps, progress.step, config.max_train_steps, images_per_step=global_batch
         )

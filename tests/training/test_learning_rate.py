@@ -40,6 +40,8 @@ def test_the_end_can_be_moved():
     ("change", "name"),
     [
         ({"peak": 0.0}, "learning_rate"),
+        ({"peak": float("nan")}, "learning_rate"),
+        ({"peak": float("inf")}, "learning_rate"),
         ({"max_train_steps": 0}, "max_train_steps"),
         ({"warmup_steps": -1}, "lr_warmup_steps"),
         ({"decay": "step"}, "lr_scheduler"),

@@ -1,6 +1,7 @@
 """The small image that an upsampler is trained on."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -30,3 +31,10 @@ def test_low_resolution_is_corrupted_in_8_bit():
         for seed in range(5)
     ]
     assert max(values) > 2
+
+
+@pytest.mark.parametrize("name", ["low_res_blur", "low_res_noise"])
+@pytest.mark.parametrize("value", [-0.1, float("nan")])
+def test_values_out_of_range_are_named(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 0"):
+        LowResolution(32, 8, **{name: value})

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,26 @@ def test_a_run_keeps_them_and_its_width_is_chosen_at_the_end(tmp_path):
     for model, width in ((narrow, "0.05"), (wide, "0.1")):
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.detach(), one[f"{width}/{name}"], atol=1e-5, rtol=1e-4)
+
+
+def test_snapshots_of_a_run_that_left_no_checkpoint_are_not_mixed_in(tmp_path, caplog):
+    config = {"post_hoc_ema_steps": 1, "checkpointing_steps": 2}
+    run(make_config(tmp_path / "killed", **config, seed=1))
+    run(make_config(tmp_path / "clean", **config))
+    for step in (2, 4):
+        shutil.rmtree(tmp_path / "killed" / f"checkpoint-{step}")
+    run(make_config(tmp_path / "killed", **config | {"post_hoc_ema_steps": 2}))
+    assert "4 snapshots after step 0 in" in caplog.text
+    names = sorted(path.name for path in (tmp_path / "killed" / "averages").iterdir())
+    assert names == ["step-00000002.safetensors", "step-00000004.safetensors"]
+    # Those up to the checkpoint belong to the run that goes on, and a run that is only exported loses none.
+    shutil.rmtree(tmp_path / "clean" / "checkpoint-4")
+    again = {"resume_from_checkpoint": "latest", **config}
+    run(make_config(tmp_path / "clean", **again | {"max_train_steps": 2}))
+    assert len(list((tmp_path / "clean" / "averages").iterdir())) == 4
+    run(make_config(tmp_path / "clean", **again | {"post_hoc_ema_steps": 2}))
+    names = sorted(path.name for path in (tmp_path / "clean" / "averages").iterdir())
+    assert names == [f"step-0000000{step}.safetensors" for step in (1, 2, 4)]
 
 
 @pytest.mark.parametrize("sigma_rel", [0, 0.3])

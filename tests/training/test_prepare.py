@@ -1,7 +1,9 @@
 """Data of people, checked and written as shards."""
 
+import io
 import json
 import shutil
+import tarfile
 
 import pytest
 from image_files import bomb, noise, noise_folder, png
@@ -91,6 +93,19 @@ def test_an_image_is_held_out_with_all_its_captions_and_stays_there(tmp_path, mo
     shutil.rmtree(tmp_path / "out")
     prepare_data(examples(folder), tmp_path / "out", held_out=0.4, num_workers=0)
     assert numbers("held_out") == {number for number in held_out if number < 30}
+
+
+def test_files_keep_their_usual_endings(tmp_path):
+    folder = noise_folder(tmp_path / "images", 5)
+    for number, kind in enumerate(("PNG", "JPEG", "MPO", "WEBP")):
+        Image.open(io.BytesIO(png(noise()))).convert("RGB").save(folder / f"{number}.png", kind)
+    (folder / "4.png").write_bytes(b"P7 332\n#END_OF_COMMENTS\n4 4 255\n" + bytes(range(16)))  # an XV thumbnail
+    report = prepare_data(examples(folder), tmp_path / "out", num_workers=0)
+    with tarfile.open(tmp_path / "out/train/000000.tar") as shard:
+        endings = sorted(name.partition(".")[2] for name in shard.getnames() if not name.endswith(".txt"))
+    assert endings == ["jpg", "jpg", "png", "webp"]
+    [problem] = report.problems
+    assert problem[:1] + problem[2:] == (4, "unreadable", "a file of Pillow's kind XVThumb has no usual ending")
 
 
 def test_the_command(folder, tmp_path, capsys):

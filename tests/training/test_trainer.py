@@ -235,6 +235,9 @@ def test_sharding_is_refused_where_it_would_be_left_out_in_silence(tmp_path, mon
         {"ema_decay": (0.9, 0.9)},
         {"ema_decay": ()},
         {"max_grad_norm": 0.0},
+        {"max_grad_norm": float("nan")},
+        {"checkpointing_minutes": float("nan")},
+        {"max_train_steps": 99, "learning_rate": LearningRate(1e-3, 1)},
     ],
 )
 def test_values_out_of_range_are_named(change):
