@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> None:
     """Check, write, and print what was found."""
     from transformers import AutoTokenizer
 
-    from glide_pipelines.training import TarShards, expand_shards, prepare_data
-    from glide_pipelines.training.sources import DatasetExamples, Examples
+    from glide_pipelines.training import DatasetExamples, TarShards, expand_shards, prepare_data
+    from glide_pipelines.training.sources import Examples
 
     examples: Examples
     if args.train_shards is not None:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:  # importing these takes seconds
     from peft import LoraConfig
     from transformers import PreTrainedTokenizerBase
 
+    from glide_pipelines.datasets import DatasetExamples
     from glide_pipelines.training import TarShards, TimestepWeighting, TrainingConfig
-    from glide_pipelines.training.sources import Examples, Source
+    from glide_pipelines.training.sources import Source
 
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -264,11 +265,10 @@ def load_rows(
 
 @dataclass
 class TrainingData:
-    """The images and captions that the options name: a dataset's, those of `shards`, or else of the shapes world."""
+    """The images and captions that the options name: a dataset's, those of shards, or else of the shapes world."""
 
     args: argparse.Namespace
-    rows: datasets.Dataset | None
-    shards: TarShards | None = None
+    examples: DatasetExamples | TarShards | None
 
     @classmethod
     def load(cls, args: argparse.Namespace) -> TrainingData:
@@ -276,7 +276,7 @@ class TrainingData:
 
         Raises:
             ImportError: if `datasets` is not installed.
-            ValueError: if there is no such folder, column or caption.
+            ValueError: if there is no such folder or column.
         """
         if args.dataset_name == SHAPES:
             return cls(args, None)
@@ -286,32 +286,24 @@ class TrainingData:
             shards = TarShards(expand_shards(args.train_shards), args.caption_column)
             if args.max_train_samples is not None:
                 shards = shards.sample(args.max_train_samples, args.seed)
-            return cls(args, None, shards)
-        from glide_pipelines.datasets import check_captions, image_names
+            return cls(args, shards)
+        from glide_pipelines.datasets import DatasetExamples
 
         rows = load_rows(args, args.dataset_name)
         if args.max_train_samples is not None:
             rows = rows.shuffle(seed=args.seed).select(range(min(args.max_train_samples, len(rows))))
-        check_captions(rows[args.caption_column][:], args.caption_column, image_names(rows, args.image_column))
-        return cls(args, rows)
+        return cls(args, DatasetExamples(rows, args.image_column, args.caption_column))
 
     @property
     def name(self) -> str:
         """For people to read."""
-        if self.shards is not None:
-            return f"{len(self.shards.urls)} tar shards"
-        return (
-            "the shapes world" if self.rows is None else self.args.dataset_name or Path(self.args.train_data_dir).name
-        )
+        if self.examples is None:
+            return "the shapes world"
+        from glide_pipelines.training import TarShards
 
-    @property
-    def examples(self) -> Examples | None:
-        """Images and captions as they are stored; None for the shapes world."""
-        from glide_pipelines.training.sources import DatasetExamples
-
-        if self.rows is None:
-            return self.shards
-        return DatasetExamples(self.rows, self.args.image_column, self.args.caption_column)
+        if isinstance(self.examples, TarShards):
+            return f"{len(self.examples.urls)} tar shards"
+        return self.args.dataset_name or Path(self.args.train_data_dir).name
 
     @property
     def num_images(self) -> int | None:
@@ -330,21 +322,18 @@ class TrainingData:
     def source(self, resolution: int) -> Source:
         """The examples, as images of this width and height."""
         args = self.args
-        crops = {"center_crop": args.center_crop, "random_flip": args.random_flip}
-        skip = args.skip_bad_images
-        if self.shards is not None:
-            from glide_pipelines.training import ShardSource
-
-            buffer = {} if args.shuffle_buffer is None else {"shuffle_buffer": args.shuffle_buffer}
-            return ShardSource(self.shards, resolution, args.seed, **buffer, **crops, skip_bad_images=skip)
-        if self.rows is None:
+        if self.examples is None:
             from glide_pipelines.shapes import ShapesSource
 
             return ShapesSource(resolution, args.seed, args.proportion_full_captions, args.num_objects_shares)
-        from glide_pipelines.training import DatasetSource
+        from glide_pipelines.training import DatasetSource, ShardSource, TarShards
 
-        columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-        return DatasetSource(self.rows, resolution, args.seed, **columns, **crops, skip_bad_images=skip)
+        options = {name: getattr(args, name) for name in ("center_crop", "random_flip", "skip_bad_images")}
+        if not isinstance(self.examples, TarShards):
+            return DatasetSource(self.examples, resolution, args.seed, **options)
+        if args.shuffle_buffer is not None:
+            options["shuffle_buffer"] = args.shuffle_buffer
+        return ShardSource(self.examples, resolution, args.seed, **options)
 
     def new_tokenizer(self, accelerator: Accelerator, context: int) -> PreTrainedTokenizerBase:
         """The tokenizer of `OUTPUT_DIR/tokenizer`, which is trained on the captions unless it is there already.
@@ -365,6 +354,7 @@ class TrainingData:
         if self.examples is None:
             size = shapes.train_tokenizer(folder, model_max_length=context)
         else:
+            self.examples.check_captions()  # before the source does: the next run would find the tokenizer
             size = models.train_tokenizer(folder, iterate_captions(self.examples), model_max_length=context)
         accelerator.print(
             f"Trained a byte-level BPE tokenizer of {size} entries on the captions of {self.name}: {folder}. "

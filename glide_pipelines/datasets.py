@@ -9,6 +9,7 @@ import logging
 import os
 import unicodedata
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -377,6 +378,57 @@ def check_captions(values: Sequence[object], caption_column: str, names: Sequenc
             f"`caption_column` {caption_column!r} must hold a caption for every image, got none in "
             f"{len(missing)} of {len(values)} rows: {first_few(rows)}."
         )
+
+
+class DatasetExamples:
+    """The rows of a `datasets` dataset.
+
+    Args:
+        rows (`datasets.Dataset`): See [`load_captioned_rows`].
+        image_column, caption_column (`str`): Columns of the dataset.
+
+    Raises:
+        ValueError: if there is no such column, or no row.
+    """
+
+    def __init__(self, rows: datasets.Dataset, image_column: str = "image", caption_column: str = "text") -> None:
+        check_rows(rows, image_column, caption_column)
+        self.rows = undecoded(rows, image_column).select_columns([image_column, caption_column])
+        self.captions = rows.select_columns([caption_column])
+        self.columns = sorted(rows.column_names)
+        self.image_column, self.caption_column = image_column, caption_column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        row = self.rows[number]
+        return row[self.image_column], row[self.caption_column]
+
+    def caption(self, number: int) -> Any:
+        """The caption or captions of a row."""
+        return self.captions[number][self.caption_column]
+
+    def check_captions(self) -> None:
+        """Refuse rows without a caption: see [`check_captions`].
+
+        Raises:
+            ValueError: naming the first of them.
+        """
+        names = image_names(self.rows, self.image_column)
+        check_captions(self.captions[self.caption_column][:], self.caption_column, names)
+
+    def name(self, number: int) -> str:
+        """A row by its number and, if there is one, its file."""
+        value = self.rows[number][self.image_column]
+        path = value.get("path") if isinstance(value, dict) else value
+        return f"row {number}" + (f" ({path})" if isinstance(path, str) else "")
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """The number of rows, the columns, and a hash of file names and captions."""
+        names = image_names(self.rows, self.image_column)
+        return dataset_fingerprint(names, self.captions[self.caption_column][:], self.columns)
 
 
 def first_few(items: Sequence[Any]) -> str:

@@ -1,5 +1,6 @@
 """Training of every part of GLIDE: losses, data, and the loop that they share."""
 
+from ..datasets import DatasetExamples
 from .contrastive import noised_clip_loss
 from .dataset import TextToImageDataset
 from .distillation import Distillation
@@ -13,7 +14,7 @@ from .new_models import new_noised_clip, new_stage, new_text_encoder, prepare_to
 from .pipeline_parts import PipelineParts
 from .prepare import DataReport, prepare_data
 from .shards import ShardWriter, TarShards, expand_shards
-from .sources import DatasetExamples, DatasetSource, ShardSource
+from .sources import DatasetSource, ShardSource
 from .text_to_image import text_to_image_loss, train_stage
 from .timesteps import TimestepWeighting
 from .trainer import TrainingConfig, train

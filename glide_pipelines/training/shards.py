@@ -24,7 +24,7 @@ from huggingface_hub import constants
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..datasets import first_few
+from ..datasets import captions_of, first_few
 from ..files import atomic_file
 from .randomness import random_stream
 
@@ -149,9 +149,13 @@ class TarShards:
 
     def caption(self, number: int) -> Any:
         """The caption or captions alone."""
+        return self._parse(number, *self._stored_caption(number))
+
+    def _stored_caption(self, number: int) -> tuple[int, bytes]:
+        """What kind of member the caption is, and its bytes."""
         shard, row = self._place(number)
         _, _, caption, caption_bytes, kind = self.indices[shard][row].tolist()
-        return self._parse(number, kind, self._read(shard, caption, caption + caption_bytes))
+        return kind, self._read(shard, caption, caption + caption_bytes)
 
     def _read(self, shard: int, begin: int, end: int) -> bytes:
         with _reading(self.urls[shard]):
@@ -187,7 +191,7 @@ class TarShards:
         return f"{row} of {self.urls[shard]}"
 
     def check_captions(self) -> None:
-        """Refuse shards in which images have no caption.
+        """Refuse shards in which images have no caption. Of the .json only some are read.
 
         Raises:
             ValueError: naming the first of them.
@@ -198,6 +202,13 @@ class TarShards:
             raise ValueError(
                 f"`train_shards` must hold a .txt or .json beside every image, got none for {len(missing)} of "
                 f"{len(self)}: {names}."
+            )
+        some = np.linspace(0, len(self) - 1, min(16, len(self)), dtype=np.int64).tolist()
+        if not any(captions_of(self.caption(number)) for number in some):
+            _, text = self._stored_caption(some[0])
+            raise ValueError(
+                f"`caption_column` {self.caption_column!r} must hold a caption in the .json beside each image, got "
+                f"none in that of {self.name(some[0])}: its keys are {first_few(sorted(json.loads(text)))}."
             )
 
     @cached_property

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from ..datasets import captions_of, check_captions, check_rows, dataset_fingerprint, image_names, open_image, undecoded
+from ..datasets import DatasetExamples, captions_of, open_image
 from ..images import crop_square
 from .randomness import random_stream
 from .shards import TarShards
@@ -35,6 +34,9 @@ class Examples(Protocol):
     def __len__(self) -> int:
         """How many there are."""
 
+    def check_captions(self) -> None:
+        """Refuse examples without a caption."""
+
     def __getitem__(self, number: int) -> tuple[Any, Any]:
         """What [`~glide_pipelines.datasets.open_image`] opens, and a caption or a list of them."""
 
@@ -51,54 +53,13 @@ def iterate_captions(examples: Examples, limit: int = 100_000) -> Iterator[str]:
         yield from captions_of(examples.caption(number))
 
 
-class DatasetExamples:
-    """The rows of a `datasets` dataset.
-
-    Args:
-        rows (`datasets.Dataset`): See [`~glide_pipelines.datasets.load_captioned_rows`].
-        image_column, caption_column (`str`): Columns of the dataset.
-
-    Raises:
-        ValueError: if there is no such column, or no row.
-    """
-
-    def __init__(self, rows: datasets.Dataset, image_column: str = "image", caption_column: str = "text") -> None:
-        check_rows(rows, image_column, caption_column)
-        self.rows = undecoded(rows, image_column).select_columns([image_column, caption_column])
-        self.captions = rows.select_columns([caption_column])
-        self.columns = sorted(rows.column_names)
-        self.image_column, self.caption_column = image_column, caption_column
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> tuple[Any, Any]:
-        row = self.rows[number]
-        return row[self.image_column], row[self.caption_column]
-
-    def caption(self, number: int) -> Any:
-        """The caption or captions of a row."""
-        return self.captions[number][self.caption_column]
-
-    def name(self, number: int) -> str:
-        """A row by its number and, if there is one, its file."""
-        value = self.rows[number][self.image_column]
-        path = value.get("path") if isinstance(value, dict) else value
-        return f"row {number}" + (f" ({path})" if isinstance(path, str) else "")
-
-    @cached_property
-    def fingerprint(self) -> dict[str, Any]:
-        """The number of rows, the columns, and a hash of file names and captions."""
-        names = image_names(self.rows, self.image_column)
-        return dataset_fingerprint(names, self.rows[self.caption_column][:], self.columns)
-
-
 class _ShuffledSource:
     """The examples in another order in each epoch, as square images, each with one of its captions."""
 
     def __init__(
         self, examples: Examples, resolution: int, seed: int, center_crop: bool, random_flip: bool, skip_bad_images: int
     ) -> None:
+        examples.check_captions()
         self.examples = examples
         self.fingerprint = examples.fingerprint
         self.resolution, self.seed = resolution, seed
@@ -152,11 +113,11 @@ class DatasetSource(_ShuffledSource):
     fits and then cropped, never squashed.
 
     Args:
-        rows (`datasets.Dataset`): See [`~glide_pipelines.datasets.load_captioned_rows`].
+        rows (`datasets.Dataset` or [`DatasetExamples`]): See [`~glide_pipelines.datasets.load_captioned_rows`].
         resolution (`int`): Width and height of the images that are returned, in pixels.
         seed (`int`): Decides the order.
-        image_column, caption_column (`str`): Columns of the dataset. Where the caption is a list, one is chosen at
-            random each time.
+        image_column, caption_column (`str`): Columns of the dataset; [`DatasetExamples`] know theirs. Where the caption
+            is a list, one is chosen at random each time.
         center_crop (`bool`, defaults to `False`): Crop the centre; otherwise at random.
         random_flip (`bool`, defaults to `False`): Mirror half of the images. Captions that say left or right become
             wrong.
@@ -170,7 +131,7 @@ class DatasetSource(_ShuffledSource):
 
     def __init__(
         self,
-        rows: datasets.Dataset,
+        rows: datasets.Dataset | DatasetExamples,
         resolution: int,
         seed: int,
         image_column: str = "image",
@@ -179,8 +140,7 @@ class DatasetSource(_ShuffledSource):
         random_flip: bool = False,
         skip_bad_images: int = 0,
     ) -> None:
-        examples = DatasetExamples(rows, image_column, caption_column)
-        check_captions(rows[caption_column][:], caption_column, image_names(rows, image_column))
+        examples = rows if isinstance(rows, DatasetExamples) else DatasetExamples(rows, image_column, caption_column)
         super().__init__(examples, resolution, seed, center_crop, random_flip, skip_bad_images)
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -222,7 +182,6 @@ class ShardSource(_ShuffledSource):
     ) -> None:
         if shuffle_buffer < 1:
             raise ValueError(f"`shuffle_buffer` must be at least 1, got {shuffle_buffer}.")
-        shards.check_captions()
         super().__init__(shards, resolution, seed, center_crop, random_flip, skip_bad_images)
         self.counts, self.shuffle_buffer = shards.counts, shuffle_buffer
         self._epoch: int | None = None

@@ -142,7 +142,8 @@ def test_a_run_is_resumed_to_the_bit_with_other_workers(urls, tmp_path):
     assert one["progress"] == other["progress"]
     assert all((value == other["model"][name]).all() for name, value in one["model"].items())
     with pytest.raises(ValueError, match="The dataset is not the one of the run to resume: rows 20, now 12"):
-        run(again.__class__(**vars(again) | {"max_train_steps": 6}), dataset=make_dataset(urls[:2]))
+        more = make_config(tmp_path / "parts", max_train_steps=6, resume_from_checkpoint="latest")
+        run(more, dataset=make_dataset(urls[:2]))
 
 
 def logging_loss(path, stop_after=None):
@@ -297,6 +298,23 @@ def test_shards_of_web_servers(urls, tmp_path, serve):
         TarShards([f"{wholes}/003.tar"])
     with pytest.raises(ValueError, match=r"127\.0\.0\.1:1/0\.tar cannot be read: ClientConnectorError: Cannot connect"):
         TarShards(["http://127.0.0.1:1/0.tar"])
+
+
+def test_a_key_that_no_caption_has_is_named(tmp_path):
+    members = [(f"{n}.{e}", d) for n in range(3) for e, d in (("png", red_png(n)), ("json", b'{"caption": "one"}'))]
+    write_shard(tmp_path / "0.tar", members)
+    message = r"`caption_column` 'text' must .* the \.json .*, got none in that of 0\.png of .*: its keys are caption\."
+    with pytest.raises(ValueError, match=message):
+        ShardSource(TarShards([str(tmp_path / "0.tar")]), 8, seed=0)
+    arguments = ["--train_shards", str(tmp_path / "0.tar"), "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match=message):
+        run_training("text-to-image", [*arguments, "--max_train_steps", "1"])
+    assert not list(tmp_path.glob("run/tokenizer/*"))
+    # One that lacks it is named when it is reached.
+    write_shard(tmp_path / "1.tar", [*members, ("3.png", red_png(3)), ("3.json", b"{}")])
+    source = ShardSource(TarShards([str(tmp_path / "1.tar")], "caption"), 8, seed=0)
+    with pytest.raises(ValueError, match=r"The image of 3\.png of .* cannot be read: it has no caption"):
+        [source(number, np.random.default_rng(0)) for number in range(4)]
 
 
 @pytest.mark.parametrize("pattern", ["odd://bucket/0.tar", "odd://bucket/*.tar"])
