@@ -91,9 +91,9 @@ def _check_file(path: Path) -> None:
             head = file.read(9)
     except OSError as error:
         raise ConversionError(f"the file cannot be read: {error.strerror}") from error
-    if not head.startswith((_ZIP, _PICKLE)) and not _is_safetensors(head):
+    if not _is_safetensors(head) and not head.startswith((_ZIP, _PICKLE)):
         raise ConversionError("this is not a checkpoint of PyTorch or safetensors")
-    if not head.startswith(_ZIP):
+    if _is_safetensors(head) or not head.startswith(_ZIP):
         return
     # The index of a zip file stands at its end.
     if not zipfile.is_zipfile(path):
@@ -121,7 +121,8 @@ def _check_records(records: list[zipfile.ZipInfo], size: int) -> None:
 
 
 def _is_safetensors(head: bytes) -> bool:
-    """Such a file begins with the length of a JSON object, then the object."""
+    """Such a file begins with the length of a JSON object, eight bytes that may look like any other beginning, then the
+    object; `torch.save` writes no brace there."""
     return head[8:9] == b"{"
 
 
@@ -130,7 +131,7 @@ def _load(path: Path) -> Any:
     with open(path, "rb") as file:
         head = file.read(9)
     try:
-        if _is_safetensors(head) and not head.startswith((_ZIP, _PICKLE)):
+        if _is_safetensors(head):
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(_ZIP))

@@ -73,6 +73,17 @@ def test_safetensors_of_any_ending(tmp_path, name, ending):
     assert_same(file.state_dict(), WEIGHTS)
 
 
+def test_safetensors_that_begin_like_a_pickle(tmp_path):
+    """The length of the header comes first, and so one file in 32 begins with the byte of a pickle."""
+    path = tmp_path / "file.pt"
+    for length in range(0, 256, 8):  # the header is padded to a multiple of 8
+        save_file(WEIGHTS, path, metadata={"padding": "x" * length})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    assert_same(open_checkpoint(path).state_dict(), WEIGHTS)
+
+
 @pytest.mark.parametrize(
     ("name", "level", "message"),
     [
