@@ -273,7 +273,7 @@ def _metadata(record: dict[str, Any], path: Path) -> dict[str, Any]:
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         return read_metadata(path)
-    except (MetadataError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise what they like
         raise UserError(f"--like {path}: {error}") from error
 
 

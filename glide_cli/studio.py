@@ -89,7 +89,9 @@ def open_photo(file: str | Path | BytesIO, name: str, max_pixels: int = MAX_PIXE
         raise UserError(f"{name} is no longer here: send it again.") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} has too many pixels; {max_pixels:,} in all are allowed here.") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise what they like
         raise UserError(f"{name} cannot be read as an image (PNG, JPEG, WebP, GIF, BMP or TIFF).") from error
 
 

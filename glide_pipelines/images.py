@@ -194,7 +194,7 @@ def _to_pil(name: str, image: Any, signed: bool = False) -> Image.Image:
     if isinstance(image, Image.Image):
         try:
             image = ImageOps.exif_transpose(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # a file is read only now
+        except Exception as error:  # a file is read only now, and its decoder raises what it likes
             raise ValueError(f"`{name}` cannot be read: {error}") from error
         if image.mode in ("La", "RGBa"):  # premultiplied colours, which must become plain ones first
             return image.convert(image.mode.upper())

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import pytest
+from PIL import Image, features
 
 
 def captioned_folder(folder: Path, images: Iterable[Image.Image], **captions: Iterable[Any]) -> Path:
@@ -49,3 +50,20 @@ def bomb(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = zlib.compress(bytes(100))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def damaged_exif() -> bytes:
+    """A PNG whose EXIF is cut short; Pillow raises a struct.error for it."""
+    file = io.BytesIO()
+    noise().save(file, "PNG", exif=b"Exif\0\0II*\0")
+    return file.getvalue()
+
+
+def damaged_avif() -> bytes:
+    """An AVIF whose headers are whole, and nothing else; Pillow raises a RuntimeError for its pixels."""
+    if not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    file = io.BytesIO()
+    noise().save(file, "AVIF")
+    headers, marker, pixels = file.getvalue().partition(b"mdat")
+    return headers + marker + bytes(len(pixels))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from disks import disk
 from editing import MASK, PICTURE, picture
-from image_files import bomb, png
+from image_files import bomb, damaged_exif, png
 from PIL import Image, PngImagePlugin
 from tiny import tiny_inpaint_pipeline, tiny_pipeline
 
@@ -320,6 +320,12 @@ def test_a_bad_file_is_named_and_not_decoded(data, words, tmp_path, monkeypatch)
         monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
     (tmp_path / "holiday.png").write_bytes(data)
     with pytest.raises(UserError, match=words):
+        open_photo(tmp_path / "holiday.png", "holiday.png")
+
+
+def test_whatever_a_decoder_raises_names_the_file(tmp_path):
+    (tmp_path / "holiday.png").write_bytes(damaged_exif())
+    with pytest.raises(UserError, match="holiday.png cannot be read as an image"):
         open_photo(tmp_path / "holiday.png", "holiday.png")
 
 

@@ -16,6 +16,7 @@ import diffusers
 import pytest
 import torch
 from commands import assert_user_error
+from image_files import damaged_avif
 from PIL import Image
 from tiny import tiny_inpaint_pipeline, tiny_pipeline
 
@@ -339,6 +340,7 @@ def test_fast_enlarging_takes_fast_s_steps_of_the_upsampler(glide, model, files,
         (["--image", "missing.png"], ["--image", "no file 'missing.png'"]),
         (["--image", "{text}"], ["text.txt cannot be read as an image: PNG, JPEG and WebP can"]),
         (["--image", "{image}", "--mask", "{text}"], ["text.txt cannot be read as an image"]),
+        (["--image", "{avif}"], ["photo.avif cannot be read as an image: Failed to decode"]),
         (["--image", "{image}", "--mask", "{black}"], ["`mask_image` 0 of 1 has nothing to repaint"]),
     ],
 )
@@ -346,6 +348,9 @@ def test_bad_editing_options(glide, model, files, tmp_path, options, words):
     Image.new("L", (32, 32)).save(tmp_path / "black.png")
     (tmp_path / "text.txt").write_text("not a picture")
     names = {"image": files[0], "mask": files[1], "black": tmp_path / "black.png", "text": tmp_path / "text.txt"}
+    if "{avif}" in options:
+        names["avif"] = tmp_path / "photo.avif"
+        names["avif"].write_bytes(damaged_avif())
     options = [option.format(**names) for option in options]
     assert_user_error(glide(PROMPT, "-o", tmp_path / "out.png", "--model", model, "--device", "cpu", *options), *words)
     assert not (tmp_path / "out.png").exists()

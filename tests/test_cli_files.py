@@ -12,6 +12,7 @@ import threading
 import pytest
 import torch
 from commands import assert_user_error
+from image_files import damaged_exif
 from PIL import Image, ImageChops, ImageStat
 from tiny import tiny_clip, tiny_components, tiny_inpaint_pipeline, tiny_pipeline, tiny_tokenizer
 
@@ -143,6 +144,11 @@ def test_no_metadata(new, glide):
     with Image.open("a.png") as image:
         assert image.text == {}
     assert_user_error(glide("--like", "a.png", "-o", "b.png"), "--like a.png: the image does not say how")
+
+
+def test_a_record_that_cannot_be_read_is_an_error(glide, tmp_path):
+    (tmp_path / "a.png").write_bytes(damaged_exif())
+    assert_user_error(glide("--like", tmp_path / "a.png", "-o", tmp_path / "b.png"), "a.png: unpack requires a buffer")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import damaged_avif
 from PIL import Image
 
 from glide_pipelines.images import crop_square, load_images, load_masks, pad_to, to_mask_tensor, to_tensor
@@ -35,6 +36,11 @@ def test_every_kind_of_picture_gives_the_same_result(picture):
     # Also after resizing, where diffusers treats arrays and files differently.
     expected = to_tensor([Image.fromarray(PIXELS)], (7, 5))
     assert torch.equal(to_tensor([loaded], (7, 5)), expected)
+
+
+def test_whatever_a_decoder_raises_names_the_argument():
+    with pytest.raises(ValueError, match="`photo` cannot be read: Failed to decode"):
+        load_images("photo", Image.open(io.BytesIO(damaged_avif())))
 
 
 @pytest.mark.parametrize("given", ["photo.jpg", Path("photo.jpg")])

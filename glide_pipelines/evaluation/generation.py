@@ -176,6 +176,6 @@ def _is_whole(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             image.load()
-    except (OSError, SyntaxError, ValueError):
+    except Exception:  # decoders raise what they like
         return False
     return True

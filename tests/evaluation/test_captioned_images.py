@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import captioned_folder
+from image_files import captioned_folder, damaged_avif
 from PIL import Image
 
 from glide_pipelines.evaluation import DatasetImages
@@ -85,6 +85,20 @@ def test_a_picture_that_cannot_be_read_is_named(folder, caplog):
     assert images.image(1, 8) is None and images.image(0, 8) is not None
     assert f"{folder_file} cannot be read as an image" in caplog.text
     assert images.name(1) == str(folder_file)
+    folder_file.write_bytes(damaged_avif())
+    assert images.image(1, 8) is None
+    assert f"{folder_file} cannot be read as an image: Failed to decode" in caplog.text
+
+
+def test_a_row_without_an_image_is_named(tmp_path, caplog):
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    rows = {"image": [Image.new("RGB", (8, 8)), None], "text": ["one", "two"]}
+    Dataset.from_dict(rows, Features(image=ImageFeature(), text=Value("string"))).save_to_disk(tmp_path)
+    images = DatasetImages(2, data_dir=str(tmp_path))
+    assert images.image(0, 8) is not None and images.image(1, 8) is None
+    assert "row 1 cannot be read as an image" in caplog.text
 
 
 @pytest.mark.parametrize(
