@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import cached_assets_path
@@ -12,7 +10,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import WeakFileLock, hf_raise_for_status, http_backoff
 
 from .errors import ConversionError
-from .reading import file_sha256, open_checkpoint
+from .reading import open_checkpoint
 
 
 RELEASE_URL = "https://openaipublic.blob.core.windows.net/diffusion/dec-2021/"
@@ -24,8 +22,6 @@ RELEASED_FILES = {
     "clip-text-enc": "clip_text_enc.pt",
     "clip-image-enc": "clip_image_enc.pt",
 }
-# By the same names, where the SHA-256 of the file is known. OpenAI has published none.
-RELEASED_SHA256: dict[str, str] = {}
 # The announced size is that of the bytes that are sent, so they must not be compressed.
 _HEADERS = {"Accept-Encoding": "identity"}
 
@@ -45,45 +41,43 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     """
     name = str(name_or_path)
     if name in RELEASED_FILES and not Path(name).is_file():
-        return download_checkpoint(RELEASE_URL + RELEASED_FILES[name], RELEASED_SHA256.get(name))
+        return download_checkpoint(RELEASE_URL + RELEASED_FILES[name])
     if name.startswith(("https://", "http://")):
         raise ConversionError("links are not followed: download the file, and give its path")
     return Path(name_or_path).expanduser()
 
 
-def download_checkpoint(url: str, sha256: str | None = None) -> Path:
+def download_checkpoint(url: str) -> Path:
     """Download a checkpoint to the Hugging Face cache, with a progress bar, unless it is there already.
 
-    The file has its name only once all of it has arrived and it opens as a checkpoint of GLIDE. An interrupted
-    download is resumed only while the server still has the same file, by its ETag or its date of change.
+    The file has its name only once all of it has arrived and it opens as a checkpoint of GLIDE, whose parts have
+    checksums. What an interrupted download has left is gone on with.
 
     Args:
         url (`str`): Its address. The last part is the name of the file in the cache.
-        sha256 (`str`, *optional*): What the SHA-256 of the file must be, in hexadecimal.
 
     Returns:
         `Path`: the file, under `$HF_HOME/assets/glide_pipelines`.
 
     Raises:
-        ConversionError: if the server cannot be reached, changes the file during the download, sends less than it
-            announced, or sends something other than a checkpoint.
+        ConversionError: if the server cannot be reached, sends less than it announced, or sends something other than a
+            checkpoint.
     """
     file = cached_assets_path("glide_pipelines", namespace="openai", subfolder="dec-2021") / url.rsplit("/", 1)[1]
+    incomplete = file.with_name(file.name + ".incomplete")
     # Of two processes that want the same file one downloads it and the other waits.
     with WeakFileLock(file.with_name(file.name + ".lock")):
         if file.exists():
             return file
         try:
-            incomplete = _fetch(url, file)
+            _fetch(url, incomplete, file.name)
         except Exception as error:  # whatever the network, the server or the disk did
-            arrived = sum(path.stat().st_size for path in _incomplete_files(file))
+            arrived = incomplete.stat().st_size if incomplete.exists() else 0
             raise ConversionError(
                 f"downloading {url} failed ({' '.join(str(error).split())}); run it again to resume from "
                 f"{arrived / 1e6:.0f} MB, or give the path of a file"
             ) from error
         try:
-            if sha256 is not None and (found := file_sha256(incomplete)) != sha256.lower():
-                raise ConversionError(f"its SHA-256 is {found}, not {sha256}")
             open_checkpoint(incomplete)
         except ConversionError as error:
             incomplete.unlink()
@@ -91,57 +85,29 @@ def download_checkpoint(url: str, sha256: str | None = None) -> Path:
         return incomplete.rename(file)
 
 
-def _fetch(url: str, file: Path) -> Path:
-    """Download a file beside its place, going on from what is there of the same version of it."""
-    before = _ask(url)
-    size, version = _size(before), _version(before)
-    # What arrived of one version of the file has a name of its own, so it cannot be mixed with another version.
-    digest = hashlib.sha256(f"{version} {size}".encode()).hexdigest()[:16]
-    incomplete = file.with_name(f"{file.name}.{digest}.incomplete")
-    for path in _incomplete_files(file):
-        if path != incomplete or version is None:
-            path.unlink()
-    # With If-Range the server sends the whole file where it no longer has this version.
-    headers = _HEADERS | ({} if version is None else {"If-Range": version})
+def _fetch(url: str, incomplete: Path, title: str) -> None:
+    """Download what a file lacks."""
+    size = _size(url)
     with open(incomplete, "ab") as stream:
+        if stream.tell() > size:  # no rest of this file
+            stream.seek(0)
+            stream.truncate()
+        # It asks for nothing where all of it is there, and tells when less arrives than was announced.
         http_get(
             url,
             stream,
             resume_size=stream.tell(),
             expected_size=size,
-            headers=headers,
-            displayed_filename=file.name,
+            headers=_HEADERS,
+            displayed_filename=title,
         )
         stream.flush()
         os.fsync(stream.fileno())
-    if incomplete.stat().st_size != size:
-        raise OSError(f"{incomplete.stat().st_size} bytes arrived, {size} were announced")
-    after = _ask(url)
-    if (_version(after), _size(after)) != (version, size):
-        incomplete.unlink()
-        raise OSError("the server changed the file during the download")
-    return incomplete
 
 
-def _incomplete_files(file: Path) -> list[Path]:
-    """What interrupted downloads have left of a file."""
-    return list(file.parent.glob(f"{file.name}.*incomplete"))
-
-
-def _ask(url: str) -> Mapping[str, str]:
-    """The headers with which the server describes a file."""
+def _size(url: str) -> int:
     answer = http_backoff("HEAD", url, headers=_HEADERS, max_retries=2)
     hf_raise_for_status(answer)
-    return answer.headers
-
-
-def _size(headers: Mapping[str, str]) -> int:
-    if not headers.get("Content-Length", "").isdecimal():
+    if not answer.headers.get("Content-Length", "").isdecimal():
         raise OSError("the server does not tell the size of the file")
-    return int(headers["Content-Length"])
-
-
-def _version(headers: Mapping[str, str]) -> str | None:
-    """What If-Range may name: an ETag that holds for every byte, else the date of the last change."""
-    tag = headers.get("ETag")
-    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
+    return int(answer.headers["Content-Length"])
