@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import safe_open, save_file
-from torch import nn
 
 from ..files import atomic_file
-from .sharding import from_local, gather, local, scatter
+from .averages import Average
+from .sharding import gather
 
 
 logger = logging.getLogger(__name__)
@@ -20,55 +20,40 @@ logger = logging.getLogger(__name__)
 SIGMA_RELS = (0.05, 0.10)
 
 
-class PowerAverages:
-    """Averages of weights theta over the steps tau = 1..t, with weights in proportion to tau^gamma.
+def power(sigma_rel: float) -> Callable[[int], float]:
+    """beta of an average of the weights of steps tau = 1..t in proportion to tau^gamma (equation 4), for [`Average`].
 
     Args:
-        parameters (`Mapping[str, nn.Parameter]`): What is averaged, by name; a process may hold a part of it only.
+        sigma_rel (`float`): The width, see [`exponent`].
     """
+    gamma = exponent(sigma_rel)
+    return lambda number: (1 - 1 / number) ** (gamma + 1)
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.parameters = parameters
-        self.optimization_step = 0
-        self._local = {name: local(parameter) for name, parameter in parameters.items()}
-        self.averages = {
-            (sigma_rel, name): parameter.detach().clone()
-            for sigma_rel in SIGMA_RELS
-            for name, parameter in self._local.items()
-        }
 
-    @torch.no_grad()
-    def step(self) -> None:
-        """Take the weights of one more step into the averages (equation 4)."""
-        self.optimization_step += 1
-        for sigma_rel in SIGMA_RELS:
-            beta = (1 - 1 / self.optimization_step) ** (exponent(sigma_rel) + 1)
-            averages = [self.averages[sigma_rel, name] for name in self.parameters]
-            torch._foreach_lerp_(averages, list(self._local.values()), 1 - beta)
+def power_tensors(averages: Mapping[float, Average]) -> dict[str, torch.Tensor]:
+    """The tensors of averages by width, as a file names them."""
+    return {
+        f"{sigma_rel}/{name}": tensor
+        for sigma_rel, average in averages.items()
+        for name, tensor in average.tensors().items()
+    }
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The averages, by the names in a file, sharded as the parameters are."""
-        return {
-            f"{sigma_rel}/{name}": from_local(average, self.parameters[name])
-            for (sigma_rel, name), average in self.averages.items()
-        }
 
-    def load(self, tensors: Mapping[str, torch.Tensor], optimization_step: int) -> None:
-        """Take over whole averages."""
-        self.optimization_step = optimization_step
-        for (sigma_rel, name), average in self.averages.items():
-            average.copy_(local(scatter(tensors[f"{sigma_rel}/{name}"], self.parameters[name])))
+def save_snapshot(folder: Path, step: int, averages: Mapping[float, Average], write: bool = True) -> None:
+    """Write `<folder>/step-<step>.safetensors`, of which [`reconstruct`] makes other averages. Every process must call
+    it, and one of them writes.
 
-    def save_snapshot(self, folder: Path, write: bool = True) -> None:
-        """Write `<folder>/step-<step>.safetensors`, of which [`reconstruct`] makes other averages. Every process must
-        call it, and one of them writes."""
-        averages = gather(self.tensors(), keep=write)
-        if not write:
-            return
+    Args:
+        folder (`Path`): Is made if missing.
+        step (`int`): Steps of the run so far.
+        averages (`Mapping[float, Average]`): Of the widths `SIGMA_RELS`.
+        write (`bool`, defaults to `True`): Whether this process writes.
+    """
+    tensors = gather(power_tensors(averages), keep=write)
+    if write:
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: average.cpu().contiguous() for name, average in averages.items()}
-        with atomic_file(folder / f"step-{self.optimization_step:08}.safetensors") as temporary:
-            save_file(tensors, temporary)
+        with atomic_file(folder / f"step-{step:08}.safetensors") as temporary:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
 
 
 def delete_snapshots_after(folder: Path, step: int) -> None:
@@ -104,7 +89,7 @@ def reconstruct(folder: str | Path, sigma_rel: float, step: int | None = None) -
     """The average of another width, as the combination of snapshots that is nearest to it in least squares.
 
     Args:
-        folder (`str` or `Path`): Holds the snapshots of a run, see [`PowerAverages.save_snapshot`].
+        folder (`str` or `Path`): Holds the snapshots of a run, see [`save_snapshot`].
         sigma_rel (`float`): The width: the standard deviation of the steps that are averaged, relative to their number.
         step (`int`, *optional*): The step at which the average ends; by default that of the last snapshot.
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..files import write_json
-from .moving_average import MovingAverage
-from .power_averages import PowerAverages
+from .averages import Average
+from .power_averages import power_tensors
 from .sharding import gather, scatter
 
 
@@ -37,8 +37,8 @@ class RunState:
         model (`nn.Module`): The trained module, not wrapped.
         parameters (`dict[str, nn.Parameter]`): What is trained of it, by name; the other parameters are not saved.
         optimizer (`torch.optim.Optimizer`): The optimizer of the parameters, not wrapped.
-        averages (`Sequence[MovingAverage]`): Their moving averages.
-        powers ([`PowerAverages`], *optional*): Their averages of widths that are chosen afterwards.
+        averages (`Mapping[float, Average]`): Their moving averages, by decay.
+        powers (`Mapping[float, Average]`, *optional*): Their averages by width, of which others are made afterwards.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class RunState:
         model: nn.Module,
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
-        averages: Sequence[MovingAverage],
-        powers: PowerAverages | None = None,
+        averages: Mapping[float, Average],
+        powers: Mapping[float, Average] | None = None,
     ) -> None:
         self.accelerator, self.model, self.parameters = accelerator, model, parameters
-        self.optimizer, self.averages, self.powers = optimizer, averages, powers
+        self.optimizer, self.averages, self.powers = optimizer, averages, powers or {}
 
     def _model_tensors(self) -> dict[str, torch.Tensor]:
         left_out = {name for name, _ in self.model.named_parameters()} - self.parameters.keys()
@@ -62,7 +62,7 @@ class RunState:
         names = self._names
         files = {
             _MODEL: self._model_tensors(),
-            **{_average_file(number): average.tensors() for number, average in enumerate(self.averages)},
+            **{_average_file(number): average.tensors() for number, average in enumerate(self.averages.values())},
             _OPTIMIZER: {
                 f"{names[parameter]}/{key}": value
                 for parameter, entries in self.optimizer.state.items()
@@ -70,8 +70,8 @@ class RunState:
                 if isinstance(value, torch.Tensor)
             },
         }
-        if self.powers is not None:
-            files[_POWERS] = self.powers.tensors()
+        if self.powers:
+            files[_POWERS] = power_tensors(self.powers)
         return {file: gather(tensors, self.accelerator.is_main_process) for file, tensors in files.items()}
 
     def save(
@@ -111,10 +111,7 @@ class RunState:
         state = {
             "format": _FORMAT,
             "progress": progress,
-            "average": {
-                "optimization_step": self.averages[0].optimization_step,
-                "decays": [average.decay for average in self.averages],
-            },
+            "average": {"decays": list(self.averages)},
             "optimizer": {
                 "name": type(self.optimizer).__name__,
                 "param_groups": groups,
@@ -140,13 +137,14 @@ class RunState:
         tensors = {name: scatter(tensor, own[name]) for name, tensor in _load_tensors(folder / _MODEL, own).items()}
         # Not strict, because of the parameters that are left out; the names have been checked.
         self.model.load_state_dict(tensors, strict=False)
-        self._load_averages(folder, **state["average"])
-        if (self.powers is not None) != (_POWERS in state["files"]):
-            has = "has kept no averages for it" if self.powers is not None else "keeps averages for it: pass it again"
+        self._load_averages(folder, state["average"].get("decays", [None]))  # an earlier version did not note it
+        if bool(self.powers) != (_POWERS in state["files"]):
+            has = "has kept no averages for it" if self.powers else "keeps averages for it: pass it again"
             raise ValueError(f"`post_hoc_ema_steps`: the run to resume {has}.")
-        if self.powers is not None:
-            tensors = _load_tensors(folder / _POWERS, self.powers.tensors())
-            self.powers.load(tensors, state["progress"]["step"])
+        if self.powers:
+            tensors = _load_tensors(folder / _POWERS, power_tensors(self.powers))
+            for sigma_rel, average in self.powers.items():
+                average.load({name: tensors[f"{sigma_rel}/{name}"] for name in self.parameters})
         self._load_optimizer(folder / _OPTIMIZER, state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -160,18 +158,16 @@ class RunState:
     def _names(self) -> dict[torch.Tensor, str]:
         return {parameter: name for name, parameter in self.parameters.items()}
 
-    def _load_averages(self, folder: Path, optimization_step: int, decays: Sequence[float | None] = (None,)) -> None:
-        for average in self.averages:
+    def _load_averages(self, folder: Path, decays: Sequence[float | None]) -> None:
+        for own, average in self.averages.items():
             if len(decays) == len(self.averages) == 1:
                 number = 0  # which goes on with another decay
-            elif average.decay in decays:
-                number = decays.index(average.decay)
+            elif own in decays:
+                number = decays.index(own)
             else:
                 kept = ", ".join("a decay that it did not note" if decay is None else str(decay) for decay in decays)
-                raise ValueError(
-                    f"`ema_decay`: the run to resume keeps averages of {kept}, and none of {average.decay}."
-                )
-            average.load(_load_tensors(folder / _average_file(number), self.parameters), optimization_step)
+                raise ValueError(f"`ema_decay`: the run to resume keeps averages of {kept}, and none of {own}.")
+            average.load(_load_tensors(folder / _average_file(number), self.parameters))
 
     def _load_optimizer(self, path: Path, saved: dict[str, Any]) -> None:
         parameters, own_groups = self.parameters, self.optimizer.param_groups

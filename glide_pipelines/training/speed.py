@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 
 from ..markdown import markdown_table
 from ..measuring import flop_counter, machine, make_clock, matmul_rate, peak_memory, seconds_of
@@ -15,6 +15,7 @@ from ..models import GLIDETextConfig, GLIDETextEncoder, GLIDEUNet2DConditionMode
 from ..models.released import RELEASED_BASE, RELEASED_SUPER_RES
 from ..sampling import Stage
 from ..schedulers import GLIDEDDPMScheduler
+from .averages import Average, moving
 from .compiling import compile_blocks
 from .lora import add_lora, lora_parameters
 from .optimizers import make_optimizer
@@ -80,12 +81,13 @@ def benchmark_training(
         the step, `state_bytes`, those of weights, gradients, moments and average, and `peak_memory_bytes` (of the whole
         process on a CPU; None where the system does not tell).
     """
-    parameters = list(stage.parameters())
+    trained = dict(stage.named_parameters())
     if lora_rank is not None:
         from peft import LoraConfig
 
         add_lora(stage, LoraConfig(r=lora_rank, lora_alpha=lora_rank))
-        parameters = list(lora_parameters(stage).values())
+        trained = lora_parameters(stage)
+    parameters = list(trained.values())
     device = accelerator.device
     batch = random_batch(stage, batch_size, device)
     compute_loss = text_to_image_loss(training_scheduler(stage), TimestepWeighting(1000))
@@ -98,14 +100,14 @@ def benchmark_training(
         compile_blocks(stage.unet, device)
     bare = make_optimizer(optimizer, parameters, 1e-6, adam, {})
     model, prepared = accelerator.prepare(stage, bare)
-    ema = EMAModel(parameters, decay=0.9999, foreach=True)
+    average, steps = Average(trained, moving(0.9999)), itertools.count(1)
 
     def step() -> None:
         accelerator.backward(compute_loss(model, batch)[0].mean())
         accelerator.clip_grad_norm_(parameters, 1.0)
         prepared.step()
         prepared.zero_grad()
-        ema.step(parameters)
+        average.step(next(steps))
 
     first = seconds_of(make_clock(device), step)  # elapsed time: compilers are processes of their own
     seconds = statistics.median(seconds_of(clock, step) for _ in range(repeats))
@@ -115,7 +117,8 @@ def benchmark_training(
     with torch.compiler.set_stance("force_eager"), flop_counter() as counter:
         compute_loss(model, batch)[0].mean().backward()
     states = [value for state in bare.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
-    kept = [*stage.parameters(), *parameters, *states, *ema.shadow_params]  # the trained ones twice: their gradients
+    # The trained ones twice: their gradients.
+    kept = [*stage.parameters(), *parameters, *states, *average.tensors().values()]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
     return {
         **machine(device),

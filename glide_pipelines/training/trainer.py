@@ -20,15 +20,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from .averages import Average, copy_to, moving
 from .checkpoints import any_process, check_none_later, find_checkpoint, locked, save_checkpoint
 from .learning_rate import LearningRate
 from .loader import make_loader
 from .log import TrainingLog
-from .moving_average import MovingAverage, copy_to
 from .optimizers import averaging_point, make_optimizer
-from .power_averages import PowerAverages, delete_snapshots_after, exponent, reconstruct
+from .power_averages import SIGMA_RELS, delete_snapshots_after, exponent, power, reconstruct, save_snapshot
 from .run_state import RunState, random_state
-from .sharding import check_sharding, sharded_copy, whole
+from .sharding import check_sharding, gather, sharded_copy, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,9 +241,10 @@ def train(
         trained, optimizer = accelerator.prepare(trained, bare_optimizer)
         bare_model = accelerator.unwrap_model(trained)
         parameters = _named(bare_model, names)
-        averages = [MovingAverage(model, parameters, decay) for decay in config.ema_decays]
+        averages = {decay: Average(parameters, moving(decay)) for decay in config.ema_decays}
         snapshot_steps, snapshots = config.post_hoc_ema_steps or 0, Path(config.output_dir) / "averages"
-        powers = PowerAverages(parameters) if snapshot_steps else None
+        widths = SIGMA_RELS if snapshot_steps else ()
+        powers = {sigma_rel: Average(parameters, power(sigma_rel)) for sigma_rel in widths}
         state = RunState(accelerator, bare_model, parameters, bare_optimizer, averages, powers)
         progress = _Progress(config.seed, getattr(dataset, "fingerprint", None), settings)
         if config.resume_from_checkpoint is not None:
@@ -252,7 +253,7 @@ def train(
                 progress.load(state.load(path), config.max_train_steps)
         if progress.step < config.max_train_steps:
             check_none_later(config.output_dir, progress.step)
-            if powers is not None and accelerator.is_main_process:
+            if powers and accelerator.is_main_process:
                 delete_snapshots_after(snapshots, progress.step)
 
         trained.train()
@@ -291,9 +292,9 @@ def train(
 
         def validate(measure: Callable[[int], dict[str, Any] | None], everywhere: bool) -> None:
             found: dict[str, Any] = {}
-            for average in averages:
-                suffix = "" if average is averages[0] else f"_ema_{average.decay}"
-                with average.in_model(), torch.random.fork_rng():
+            for decay, average in averages.items():
+                suffix = "" if decay == config.ema_decays[0] else f"_ema_{decay}"
+                with average.in_model(model), torch.random.fork_rng():
                     own = measure(progress.step) if everywhere or accelerator.is_main_process else None
                 found |= {f"{name}{suffix}": value for name, value in (own or {}).items()}
             if found:
@@ -358,22 +359,20 @@ def train(
                 if unchanged and accelerator.num_processes == 1:
                     save(before)
                 raise
-            with averaging_point(bare_optimizer):
-                for average in averages:
-                    average.step()
-                if powers is not None:
-                    powers.step()
             progress.step += 1
+            with averaging_point(bare_optimizer):
+                for average in (*averages.values(), *powers.values()):
+                    average.step(progress.step)
             progress.examples += global_batch
             bar.update()
             last = progress.step == config.max_train_steps
-            if powers is not None and (last or progress.step % snapshot_steps == 0):
+            if powers and (last or progress.step % snapshot_steps == 0):
                 flush()  # an error, if the step was not finite
-                powers.save_snapshot(snapshots, write=accelerator.is_main_process)
+                save_snapshot(snapshots, progress.step, powers, write=accelerator.is_main_process)
             if progress.step % config.logging_steps == 0:
                 flush()
         save()
-        averages[0].copy_to_model()
+        copy_to(model, gather(averages[config.ema_decays[0]].tensors()))
         if config.ema_sigma_rel is not None and progress.step >= config.max_train_steps:
             accelerator.wait_for_everyone()
             copy_to(model, reconstruct(snapshots, config.ema_sigma_rel, progress.step))

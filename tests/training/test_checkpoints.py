@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from glide_pipelines import files
 from glide_pipelines.training import checkpoints
+from glide_pipelines.training.averages import Average, moving
 from glide_pipelines.training.checkpoints import (
     check_none_later,
     find_checkpoint,
@@ -23,7 +24,6 @@ from glide_pipelines.training.checkpoints import (
     locked,
     save_checkpoint,
 )
-from glide_pipelines.training.moving_average import MovingAverage
 from glide_pipelines.training.run_state import RunState, random_state, set_random_state
 
 
@@ -36,7 +36,7 @@ def make_state(seed=0, mixed_precision="no"):
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     parameters = dict(model.named_parameters())
-    return RunState(accelerator, model, parameters, optimizer, [MovingAverage(model, parameters, 0.9999)])
+    return RunState(accelerator, model, parameters, optimizer, {0.9999: Average(parameters, moving(0.9999))})
 
 
 def save(folder, step, state=None, total_limit=None):
@@ -47,7 +47,7 @@ def save(folder, step, state=None, total_limit=None):
 def values(state):
     parameters = list(state.model.parameters())
     moments = [state.optimizer.state[p][key] for p in parameters for key in ("step", "exp_avg", "exp_avg_sq")]
-    return [*parameters, *state.averages[0].tensors().values(), *moments]
+    return [*parameters, *state.averages[0.9999].tensors().values(), *moments]
 
 
 def test_a_state_comes_back_to_the_bit(tmp_path):
@@ -58,6 +58,17 @@ def test_a_state_comes_back_to_the_bit(tmp_path):
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(one, two) for one, two in zip(values(state), values(other), strict=True))
     assert other.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def test_the_average_of_an_earlier_version_comes_back(tmp_path):
+    """It counted its steps itself."""
+    state, other = make_state(0), make_state(1)
+    path = save(tmp_path, 3, state)
+    written = json.loads((path / "state.json").read_text())
+    written["average"]["optimization_step"] = 3
+    (path / "state.json").write_text(json.dumps(written))
+    other.load(path)
+    assert all(torch.equal(one, two) for one, two in zip(values(state), values(other), strict=True))
 
 
 def test_no_pickle_is_executed(tmp_path):

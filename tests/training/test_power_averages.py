@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file
 from trainings import assert_equal, make_config, run
 
-from glide_pipelines.training.power_averages import PowerAverages, exponent, reconstruct
+from glide_pipelines.training.averages import Average
+from glide_pipelines.training.power_averages import SIGMA_RELS, exponent, power, reconstruct, save_snapshot
 
 
 @pytest.fixture(scope="module")
@@ -15,14 +16,15 @@ def snapshots(tmp_path_factory):
     folder = tmp_path_factory.mktemp("averages")
     generator = torch.Generator().manual_seed(0)
     weight = torch.nn.Parameter(torch.zeros(50))
-    averages, weights = PowerAverages({"weight": weight}), []
+    averages, weights = {width: Average({"weight": weight}, power(width)) for width in SIGMA_RELS}, []
     for step in range(1, 2001):
         with torch.no_grad():
             weight += 0.01 * (1 - weight) + 0.02 * torch.randn(50, generator=generator)
-        averages.step()
+        for average in averages.values():
+            average.step(step)
         weights.append(weight.detach().clone())
         if step % 25 == 0:
-            averages.save_snapshot(folder)
+            save_snapshot(folder, step, averages)
     return folder, torch.stack(weights).double()
 
 
