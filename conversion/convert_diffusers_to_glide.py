@@ -1,8 +1,12 @@
-"""Convert a GLIDE pipeline's folder back to files that OpenAI's code loads: the other direction of `glide convert`."""
+"""Convert a GLIDE pipeline's folder back to files that OpenAI's code loads: `glide convert` as a script."""
 
 import sys
+from functools import partial
 
-from glide_cli.convert import to_glide as main
+from glide_cli import run_command
+
+
+main = partial(run_command, "convert", program="convert_diffusers_to_glide.py")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
 """Generate and edit images in a browser: `glide app` as a script."""
 
-from __future__ import annotations
-
 import sys
+from functools import partial
 
-import glide_cli
+from glide_cli import run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code."""
-    return glide_cli.run_command("app", argv, "app.py")
+main = partial(run_command, "app", program="app.py")
 
 
 if __name__ == "__main__":

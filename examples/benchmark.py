@@ -1,15 +1,12 @@
 """Time the parts of an image: `glide benchmark` as a script."""
 
-from __future__ import annotations
-
 import sys
+from functools import partial
 
-import glide_cli
+from glide_cli import run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code."""
-    return glide_cli.run_command("benchmark", argv, "benchmark.py")
+main = partial(run_command, "benchmark", program="benchmark.py")
 
 
 if __name__ == "__main__":

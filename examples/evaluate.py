@@ -1,15 +1,12 @@
 """Measure a model over guidance scales: `glide evaluate` as a script."""
 
-from __future__ import annotations
-
 import sys
+from functools import partial
 
-import glide_cli
+from glide_cli import run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code."""
-    return glide_cli.run_command("evaluate", argv, "evaluate.py")
+main = partial(run_command, "evaluate", program="evaluate.py")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
 """Measure a model of the shapes world: `glide evaluate-shapes` as a script."""
 
-from __future__ import annotations
-
 import sys
+from functools import partial
 
-import glide_cli
+from glide_cli import run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code."""
-    return glide_cli.run_command("evaluate-shapes", argv, "evaluate_shapes.py")
+main = partial(run_command, "evaluate-shapes", program="evaluate_shapes.py")
 
 
 if __name__ == "__main__":

@@ -44,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: the exit code: 0, 2 after a mistake of the user's, 130 after Ctrl-C.
     """
-    command, words = find_command(sys.argv[1:] if argv is None else argv)
-    return run_command(command, words, "glide" if command == "draw" else f"glide {command}")
+    return run_command(*find_command(sys.argv[1:] if argv is None else argv))
 
 
 def find_command(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -54,17 +53,18 @@ def find_command(argv: Sequence[str]) -> tuple[str, list[str]]:
     return (words.pop(0) if words and words[0] in COMMANDS else "draw"), words
 
 
-def run_command(command: str, argv: Sequence[str] | None, program: str) -> int:
+def run_command(command: str, argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run one command, for `glide` and for the scripts that are doors to it.
 
     Args:
         command (`str`): One of `COMMANDS`.
         argv (`Sequence[str]`, *optional*): Its arguments; those of the process by default.
-        program (`str`): The name for help and errors.
+        program (`str`, *optional*): The name for help and errors; by default as `glide` calls it.
 
     Returns:
         `int`: the exit code, as [`main`] does.
     """
+    program = program or ("glide" if command == "draw" else f"glide {command}")
     module = _module(command)
     errors = getattr(module, "ERRORS", ())
     return exit_code(program, lambda: module.run(read_arguments(command, argv, program)), errors)

@@ -176,7 +176,7 @@ def test_the_recorded_clip_through_the_script(recordings, tmp_path):
 def test_names_are_downloaded(files, tmp_path, monkeypatch):
     asked = []
 
-    def download(url, sha256):
+    def download(url):
         asked.append(url.rsplit("/", 1)[1])
         return files / asked[-1].replace("_", "-")
 
