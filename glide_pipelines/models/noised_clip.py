@@ -101,6 +101,8 @@ class NoisedCLIPTextModel(Float32Mixin, CLIPPreTrainedModel):
     config_class = NoisedCLIPTextConfig
     config: NoisedCLIPTextConfig
     base_model_prefix = "text_model"
+    # Of a whole NoisedCLIPModel, whose folder a tower opens too.
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^(text|visual)_projection\.", r"^logit_scale$"]
     input_modalities = ("text",)
     _no_split_modules = ["CLIPEncoderLayer"]
     _input_embed_layer = "token_embedding"
@@ -143,6 +145,7 @@ class NoisedCLIPVisionModel(Float32Mixin, CLIPPreTrainedModel):
     config_class = NoisedCLIPVisionConfig
     config: NoisedCLIPVisionConfig
     base_model_prefix = "vision_model"
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_scale$"]
     main_input_name = "sample"
     input_modalities = ("image",)
     _no_split_modules = ["CLIPEncoderLayer"]
@@ -226,6 +229,8 @@ class NoisedCLIPModel(Float32Mixin, CLIPPreTrainedModel):
         self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
+        # What a tower may ignore in the folder of the whole model, the model itself may not.
+        self._keys_to_ignore_on_load_unexpected = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

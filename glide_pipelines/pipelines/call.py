@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -86,6 +86,12 @@ class Call:
     batch_size: int = field(init=False)
     steps_taken: int = field(default=0, init=False)
     part: str = field(default="", init=False)
+
+    @classmethod
+    def of(cls, arguments: dict[str, Any]) -> Call:
+        """Of the arguments of a pipeline's `__call__` those that pipelines share."""
+        names = [each.name for each in fields(cls) if each.init]
+        return cls(**{name: arguments[name] for name in names if name in arguments})
 
     @property
     def is_guided(self) -> bool:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import replace_example_docstring
 from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
 
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel, NoisedCLIPModel
@@ -16,17 +15,6 @@ from .pipeline_glide import GLIDEPipeline
 from .pipeline_glide_inpaint import GLIDEInpaintPipeline
 from .pipeline_output import GLIDEPipelineOutput
 from .two_stage import upsampler_without_defaults
-
-
-EXAMPLE_DOC_STRING = """
-    Examples:
-        ```py
-        >>> from glide_pipelines import CLIPGuidedPipeline
-
-        >>> pipe = CLIPGuidedPipeline.from_pretrained("path/to/converted/folder")
-        >>> pipe("an oil painting of a corgi", clip_guidance_scale=3.0).images[0].save("corgi.png")
-        ```
-"""
 
 
 class _Guidance(CLIPGuidance):
@@ -156,7 +144,6 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
         return guidance.text_features().to(device or self._execution_device)
 
     @torch.no_grad()
-    @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -191,6 +178,12 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
             kwargs: What else [`GLIDEPipeline`] takes, or, with `image`, [`GLIDEInpaintPipeline`].
 
         Examples:
+            ```py
+            >>> from glide_pipelines import CLIPGuidedPipeline
+
+            >>> pipe = CLIPGuidedPipeline.from_pretrained("path/to/converted/folder")
+            >>> pipe("an oil painting of a corgi", clip_guidance_scale=3.0).images[0].save("corgi.png")
+            ```
 
         Returns:
             [`GLIDEPipelineOutput`], or with `return_dict=False` a tuple with the images.

@@ -8,25 +8,11 @@ from typing import Any
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
-from diffusers.utils import replace_example_docstring
 
 from ..sampling import CondFn
 from .call import Call
 from .pipeline_output import GLIDEPipelineOutput
 from .two_stage import TwoStagePipeline
-
-
-EXAMPLE_DOC_STRING = """
-    Examples:
-        ```py
-        >>> import torch
-        >>> from glide_pipelines import GLIDEPipeline, shapes_checkpoint
-
-        >>> pipe = GLIDEPipeline.from_pretrained(shapes_checkpoint())
-        >>> image = pipe("a red circle above a blue square", generator=torch.manual_seed(0)).images[0]
-        >>> image.save("image.png")
-        ```
-"""
 
 
 class GLIDEPipeline(TwoStagePipeline):
@@ -52,7 +38,6 @@ class GLIDEPipeline(TwoStagePipeline):
     """
 
     @torch.no_grad()
-    @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -125,6 +110,14 @@ class GLIDEPipeline(TwoStagePipeline):
                 bounds their memory; with guidance an image counts twice. The noise is the same, and so are the images.
 
         Examples:
+            ```py
+            >>> import torch
+            >>> from glide_pipelines import GLIDEPipeline, shapes_checkpoint
+
+            >>> pipe = GLIDEPipeline.from_pretrained(shapes_checkpoint())
+            >>> image = pipe("a red circle above a blue square", generator=torch.manual_seed(0)).images[0]
+            >>> image.save("image.png")
+            ```
 
         Returns:
             [`GLIDEPipelineOutput`], or with `return_dict=False` a tuple with the images.
@@ -133,31 +126,7 @@ class GLIDEPipeline(TwoStagePipeline):
             ValueError, TypeError: before any network runs, naming the argument, what was given and what is allowed.
         """
         # 1. Check everything before any network runs.
-        arguments = Call(
-            prompt=prompt,
-            num_images_per_prompt=num_images_per_prompt,
-            guidance_scale=guidance_scale,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            super_res_prompt_embeds=super_res_prompt_embeds,
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            super_res_num_inference_steps=super_res_num_inference_steps,
-            super_res_timesteps=super_res_timesteps,
-            eta=eta,
-            upsample_temperature=upsample_temperature,
-            generator=generator,
-            guider=guider,
-            cond_fn=cond_fn,
-            cross_attention_kwargs=cross_attention_kwargs,
-            max_batch_size=max_batch_size,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
-        with self._running_call(arguments) as call:
+        with self._running_call(Call.of(locals())) as call:
             default_height, default_width = self.default_size
             height = default_height if height is None else height
             width = default_width if width is None else width

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
-from diffusers.utils import replace_example_docstring
 from PIL import Image
 
 from ..images import load_images, one_per_sample, to_tensor
@@ -17,19 +16,6 @@ from .call import Call
 from .pipeline_output import GLIDEPipelineOutput
 from .two_stage import TwoStagePipeline
 from .working_area import shaped
-
-
-EXAMPLE_DOC_STRING = """
-    Examples:
-        ```py
-        >>> from diffusers.utils import load_image
-        >>> from glide_pipelines import GLIDEImg2ImgPipeline, shapes_checkpoint
-
-        >>> pipe = GLIDEImg2ImgPipeline.from_pretrained(shapes_checkpoint())
-        >>> sketch = load_image("sketch.png")
-        >>> pipe("a red circle above a blue square", image=sketch, strength=0.7).images[0].save("image.png")
-        ```
-"""
 
 
 class GLIDEImg2ImgPipeline(TwoStagePipeline):
@@ -43,7 +29,6 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
     _stages_by_prompt = ("super_res",)
 
     @torch.no_grad()
-    @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -101,6 +86,14 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
             callback_on_step_end, callback_on_step_end_tensor_inputs, max_batch_size: As in [`GLIDEPipeline`].
 
         Examples:
+            ```py
+            >>> from diffusers.utils import load_image
+            >>> from glide_pipelines import GLIDEImg2ImgPipeline, shapes_checkpoint
+
+            >>> pipe = GLIDEImg2ImgPipeline.from_pretrained(shapes_checkpoint())
+            >>> sketch = load_image("sketch.png")
+            >>> pipe("a red circle above a blue square", image=sketch, strength=0.7).images[0].save("image.png")
+            ```
 
         Returns:
             [`GLIDEPipelineOutput`], or with `return_dict=False` a tuple with the images.
@@ -109,32 +102,7 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
             ValueError, TypeError: before any network runs, naming the argument, what was given and what is allowed.
         """
         # 1. Check everything before any network runs.
-        arguments = Call(
-            prompt=prompt,
-            num_images_per_prompt=num_images_per_prompt,
-            guidance_scale=guidance_scale,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            super_res_prompt_embeds=super_res_prompt_embeds,
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            super_res_num_inference_steps=super_res_num_inference_steps,
-            super_res_timesteps=super_res_timesteps,
-            strength=strength,
-            eta=eta,
-            upsample_temperature=upsample_temperature,
-            generator=generator,
-            guider=guider,
-            cond_fn=cond_fn,
-            cross_attention_kwargs=cross_attention_kwargs,
-            max_batch_size=max_batch_size,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
-        with self._running_call(arguments) as call:
+        with self._running_call(Call.of(locals())) as call:
             if image is None:
                 raise ValueError("Pass `image`: there is no sketch to start from.")
             working = self._working_size(working_size)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
-from diffusers.utils import replace_example_docstring
 from PIL import Image
 
 from ..images import (
@@ -31,19 +30,6 @@ from .input_checks import check_positive_int
 from .pipeline_output import GLIDEPipelineOutput
 from .two_stage import TwoStagePipeline
 from .working_area import Box, Size, WorkingArea, box_around, hole_box, hole_groups, holes_of, scene_box, without_holes
-
-
-EXAMPLE_DOC_STRING = """
-    Examples:
-        ```py
-        >>> from diffusers.utils import load_image
-        >>> from glide_pipelines import GLIDEInpaintPipeline
-
-        >>> pipe = GLIDEInpaintPipeline.from_pretrained("path/to/converted/inpaint/folder")
-        >>> image, mask = load_image("image.png"), load_image("mask.png")  # white in the mask is repainted
-        >>> pipe("a vase of flowers", image=image, mask_image=mask).images[0].save("edited.png")
-        ```
-"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +65,6 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
         return "fine-tuned" if self.unet.is_inpainter else "implicit"
 
     @torch.no_grad()
-    @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -155,6 +140,14 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
                 the size that is worked on, before `upsample_temperature`; the same for each part.
 
         Examples:
+            ```py
+            >>> from diffusers.utils import load_image
+            >>> from glide_pipelines import GLIDEInpaintPipeline
+
+            >>> pipe = GLIDEInpaintPipeline.from_pretrained("path/to/converted/inpaint/folder")
+            >>> image, mask = load_image("image.png"), load_image("mask.png")  # white in the mask is repainted
+            >>> pipe("a vase of flowers", image=image, mask_image=mask).images[0].save("edited.png")
+            ```
 
         Returns:
             [`GLIDEPipelineOutput`], or with `return_dict=False` a tuple with the images.
@@ -164,32 +157,7 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
         """
         # 1. Check everything before any network runs.
         self._check_resampling(num_resample)
-        arguments = Call(
-            prompt=prompt,
-            num_images_per_prompt=num_images_per_prompt,
-            guidance_scale=guidance_scale,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            super_res_prompt_embeds=super_res_prompt_embeds,
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            super_res_num_inference_steps=super_res_num_inference_steps,
-            super_res_timesteps=super_res_timesteps,
-            eta=eta,
-            upsample_temperature=upsample_temperature,
-            generator=generator,
-            guider=guider,
-            cond_fn=cond_fn,
-            cross_attention_kwargs=cross_attention_kwargs,
-            max_batch_size=max_batch_size,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            num_resample=num_resample,
-        )
-        with self._running_call(arguments) as call:
+        with self._running_call(Call.of(locals())) as call:
             if image is None or mask_image is None:
                 raise ValueError(f"Pass `{'image' if image is None else 'mask_image'}`: there is nothing to inpaint.")
             working = self._working_size(working_size)

@@ -13,7 +13,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import deprecate, replace_example_docstring
+from diffusers.utils import deprecate
 from transformers import GPT2Tokenizer
 
 from ..images import common_size, load_images, one_per_sample, pad_to, to_tensor
@@ -29,18 +29,6 @@ from .working_area import padded
 
 # Options of `from_pretrained` that say which files to read, and where to get them.
 _HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
-
-EXAMPLE_DOC_STRING = """
-    Examples:
-        ```py
-        >>> from diffusers.utils import load_image
-        >>> from glide_pipelines import GLIDESuperResolutionPipeline, shapes_checkpoint
-
-        >>> pipe = GLIDESuperResolutionPipeline.from_pretrained(shapes_checkpoint())
-        >>> small = load_image("small.png")
-        >>> pipe("a red circle above a blue square", image=small).images[0].save("large.png")
-        ```
-"""
 
 
 class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
@@ -161,7 +149,6 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
         return math.lcm(self.super_res_unet.size_multiple, self.scale_factor)
 
     @torch.no_grad()
-    @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -211,6 +198,14 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
                 stage; each is taken in place of the shorter name.
 
         Examples:
+            ```py
+            >>> from diffusers.utils import load_image
+            >>> from glide_pipelines import GLIDESuperResolutionPipeline, shapes_checkpoint
+
+            >>> pipe = GLIDESuperResolutionPipeline.from_pretrained(shapes_checkpoint())
+            >>> small = load_image("small.png")
+            >>> pipe("a red circle above a blue square", image=small).images[0].save("large.png")
+            ```
 
         Returns:
             [`GLIDEPipelineOutput`], or with `return_dict=False` a tuple with the images.
