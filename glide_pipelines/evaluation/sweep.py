@@ -27,7 +27,7 @@ from .generation import GeneratedImages, generate_images, image_size, own_batche
 from .images import CaptionedImages, JudgedImages
 from .metrics import frechet_distance, inception_score, precision_recall
 from .points import Point
-from .settings import claim_folder, fingerprint
+from .settings import check_and_write_settings, weights_of
 
 
 @dataclass(frozen=True)
@@ -198,9 +198,9 @@ def run_sweep(
     labels = class_numbers(images, network)
     captions = hashlib.sha256("\0".join(images.captions).encode()).hexdigest()[:16]
     settings = {**settings, "captions": captions}  # those of a dataset may have been changed since
-    weights = {kind: fingerprint(pipes[kind]) for kind in {point.kind for point in sweep}}
+    weights = {kind: weights_of(pipes[kind]) for kind in {point.kind for point in sweep}}
     for point in sweep:  # all of them, before hours are spent on the first
-        claim_folder(folder / point.name, {**settings, "weights": weights[point.kind], **point.settings})
+        check_and_write_settings(folder / point.name, {**settings, "weights": weights[point.kind], **point.settings})
     truth: dict[str, Any] = {"name": "real images"}
     if isinstance(images, JudgedImages):
         real = show(images.others(), "real images")
