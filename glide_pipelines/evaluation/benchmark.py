@@ -51,7 +51,7 @@ class PipelineParts:
         self.pipe = pipe
         self.batch_size = batch_size
         self.guidance_scale = guidance_scale
-        self.embeds = self.texts()
+        self.embeds: dict[str, Any] = self.texts()
 
     def num_bytes(self) -> int:
         """Memory of the weights."""

@@ -13,7 +13,6 @@ from ..sampling import CLIPGuidance, CLIPPrompt, CondFn
 from .call import call_states
 from .pipeline_glide import GLIDEPipeline
 from .pipeline_glide_inpaint import GLIDEInpaintPipeline
-from .pipeline_output import GLIDEPipelineOutput
 from .two_stage import upsampler_without_defaults
 
 
@@ -144,7 +143,7 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
         return guidance.text_features().to(device or self._execution_device)
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # type: ignore[override]  # image and mask come third and fourth, as they do to inpaint
         self,
         prompt: str | list[str] | None = None,
         image: Any = None,
@@ -160,7 +159,7 @@ class CLIPGuidedPipeline(GLIDEPipeline, GLIDEInpaintPipeline):
         guidance_scale: float = 1.0,
         cond_fn: CondFn | list[CondFn] | None = None,
         **kwargs: Any,
-    ) -> GLIDEPipelineOutput | tuple:
+    ) -> Any:
         """Generate images for prompts, or repaint one where the mask is white. The defaults are those of OpenAI's
         released notebook: CLIP guidance, and no classifier-free guidance.
 

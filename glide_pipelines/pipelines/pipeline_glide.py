@@ -11,7 +11,6 @@ from diffusers.guiders import BaseGuidance
 
 from ..sampling import CondFn
 from .call import Call
-from .pipeline_output import GLIDEPipelineOutput
 from .two_stage import TwoStagePipeline
 
 
@@ -66,7 +65,7 @@ class GLIDEPipeline(TwoStagePipeline):
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
         max_batch_size: int | None = None,
-    ) -> GLIDEPipelineOutput | tuple:
+    ) -> Any:
         """Generate images for prompts. The defaults are those of OpenAI's released notebook.
 
         Args:

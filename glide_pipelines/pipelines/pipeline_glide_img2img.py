@@ -13,7 +13,6 @@ from PIL import Image
 from ..images import load_images, one_per_sample, to_tensor
 from ..sampling import CondFn
 from .call import Call
-from .pipeline_output import GLIDEPipelineOutput
 from .two_stage import TwoStagePipeline
 from .working_area import shaped
 
@@ -60,7 +59,7 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
         working_size: str | tuple[int, int] = "model",
         max_batch_size: int | None = None,
-    ) -> GLIDEPipelineOutput | tuple:
+    ) -> Any:
         """Turn sketches into images. A sketch of any size is worked on at about the size that the model was trained on.
 
         Args:

@@ -27,7 +27,6 @@ from ..sampling import CondFn, KnownPixels, keep_known
 from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
 from .call import Call
 from .input_checks import check_positive_int
-from .pipeline_output import GLIDEPipelineOutput
 from .two_stage import TwoStagePipeline
 from .working_area import Box, Size, WorkingArea, box_around, hole_box, hole_groups, holes_of, scene_box, without_holes
 
@@ -98,7 +97,7 @@ class GLIDEInpaintPipeline(TwoStagePipeline):
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
         working_size: str | tuple[int, int] = "model",
         max_batch_size: int | None = None,
-    ) -> GLIDEPipelineOutput | tuple:
+    ) -> Any:
         """Repaint an image where the mask is white. The defaults are those of OpenAI's released notebook.
 
         What the mask keeps comes back unchanged, to the bit, whenever the returned image has the size of the input.

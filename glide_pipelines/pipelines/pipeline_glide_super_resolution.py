@@ -22,7 +22,6 @@ from ..sampling import CondFn, TiledUNet
 from ..sampling import scale_factor as scale_factor_of
 from .call import Call
 from .input_checks import check_latents, check_multiple
-from .pipeline_output import GLIDEPipelineOutput
 from .pipeline_utils import GLIDEPipelineBase
 from .working_area import padded
 
@@ -174,7 +173,7 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
         super_res_latents: torch.Tensor | None = None,
         super_res_prompt_embeds: torch.Tensor | None = None,
         max_batch_size: int | None = None,
-    ) -> GLIDEPipelineOutput | tuple:
+    ) -> Any:
         """Enlarge images.
 
         Args:

@@ -475,12 +475,13 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
         elif denoiser.guider is None and call.state.stage == "base" and scale != 1:
             raise ValueError("`guidance_scale` was 1 when the call began: a callback cannot switch guidance on.")
 
-    def _finish(self, call: Call, images: Iterable[torch.Tensor]) -> GLIDEPipelineOutput | tuple:
+    def _finish(self, call: Call, images: Iterable[torch.Tensor]) -> Any:
         """The output of a call, from images of shape `[3, H, W]`, one at a time: large ones take room as floats."""
         finished = [self.image_processor.postprocess(image[None], call.output_type) for image in images]
         joined = {"pil": lambda: [image for (image,) in finished], "np": lambda: np.concatenate(finished)}
         output = joined.get(call.output_type, lambda: torch.cat(finished))()
         self.maybe_free_model_hooks()
+        # `Any` for who checks types, here and in each `__call__`: a union would have every caller ask which it is.
         return GLIDEPipelineOutput(output) if call.return_dict else (output,)
 
     # -- images that are given ----------------------------------------------------------------------------------------

@@ -83,7 +83,9 @@ def judge_edits(
     verdicts: list[EditVerdict] = []
     for start, batch in in_batches(edits, batch_size):
         before = [framed(render(edit.scene, side), width, height, BACKGROUNDS[edit.scene.background]) for edit in batch]
-        masks = {"mask_image": [framed(edit.mask(side), width, height, 0) for edit in batch]} if masked else {}
+        masks: dict[str, Any] = (
+            {"mask_image": [framed(edit.mask(side), width, height, 0) for edit in batch]} if masked else {}
+        )
         prompts = [str(edit.caption) for edit in batch]
         after = pipe(prompts, image=before, generator=generators(seed + start, len(batch)), **masks, **call).images
         verdicts += map(judge_edit, batch, before, after)
