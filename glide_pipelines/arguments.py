@@ -28,7 +28,7 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
 def check_tensor(name: str, value: Any, *shape: int | str, floating_point: bool | None = True) -> None:
     """`value` must be a dense tensor of real numbers, of a shape.
 
-    Its values are not looked at, which on an accelerator would wait for them.
+    Its values are not looked at: an accelerator would have to synchronize.
 
     Args:
         name (`str`): Of the argument.
@@ -55,7 +55,7 @@ def check_tensor(name: str, value: Any, *shape: int | str, floating_point: bool 
 
 
 def check_indices(name: str, value: torch.Tensor, length: int) -> None:
-    """Indices into a table must lie in it; looked at on the CPU only, since an accelerator would have to be waited for.
+    """Indices into a table must lie in it. Only looked at on the CPU: an accelerator would have to synchronize.
 
     Raises:
         ValueError: if they do not.

@@ -217,6 +217,6 @@ def check_cross_attention_kwargs(value: Any, unet: Any) -> None:
 def _check_values(name: str, tensor: torch.Tensor) -> None:
     """A tensor that takes part in the computation must hold finite values."""
     if tensor.is_meta:
-        raise TypeError(f"`{name}` must be a dense floating-point tensor, got one of meta.")
+        raise TypeError(f"`{name}` must have values, got a tensor on the meta device.")
     if not tensor.isfinite().all():
         raise ValueError(f"`{name}` holds NaN or infinity.")

@@ -11,7 +11,7 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
 # What PEFT puts before the names of the weights that it saves.
 _PEFT_PREFIX = "base_model.model."
-_LENGTHS = ".lora_magnitude_vector"
+_DORA_MAGNITUDE = ".lora_magnitude_vector"
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
@@ -71,7 +71,7 @@ class GLIDELoraLoaderMixin(StableDiffusionLoraLoaderMixin):
             metadata = None if metadata is None else {f"{component}.{name}": value for name, value in metadata.items()}
             components = [component]
         # transformers finds the lengths of a DoRA only under the full name, and would sample them anew in silence.
-        state_dict = {f"{name}.weight" if name.endswith(_LENGTHS) else name: w for name, w in state_dict.items()}
+        state_dict = {f"{name}.weight" if name.endswith(_DORA_MAGNITUDE) else name: w for name, w in state_dict.items()}
         for component in components:
             network = getattr(self, component, None)
             if network is None:

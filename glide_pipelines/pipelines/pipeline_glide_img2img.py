@@ -14,7 +14,7 @@ from ..images import load_images, one_per_sample, to_tensor
 from ..sampling import CondFn
 from .call import Call
 from .two_stage import TwoStagePipeline
-from .working_area import shaped
+from .working_area import size_of_aspect
 
 
 class GLIDEImg2ImgPipeline(TwoStagePipeline):
@@ -108,7 +108,7 @@ class GLIDEImg2ImgPipeline(TwoStagePipeline):
             sketches = one_per_sample("image", load_images("image", image), call.batch_size)
             size = self._image_size(sketches, height, width)
             if working_size == "model" and not any(hasattr(cond_fn, "bind") for cond_fn in call.state.cond_fns):
-                working = shaped(size, self.default_size, self.size_multiple)  # a CLIP reads one size only
+                working = size_of_aspect(size, self.default_size, self.size_multiple)  # a CLIP reads one size only
             area = self._working_area((0, 0, size[1], size[0]), working)
             base_size = self._base_size(area.padded_size)
             self.check_inputs(call.num_images, *area.padded_size, latents, super_res_latents)

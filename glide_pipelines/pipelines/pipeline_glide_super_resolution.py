@@ -23,7 +23,7 @@ from ..sampling import scale_factor as scale_factor_of
 from .call import Call
 from .input_checks import check_latents, check_multiple
 from .pipeline_utils import GLIDEPipelineBase
-from .working_area import padded
+from .working_area import rounded_up
 
 
 # Options of `from_pretrained` that say which files to read, and where to get them.
@@ -241,7 +241,7 @@ class GLIDESuperResolutionPipeline(GLIDEPipelineBase):
             images = one_per_sample("image", load_images("image", image), call.batch_size, num_images_per_prompt)
             small_height, small_width = common_size("image", images, "enlarge one size at a time")
             height, width = small_height * self.scale_factor, small_width * self.scale_factor
-            padded_size = padded((height, width), self.size_multiple)
+            padded_size = rounded_up((height, width), self.size_multiple)
             unet = self._tiled(max(padded_size), tile_size, tile_overlap)
             if latents is not None:
                 name = "latents" if super_res_latents is None else "super_res_latents"

@@ -55,7 +55,7 @@ from .input_checks import (
 from .lora import GLIDELoraLoaderMixin
 from .pipeline_output import GLIDEPipelineOutput
 from .prompted import PromptedPipeline
-from .working_area import Box, Size, WorkingArea, padded
+from .working_area import Box, Size, WorkingArea, rounded_up
 
 
 logger = logging.get_logger(__name__)
@@ -509,7 +509,7 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
         if working_size is not None:
             return WorkingArea.fitted(box, working_size, self.size_multiple)
         size = (box[3] - box[1], box[2] - box[0]) if size is None else size
-        padded_size = padded(size, self.size_multiple)
+        padded_size = rounded_up(size, self.size_multiple)
         self._warn_of_size(*padded_size)
         return WorkingArea(box, size, padded_size)
 

@@ -24,8 +24,8 @@ MAX_HOLE_SHARE = 3 / 4
 _MARGIN = 1 / 32
 # A mask that falls into more parts is taken as it is, a dotted one for one hole.
 _MAX_HOLES = 100
-# Colours in [-1, 1] that differ by more are another content, and no cast of the same one.
-_MAX_CAST = 0.1
+# Colours in [-1, 1] that differ by more are another content, not the same one shifted.
+_MAX_COLOUR_SHIFT = 0.1
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class WorkingArea:
         """A part of an image reduced or enlarged to fit a working size, its aspect ratio kept. What has that size once
         its sides are multiples of `multiple` is not resized."""
         size = height, width = box[3] - box[1], box[2] - box[0]
-        if padded(size, multiple) != working_size:
+        if rounded_up(size, multiple) != working_size:
             scale = min(working_size[0] / height, working_size[1] / width)
             size = max(1, round(height * scale)), max(1, round(width * scale))
         return cls(box, size, working_size)
@@ -76,12 +76,12 @@ class WorkingArea:
         """
         part = mask.crop(self.box)
         if self.is_resized:
-            part = Image.fromarray((255 * _grown(self._hole(mask))[0]).byte().numpy())
+            part = Image.fromarray((255 * _dilated(self._hole(mask))[0]).byte().numpy())
         return pad_to([part], self.padded_size)[0]
 
     def resize_back(self, sample: torch.Tensor) -> torch.Tensor:
         """What the model made of the part, `[3, *padded_size]`, at the part's size in the image."""
-        return self._resize_back(sample[:, : self.size[0], : self.size[1]], self.box)
+        return self._resize_region(sample[:, : self.size[0], : self.size[1]], self.box)
 
     def paste(self, sample: torch.Tensor, image: Image.Image, mask: Image.Image) -> torch.Tensor:
         """The image, with what the model made of the part where the mask is white.
@@ -104,7 +104,7 @@ class WorkingArea:
         left, top, right, lower = region = hole_box(mask)
         at = (..., slice(top, lower), slice(left, right))
         hole = is_white(mask.crop(region)).to(sample.device)
-        pasted[at] = torch.where(hole, self._resize_back(sample, region), pasted[at])
+        pasted[at] = torch.where(hole, self._resize_region(sample, region), pasted[at])
         return pasted
 
     def _resize(self, image: Image.Image) -> Image.Image:
@@ -114,7 +114,7 @@ class WorkingArea:
         """1 for each pixel of the resized part in which anything is white; of shape `[1, *size]`."""
         return F.adaptive_max_pool2d(is_white(mask.crop(self.box)).float(), self.size)
 
-    def _resize_back(self, sample: torch.Tensor, region: Box) -> torch.Tensor:
+    def _resize_region(self, sample: torch.Tensor, region: Box) -> torch.Tensor:
         """What the model made of a region of the image, from that of the part, `[3, *size]`."""
         (x, y), (left, top, right, lower) = self.box[:2], region
         if not self.is_resized:
@@ -129,13 +129,13 @@ class WorkingArea:
         return torch.from_numpy(np.stack(channels)).clamp(-1, 1).to(sample)
 
 
-def padded(size: Size, multiple: int) -> Size:
+def rounded_up(size: Size, multiple: int) -> Size:
     """A size with its sides rounded up to multiples of a number."""
     height, width = (math.ceil(length / multiple) * multiple for length in size)
     return height, width
 
 
-def shaped(size: Size, working_size: Size, multiple: int) -> Size:
+def size_of_aspect(size: Size, working_size: Size, multiple: int) -> Size:
     """The shape of an image with about as many pixels as a working size, its sides multiples of a number."""
     num_pixels = working_size[0] * working_size[1]
     height = min(max(math.sqrt(num_pixels * size[0] / size[1]), multiple), num_pixels / multiple)
@@ -258,13 +258,13 @@ def match_colours(sample: torch.Tensor, image: torch.Tensor, hole: torch.Tensor)
     def blur(values: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(F.avg_pool2d(values, 5, stride=1, padding=2), 5, stride=1, padding=2)
 
-    ring = _grown(hole) - hole
-    missed = (image - sample).clamp(-_MAX_CAST, _MAX_CAST) * ring
+    ring = _dilated(hole) - hole
+    missed = (image - sample).clamp(-_MAX_COLOUR_SHIFT, _MAX_COLOUR_SHIFT) * ring
     # Next to a straight edge the ring weighs 4 of 25: from there on its share falls, and the correction with it.
-    cast = blur(missed) / blur(ring).clamp(min=4 / 25)
-    return torch.where(hole.bool(), (sample + cast).clamp(-1, 1), image)
+    shift = blur(missed) / blur(ring).clamp(min=4 / 25)
+    return torch.where(hole.bool(), (sample + shift).clamp(-1, 1), image)
 
 
-def _grown(hole: torch.Tensor) -> torch.Tensor:
+def _dilated(hole: torch.Tensor) -> torch.Tensor:
     """A mask `[1, H, W]` with the neighbours of what is 1 in it."""
     return F.max_pool2d(hole, 3, stride=1, padding=1)

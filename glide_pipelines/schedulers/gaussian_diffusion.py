@@ -109,8 +109,8 @@ class GaussianDiffusion:
         square root of the signal-to-noise ratio."""
         return ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
 
-    def is_finite(self) -> bool:
-        """Whether the tables are, and x_0 can be told from x_t in float32 at every step."""
+    def is_usable(self) -> bool:
+        """Whether the tables are finite, and x_0 can be told from x_t in float32 at every step."""
         tables = (self.posterior_log_variance, self.posterior_mean_coef_x0, self.posterior_mean_coef_xt)
         is_finite = all(bool(table.isfinite().all()) for table in tables)
         return is_finite and bool((self.alphas_cumprod > torch.finfo(torch.float32).tiny).all())

@@ -138,7 +138,7 @@ class GLIDEScheduler(DDPMScheduler):
         else:
             self.betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
         self.train_process = GaussianDiffusion.from_betas(self.betas)
-        if not (self.betas > 0).all() or not self.train_process.is_finite():
+        if not (self.betas > 0).all() or not self.train_process.is_usable():
             fields = "`beta_start` and `beta_end`" if trained_betas is None else "`trained_betas`"
             raise ValueError(
                 f"{fields} must lie between 0 and 1 and leave some of the image at the last of the "
