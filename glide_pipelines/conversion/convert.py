@@ -14,7 +14,7 @@ from .detection import STAGE_KINDS
 from .errors import ConversionError, blaming, check_variant, first_line
 from .folders import new_folder, writing
 from .model_card import glide_filtered_card
-from .stages import PipelineFiles, StageFile, open_files
+from .stages import PipelineFiles, open_files
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -40,8 +40,8 @@ def convert_glide_to_diffusers(
 ) -> Path:
     """Convert a GLIDE base model, and its upsampler, to a folder that `GLIDEPipeline.from_pretrained` opens.
 
-    A pair that was fine-tuned for inpainting becomes a folder for [`GLIDEInpaintPipeline`]; with the noised CLIP
-    either kind becomes one for [`CLIPGuidedPipeline`].
+    Where either stage was fine-tuned for inpainting, it is a folder for [`GLIDEInpaintPipeline`], in which each stage
+    runs in its own mode; with the noised CLIP any pair becomes one for [`CLIPGuidedPipeline`].
 
     A file may be one of safetensors, and its state dict may stand under keys such as `state_dict` or `ema` and bear the
     names of torch's wrappers (see [`open_checkpoint`]).
@@ -92,7 +92,6 @@ def convert_glide_to_diffusers(
             towers if any(path for _, path in towers.values()) else None,
             clip_attention_head_dim,
         )
-        _check_kinds(*files.stages)
         pipe = _pipeline_class(files)(**files.components(tokenizer, clip_tokenizer))
         for name, network in files.fill("Converting", DTYPES[dtype], allow_non_finite):
             with writing("dump_path", dump_path):
@@ -111,21 +110,11 @@ def convert_glide_to_diffusers(
     return destination
 
 
-def _check_kinds(base: StageFile, *upsamplers: StageFile) -> None:
-    """Both stages must inpaint, or neither."""
-    for upsampler in upsamplers:
-        with blaming(upsampler.argument, upsampler.file.path):
-            if base.stage.unet.is_inpainter != upsampler.stage.unet.is_inpainter:
-                raise ConversionError(
-                    f"this is GLIDE's {upsampler.file.kind}, which does not go with the {base.file.kind} of "
-                    f"`{base.argument}`: both must inpaint, or neither"
-                )
-
-
 def _pipeline_class(files: PipelineFiles) -> type[DiffusionPipeline]:
     if files.clip is not None:
         return CLIPGuidedPipeline
-    return GLIDEInpaintPipeline if files.stages[0].stage.unet.is_inpainter else GLIDEPipeline
+    inpaints = any(opened.stage.unet.is_inpainter for opened in files.stages)
+    return GLIDEInpaintPipeline if inpaints else GLIDEPipeline
 
 
 def _check_repo_id(repo_id: str) -> None:

@@ -69,7 +69,8 @@ def glide_filtered_card(
     Returns:
         `ModelCard`
     """
-    inpaints, clip = pipe.unet.is_inpainter, getattr(pipe, "clip_model", None)
+    inpaints = any(unet is not None and unet.is_inpainter for unet in (pipe.unet, pipe.super_res_unet))
+    clip = getattr(pipe, "clip_model", None)
     options = "" if variant is None else f', variant="{variant}"'
     options += "" if dtype == torch.float32 else f", dtype={dtype}"
     quoted = [f"`{file.path.name}`" for file in files]

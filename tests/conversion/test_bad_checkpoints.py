@@ -345,8 +345,6 @@ def test_a_missing_file(refused, tmp_path):
         ("upsample", None, "`checkpoint_path` .*GLIDE's upsample, where base or base-inpaint is needed"),
         ("upsample-inpaint", None, "`checkpoint_path` .*GLIDE's upsample-inpaint, where base or"),
         ("base", "base", "`super_res_checkpoint_path` .*GLIDE's base, where upsample or upsample-inpaint is needed"),
-        ("base", "upsample-inpaint", "`super_res_checkpoint_path` .*both must inpaint, or neither"),
-        ("base-inpaint", "upsample", "`super_res_checkpoint_path` .*both must inpaint, or neither"),
     ],
 )
 def test_kinds_that_do_not_belong_there(refused, files, base, upsampler, message):

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from small import CLIP_HEAD_DIM, OPTIONS, PAIRS, small_clip, write_checkpoint
 from tiny import tiny_call, tiny_tokenizer
@@ -57,6 +58,8 @@ def run(pipe):
         (GLIDEImg2ImgPipeline, PAIRS[0]),
         (GLIDEInpaintPipeline, PAIRS[0]),
         (GLIDEInpaintPipeline, PAIRS[1]),
+        (GLIDEInpaintPipeline, ("base", "upsample-inpaint")),
+        (GLIDEInpaintPipeline, ("base-inpaint", "upsample")),
         (CLIPGuidedPipeline, PAIRS[0]),
     ],
 )
@@ -67,6 +70,10 @@ def test_it_equals_the_converted_folder(files, tmp_path, pipeline, pair):
     clip = {name if name not in ("clip_text", "clip_image") else f"{name}_checkpoint_path": clip[name] for name in clip}
     folder = convert_glide_to_diffusers(base, tmp_path / "glide", upsampler, **options(files, **clip))
     assert_same(loaded, pipeline.from_pretrained(folder))
+    inpaints = any("inpaint" in kind for kind in pair)
+    assert ("mask_image" in (folder / "README.md").read_text(encoding="utf-8")) is inpaints
+    if inpaints:
+        assert DiffusionPipeline.load_config(folder)["_class_name"] == "GLIDEInpaintPipeline"
 
 
 def test_an_upsampler_alone(files, tmp_path):
