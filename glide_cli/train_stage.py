@@ -302,18 +302,25 @@ def _train(
         held_out = make_held_out(args, dataset, parts)
         data.report_cut_captions(accelerator, parts.tokenizer)
 
+    measure = make_metrics(args, parts, accelerator.device)
     drawn = 0
 
     def validate(step: int) -> dict[str, Any]:
         nonlocal drawn
-        if prompts and step != drawn:  # of several averages the first one, which comes first
-            drawn = step
-            path = Path(args.output_dir) / "validation" / f"step-{step:06}.png"
-            save_validation_images(parts, prompts, args.seed, path)
-        loss = None if distillation is None else distillation.loss(accelerator)
-        return {} if held_out is None else held_out_loss(parts.stage, *held_out, args.train_batch_size, loss)
+        found: dict[str, Any] = {}
+        if accelerator.is_main_process:
+            if prompts and step != drawn:  # of several averages the first one, which comes first
+                drawn = step
+                path = Path(args.output_dir) / "validation" / f"step-{step:06}.png"
+                save_validation_images(parts, prompts, args.seed, path)
+            if held_out is not None:
+                loss = None if distillation is None else distillation.loss(accelerator)
+                found = held_out_loss(parts.stage, *held_out, args.train_batch_size, loss)
+        # Every process does its share.
+        if measure is not None and (step % args.validation_metrics_steps == 0 or step == args.max_train_steps):
+            found |= measure(step)
+        return found
 
-    on_validation = make_metrics(args, parts, accelerator.device)
     done = train_stage(
         accelerator,
         config,
@@ -321,10 +328,9 @@ def _train(
         dataset,
         freeze_text_encoder=args.freeze_text_encoder,
         gradient_checkpointing=args.gradient_checkpointing,
-        on_checkpoint=validate if prompts or held_out is not None else None,
+        on_checkpoint=validate if prompts or held_out is not None or measure is not None else None,
         lora=lora,
         compile=args.compile,
-        on_validation=on_validation,
         distillation=distillation,
     )
 

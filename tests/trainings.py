@@ -115,7 +115,7 @@ def make_config(output_dir, **changes):
     return TrainingConfig(**(arguments | changes))
 
 
-def run(config, mixed_precision="no", compute_loss=None, dropout=0.2, dataset=None, on_checkpoint=None, **callbacks):
+def run(config, mixed_precision="no", compute_loss=None, dropout=0.2, dataset=None, on_checkpoint=None):
     """One training run in this process; returns the model and the number of steps done."""
     scheduler = GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2")
     weighting = TimestepWeighting(1000, "later", 1.5, 0.5)
@@ -128,7 +128,7 @@ def run(config, mixed_precision="no", compute_loss=None, dropout=0.2, dataset=No
     model = Stage("base", tiny_text_encoder(0), tiny_unet(seed=1, dropout=dropout))
     torch.seed()  # the random state before a run has no effect
     compute_loss = compute_loss or text_to_image_loss(scheduler, weighting)
-    return model, train(accelerator, config, model, dataset, compute_loss, 1000, on_checkpoint, **callbacks)
+    return model, train(accelerator, config, model, dataset, compute_loss, 1000, on_checkpoint)
 
 
 def read_checkpoint(path):

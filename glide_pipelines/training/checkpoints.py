@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 
-from ..files import partial_path, replace_folder
+from ..files import atomic_folder
 from .run_state import RunState, check_files, random_state, read_state
 
 
@@ -163,17 +163,13 @@ def save_checkpoint(
     files = state.gather()
     problem = None
     if accelerator.is_main_process:
-        partial = partial_path(final)
         try:
-            partial.mkdir(parents=True)
-            state.save(partial, files, progress, random_states)
-            if final.is_symlink() or final.is_file():  # what is no folder cannot be replaced by one
-                final.unlink()
-            replace_folder(partial, final)
+            with atomic_folder(final) as partial:
+                state.save(partial, files, progress, random_states)
+                if final.is_symlink() or final.is_file():  # what is no folder cannot be replaced by one
+                    final.unlink()
         except OSError as error:
             problem = error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         if problem is None and total_limit is not None:
             whole = [path for path in list_checkpoints(output_dir) if _problem(path, contents=False) is None]
             for old in whole[:-total_limit]:

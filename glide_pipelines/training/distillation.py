@@ -112,30 +112,25 @@ class Distillation:
             raise ValueError(f"`teacher_steps` {teacher_steps} do not fit between the timesteps {steps}.")
         trained = teacher_scheduler.config.trained_timesteps
         self._chosen = None if teacher_timesteps is None else list(teacher_timesteps)
-        if self._chosen is not None:
-            if trained is not None:
-                raise ValueError("`teacher_timesteps` are no choice where `teacher` is itself a student.")
-            if self._chosen[::teacher_steps] != steps or len(self._chosen) != len(steps) * teacher_steps:
-                raise ValueError(
-                    f"`teacher_timesteps` must be {teacher_steps} (`teacher_steps`) for each of the timesteps {steps}, "
-                    f"which come first among them, got {self._chosen}."
-                )
-            teacher_timesteps = self._chosen
-        elif trained is None:
+        if self._chosen is not None and trained is not None:
+            raise ValueError("`teacher_timesteps` are no choice where `teacher` is itself a student.")
+        own = self._chosen if trained is None else list(trained)
+        if own is None:
             # -1 is the clean image.
-            teacher_timesteps = [
+            own = [
                 round(above + (below - above) * part / teacher_steps)
                 for above, below in pairwise([*steps, -1])
                 for part in range(teacher_steps)
             ]
-        else:
-            teacher_timesteps = list(trained)
-            if teacher_timesteps[::teacher_steps] != steps or len(trained) != len(steps) * teacher_steps:
-                raise ValueError(
-                    f"`teacher` is itself a student, of the timesteps {teacher_timesteps}: `timesteps` must be every "
-                    f"n-th of them, with `teacher_steps` n, got {steps} and {teacher_steps}."
-                )
-        self._run = SchedulerRun(teacher_scheduler, timesteps=teacher_timesteps)
+        elif own[::teacher_steps] != steps or len(own) != len(steps) * teacher_steps:
+            raise ValueError(
+                f"`teacher_timesteps` must be {teacher_steps} (`teacher_steps`) for each of the timesteps {steps}, "
+                f"which come first among them, got {own}."
+                if trained is None
+                else f"`teacher` is itself a student, of the timesteps {own}: `timesteps` must be every n-th of them, "
+                f"with `teacher_steps` n, got {steps} and {teacher_steps}."
+            )
+        self._run = SchedulerRun(teacher_scheduler, timesteps=own)
 
     def new_student(self) -> Stage:
         """A copy of the teacher, to be trained, with the scheduler of the student."""

@@ -7,26 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 
-class _MicroBatches(Sampler[list[int]]):
+def _micro_batches(
+    first: int, steps: int, batch_size: int, accumulation: int, rank: int, world: int
+) -> Iterator[list[int]]:
     """The numbers of the examples in each micro batch of one process, step after step."""
-
-    def __init__(self, first: int, steps: int, batch_size: int, accumulation: int, rank: int, world: int) -> None:
-        self.first, self.steps, self.batch_size = first, steps, batch_size
-        self.accumulation, self.rank, self.world = accumulation, rank, world
-
-    def __len__(self) -> int:
-        return self.steps * self.accumulation
-
-    def __iter__(self) -> Iterator[list[int]]:
-        own = self.batch_size * self.accumulation
-        for step in range(self.steps):
-            start = self.first + (step * self.world + self.rank) * own
-            for micro in range(self.accumulation):
-                begin = start + micro * self.batch_size
-                yield list(range(begin, begin + self.batch_size))
+    for step in range(steps):
+        start = first + (step * world + rank) * accumulation * batch_size
+        for begin in range(start, start + accumulation * batch_size, batch_size):
+            yield list(range(begin, begin + batch_size))
 
 
 class _Examples(Dataset[Any]):
@@ -80,7 +71,7 @@ def make_loader(
     examples = _Examples(dataset)
     return DataLoader(
         examples,
-        batch_sampler=_MicroBatches(first, steps, batch_size, accumulation, rank, world),
+        batch_sampler=_micro_batches(first, steps, batch_size, accumulation, rank, world),
         collate_fn=examples.collate,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,

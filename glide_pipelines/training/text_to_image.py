@@ -72,7 +72,6 @@ def train_stage(
     on_checkpoint: Callable[[int], dict[str, Any] | None] | None = None,
     lora: LoraConfig | None = None,
     compile: bool = False,
-    on_validation: Callable[[int], dict[str, Any]] | None = None,
     distillation: Distillation | None = None,
 ) -> int:
     """Train a stage, or adapters of it, and leave the moving average of the weights in it.
@@ -87,9 +86,8 @@ def train_stage(
         on_checkpoint (`Callable`, *optional*): See [`train`].
         lora (`peft.LoraConfig`, *optional*): Adapters that are added to the stage and trained in its place; see
             [`add_lora`], and [`save_lora`] to save them.
-        compile (`bool`, defaults to `False`): Compile the UNet's blocks, see [`compile_blocks`]. `on_checkpoint` and
-            `on_validation` run without what was compiled, whose shapes are those of training.
-        on_validation (`Callable`, *optional*): See [`train`].
+        compile (`bool`, defaults to `False`): Compile the UNet's blocks, see [`compile_blocks`]. `on_checkpoint` runs
+            without what was compiled, whose shapes are those of training.
         distillation ([`Distillation`], *optional*): What the stage learns in place of the loss of [`hybrid_loss`].
 
     Returns:
@@ -122,18 +120,5 @@ def train_stage(
         compile_blocks(stage.unet, accelerator.device)
         if on_checkpoint is not None:
             on_checkpoint = torch.compiler.set_stance("force_eager")(on_checkpoint)
-        if on_validation is not None:
-            on_validation = torch.compiler.set_stance("force_eager")(on_validation)
     num_timesteps = dataset.weighting.num_train_timesteps
-    return train(
-        accelerator,
-        config,
-        stage,
-        dataset,
-        loss,
-        num_timesteps,
-        on_checkpoint,
-        parameters,
-        settings,
-        on_validation=on_validation,
-    )
+    return train(accelerator, config, stage, dataset, loss, num_timesteps, on_checkpoint, parameters, settings)

@@ -7,7 +7,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,8 @@ class TrainingConfig:
         checkpointing_steps (`int`, *optional*): Steps between two checkpoints.
         checkpointing_minutes (`float`, *optional*): Minutes between two checkpoints.
         checkpoints_total_limit (`int`, *optional*): How many checkpoints are kept.
-        validation_metrics_steps (`int`, *optional*): Steps between two calls of `on_validation`, at checkpoints of
-            their own; with it there is one at the end.
+        validation_metrics_steps (`int`, *optional*): Steps between two checkpoints of their own, at which
+            `on_checkpoint` may measure what takes long.
         resume_from_checkpoint (`str`, *optional*): `"latest"`, or a checkpoint.
         logging_steps (`int`, defaults to 50): Steps that a line of the log covers.
         dataloader_num_workers (`int`, defaults to 0): Processes that make examples; 0 makes them between the steps.
@@ -173,9 +173,8 @@ def train(
     compute_loss: LossFunction,
     num_train_timesteps: int,
     on_checkpoint: Callable[[int], dict[str, Any] | None] | None = None,
-    parameters: dict[str, nn.Parameter] | None = None,
+    parameters: Collection[str] | None = None,
     settings: dict[str, Any] | None = None,
-    on_validation: Callable[[int], dict[str, Any]] | None = None,
 ) -> int:
     """Train a model, or go on training it, and leave the moving average of its weights in it.
 
@@ -198,16 +197,13 @@ def train(
         compute_loss (`Callable`): Takes the model and a batch; returns the loss `[B]` and a `dict` of further values
             `[B]` for the log.
         num_train_timesteps (`int`): Steps T of the process; the log has means by quarter of the timesteps.
-        on_checkpoint (`Callable[[int], dict[str, Any] | None]`, *optional*): Called in the main process with the step
+        on_checkpoint (`Callable[[int], dict[str, Any] | None]`, *optional*): Called in every process with the step
             whenever a checkpoint was saved, while the model holds the averaged weights; of several averages, once for
-            each. What it returns goes into the log, of all but the first with `_ema_<decay>` after each name. The
-            random numbers that it uses do not change the run.
-        parameters (`dict[str, nn.Parameter]`, *optional*): What is trained, averaged and saved of the model, by name;
-            by default all of it.
+            each. What it returns in the main process goes into the log, of all but the first average with
+            `_ema_<decay>` after each name. The random numbers that it uses do not change the run.
+        parameters (`Collection[str]`, *optional*): Names of what is trained, averaged and saved of the model; by
+            default all of it.
         settings (`dict[str, Any]`, *optional*): What must be the same when a run is resumed, as JSON can hold it.
-        on_validation (`Callable[[int], dict[str, Any]]`, *optional*): As `on_checkpoint`, but called in every process,
-            which may share the work, every `config.validation_metrics_steps` steps. What the main process returns goes
-            into the log.
 
     Returns:
         `int`: The steps done so far; fewer than `config.max_train_steps` if the run was stopped.
@@ -240,12 +236,12 @@ def train(
         )
         trained, optimizer = accelerator.prepare(trained, bare_optimizer)
         bare_model = accelerator.unwrap_model(trained)
-        parameters = _named(bare_model, names)
-        averages = {decay: Average(parameters, moving(decay)) for decay in config.ema_decays}
+        weights = _named(bare_model, names)
+        averages = {decay: Average(weights, moving(decay)) for decay in config.ema_decays}
         snapshot_steps, snapshots = config.post_hoc_ema_steps or 0, Path(config.output_dir) / "averages"
         widths = SIGMA_RELS if snapshot_steps else ()
-        powers = {sigma_rel: Average(parameters, power(sigma_rel)) for sigma_rel in widths}
-        state = RunState(accelerator, bare_model, parameters, bare_optimizer, averages, powers)
+        powers = {sigma_rel: Average(weights, power(sigma_rel)) for sigma_rel in widths}
+        state = RunState(accelerator, bare_model, weights, bare_optimizer, averages, powers)
         progress = _Progress(config.seed, getattr(dataset, "fingerprint", None), settings)
         if config.resume_from_checkpoint is not None:
             path = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
@@ -290,13 +286,13 @@ def train(
             if line is not None:
                 bar.set_postfix(loss=line["loss"], images_per_second=line["images_per_second"], refresh=False)
 
-        def validate(measure: Callable[[int], dict[str, Any] | None], everywhere: bool) -> None:
+        def validate(measure: Callable[[int], dict[str, Any] | None]) -> None:
             found: dict[str, Any] = {}
             for decay, average in averages.items():
                 suffix = "" if decay == config.ema_decays[0] else f"_ema_{decay}"
                 with average.in_model(model), torch.random.fork_rng():
-                    own = measure(progress.step) if everywhere or accelerator.is_main_process else None
-                found |= {f"{name}{suffix}": value for name, value in (own or {}).items()}
+                    own = measure(progress.step) or {}
+                found |= {f"{name}{suffix}": value for name, value in own.items()}
             if found:
                 log.write({"step": progress.step, **found})
 
@@ -308,10 +304,7 @@ def train(
                     accelerator, config.output_dir, state, vars(progress), config.checkpoints_total_limit, random
                 )
                 if on_checkpoint is not None:
-                    validate(on_checkpoint, everywhere=False)
-                due = progress.step % (config.validation_metrics_steps or config.max_train_steps) == 0
-                if on_validation is not None and (due or progress.step == config.max_train_steps):
-                    validate(on_validation, everywhere=True)
+                    validate(on_checkpoint)
                 log.start(progress.step)
             saved_step, saved_time = progress.step, time.monotonic()
 
@@ -350,7 +343,7 @@ def train(
                             rate = config.learning_rate(progress.step)
                             for group in optimizer.param_groups:
                                 group["lr"] = rate
-                            norm = accelerator.clip_grad_norm_(list(parameters.values()), config.max_grad_norm)
+                            norm = accelerator.clip_grad_norm_(list(weights.values()), config.max_grad_norm)
                             log.add_gradient(whole(norm), rate)
                             unchanged = False
                         optimizer.step()

@@ -91,7 +91,7 @@ def test_it_comes_with_checkpoints_of_its_own_and_takes_no_time_of_the_steps(tmp
             next(seconds)
         return {"validation_fid": 1.0}
 
-    run(make_config(tmp_path, max_train_steps=5, validation_metrics_steps=2), on_validation=measure)
+    run(make_config(tmp_path, max_train_steps=5, validation_metrics_steps=2), on_checkpoint=measure)
     assert steps == [2, 4, 5] and all(saved)
     assert all(line.get("seconds_per_step", 0) < 10 for line in read_log(tmp_path))
 
