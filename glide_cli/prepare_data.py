@@ -26,14 +26,22 @@ def add_arguments(parser: Parser) -> None:
         help="folder of images with a metadata.jsonl or .csv, or a name.txt beside each name.png; of parquet files; "
         "what save_to_disk wrote",
     )
-    shards = 'tar shards in webdataset\'s layout, such as "data/{000..127}.tar": files, or URLs that fsspec opens'
-    add("--train_shards", nargs="+", metavar="URL", help=shards)
+    add(
+        "--train_shards",
+        nargs="+",
+        metavar="URL",
+        help='tar shards in webdataset\'s layout, such as "data/{000..127}.tar": files, or URLs that fsspec opens',
+    )
     add("--split", default="train", help="part of a dataset (default: %(default)s)")
     add("--image_column", default="image", help="column of the images (default: %(default)s)")
     add("--caption_column", default="text", help="column of the captions (default: %(default)s)")
     add = parser.add_argument_group("checks").add_argument
-    small = "the least pixels that the shorter side may have (default: the resolution)"
-    add("--min_size", type=positive_int, metavar="PIXELS", help=small)
+    add(
+        "--min_size",
+        type=positive_int,
+        metavar="PIXELS",
+        help="the least pixels that the shorter side may have (default: the resolution)",
+    )
     add("--max_pixels", type=positive_int, metavar="N", help="the most pixels in all (default: 178,956,970, Pillow's)")
     add("--tokenizer_name", help="tokenizer that tells which captions are cut: a folder or a Hub id")
     add("--num_workers", type=positive_int, metavar="N", help="processes (default: one for each core)")
@@ -42,8 +50,12 @@ def add_arguments(parser: Parser) -> None:
     add("--resolution", type=positive_int, metavar="PIXELS", help="scale larger images down to this shorter side")
     add("--held_out", type=float, default=0.0, metavar="SHARE", help="share of the images that is set aside")
     add("--shard_size", type=positive_int, default=10_000, metavar="N", help="images in a shard (default: %(default)s)")
-    own = "train a tokenizer of at most N entries on the captions, into OUTPUT_DIR/tokenizer"
-    add("--vocab_size", type=positive_int, metavar="N", help=own)
+    add(
+        "--vocab_size",
+        type=positive_int,
+        metavar="N",
+        help="train a tokenizer of at most N entries on the captions, into OUTPUT_DIR/tokenizer",
+    )
     add("--context", type=positive_int, default=128, metavar="N", help="its text context (default: %(default)s tokens)")
 
 
@@ -52,11 +64,6 @@ def check_arguments(args: argparse.Namespace) -> None:
     names = ("dataset_name", "train_data_dir", "train_shards")
     if sum(getattr(args, name) is not None for name in names) != 1:
         raise UserError("Pass one of `dataset_name`, `train_data_dir` and `train_shards`.")
-    for name in ("resolution", "vocab_size"):
-        if getattr(args, name) is not None and args.output_dir is None:
-            raise UserError(f"`{name}` needs `output_dir`.")
-    if args.vocab_size is not None and args.tokenizer_name is not None:
-        raise UserError("Pass only one of `vocab_size` and `tokenizer_name`.")
 
 
 def run(args: argparse.Namespace) -> None:

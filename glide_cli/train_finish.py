@@ -64,7 +64,7 @@ def _facts(args: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]
     """The settings that a model card lists."""
     batch = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     facts = {
-        "stage": getattr(args, "stage", None),
+        "stage": args.stage,
         "LoRA": _lora(args),
         "started from": args.pretrained_model_name_or_path,
         "steps": args.max_train_steps,
@@ -79,7 +79,7 @@ def _facts(args: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]
 
 
 def _lora(args: argparse.Namespace) -> str | None:
-    if getattr(args, "lora_rank", None) is None:
+    if args.lora_rank is None:
         return None
     return f"{'DoRA, ' if args.use_dora else ''}rank {args.lora_rank}, alpha {args.lora_alpha or args.lora_rank}"
 

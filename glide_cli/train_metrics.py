@@ -19,20 +19,31 @@ if TYPE_CHECKING:  # importing these takes seconds
 
 def add_metrics_options(add: Callable[..., Any]) -> None:
     """How often images of the held-out captions are generated and measured, and by what."""
-    every = "steps between two measurements of images that are generated from the captions of --validation_data_dir"
-    add("--validation_metrics_steps", type=positive_int, metavar="N", help=every)
-    network = "for the FID, precision and recall: that of a world that ships, inception, or a model of transformers"
-    add("--features", metavar="NAME", help=network)
+    add(
+        "--validation_metrics_steps",
+        type=positive_int,
+        metavar="N",
+        help="steps between two measurements of images that are generated from the captions of --validation_data_dir",
+    )
+    add(
+        "--features",
+        metavar="NAME",
+        help="for the FID, precision and recall: that of a world that ships, inception, or a model of transformers",
+    )
     add("--clip", metavar="NAME", help="CLIP of the CLIP score: that of a world that ships, or a CLIP (default: none)")
-    steps = "steps of these images (default: the pipeline's)"
-    add("--validation_inference_steps", type=positive_int, metavar="N", help=steps)
+    add(
+        "--validation_inference_steps",
+        type=positive_int,
+        metavar="N",
+        help="steps of these images (default: the pipeline's)",
+    )
 
 
 def check_metrics(args: argparse.Namespace) -> None:
     """Refuse options of [`add_metrics_options`] that do not fit together."""
-    if getattr(args, "validation_metrics_steps", None) is None:
+    if args.validation_metrics_steps is None:
         for name in ("features", "clip", "validation_inference_steps"):
-            if getattr(args, name, None) is not None:
+            if getattr(args, name) is not None:
                 raise UserError(f"`{name}` needs `validation_metrics_steps`.")
         return
     for name, what in (("validation_data_dir", "the real images"), ("features", "the network of the FID")):
@@ -44,7 +55,7 @@ def make_metrics(
     args: argparse.Namespace, parts: PipelineParts, device: torch.device
 ) -> Callable[[int], dict[str, Any]] | None:
     """What measures the pipeline at a step, for the log; None if it is not asked for. Every process must call both."""
-    if getattr(args, "validation_metrics_steps", None) is None:
+    if args.validation_metrics_steps is None:
         return None
     from glide_pipelines.evaluation import DatasetImages, PipelineMetrics, check_call, load_clip
     from glide_pipelines.training import sampling_pipeline

@@ -32,16 +32,29 @@ if TYPE_CHECKING:  # importing these takes seconds
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 SHAPES = "shapes"  # the name of the dataset that is made as it is needed
 A_MODEL = "a folder, a Hub id, or the name of one that ships (shapes, emoji)"
+# Options that only some trainings have, and their values in the others.
+_OF_SOME = dict.fromkeys(
+    (
+        *("stage", "pipeline_dir", "text_encoder_name_or_path", "snr_gamma", "snr_weight_range"),
+        *("lora_rank", "lora_alpha", "lora_targets", "validation_prompts"),
+        *("validation_metrics_steps", "features", "clip", "validation_inference_steps"),
+    )
+) | {"low_res_consistency": False, "use_dora": False}
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
 
 
 def add_data_options(parser: Parser) -> None:
     """Which images and captions, and how the images are cropped."""
+    parser.set_defaults(**_OF_SOME)
     add = parser.add_argument_group("data: --dataset_name, --train_data_dir or --train_shards").add_argument
     add("--dataset_name", help='a dataset on the Hub, or "shapes", the world of coloured shapes, without a download')
     add("--train_data_dir", help="folder of images with a metadata.jsonl, or another layout that prepare-data reads")
-    shards = 'tar shards in webdataset\'s layout, such as "data/{000..127}.tar": files, or URLs that fsspec opens'
-    add("--train_shards", nargs="+", metavar="URL", help=shards)
+    add(
+        "--train_shards",
+        nargs="+",
+        metavar="URL",
+        help='tar shards in webdataset\'s layout, such as "data/{000..127}.tar": files, or URLs that fsspec opens',
+    )
     add("--shuffle_buffer", type=positive_int, metavar="N", help="of shards: shuffle within so many (default: 65536)")
     add("--image_column", default="image", help="column of the images (default: %(default)s)")
     add("--caption_column", default="text", help="column of the captions (default: %(default)s)")
@@ -56,8 +69,12 @@ def add_data_options(parser: Parser) -> None:
         metavar="SHARE",
         help="of shapes: shares of scenes with one, two and three objects (default: 0.4 0.4 0.2)",
     )
-    full = "of shapes: share of captions that state every attribute except positions (default: %(default)s)"
-    add("--proportion_full_captions", type=float, default=0.0, help=full)
+    add(
+        "--proportion_full_captions",
+        type=float,
+        default=0.0,
+        help="of shapes: share of captions that state every attribute except positions (default: %(default)s)",
+    )
 
 
 def add_stage_options(parser: Parser) -> None:
@@ -107,8 +124,13 @@ def add_weighting_options(parser: Parser) -> None:
 def add_validation_options(add: Callable[..., Any]) -> None:
     """The loss on images that are held out."""
     add("--validation_data_dir", help="folder of images that are held out: their loss goes into the log, by checkpoint")
-    most = "use so many of them (default: %(default)s)"
-    add("--max_validation_samples", type=positive_int, default=256, metavar="N", help=most)
+    add(
+        "--max_validation_samples",
+        type=positive_int,
+        default=256,
+        metavar="N",
+        help="use so many of them (default: %(default)s)",
+    )
 
 
 def add_lora_options(parser: Parser) -> None:
@@ -116,8 +138,12 @@ def add_lora_options(parser: Parser) -> None:
     add = parser.add_argument_group("LoRA: trains adapters of a pipeline, into OUTPUT_DIR/lora").add_argument
     add("--lora_rank", type=positive_int, metavar="R", help="rank of the adapters; without it all weights are trained")
     add("--lora_alpha", type=positive_int, metavar="A", help="the adapters count A / R (default: R)")
-    targets = "layers that are adapted, by name or its end (default: the projections of the attention)"
-    add("--lora_targets", nargs="+", metavar="NAME", help=targets)
+    add(
+        "--lora_targets",
+        nargs="+",
+        metavar="NAME",
+        help="layers that are adapted, by name or its end (default: the projections of the attention)",
+    )
     add("--use_dora", action="store_true", help="DoRA: learn the length of the weights apart from their direction")
 
 
@@ -157,19 +183,39 @@ def add_run_options(parser: Parser) -> None:
         default="adamw",
         help="one of torch.optim's, adamw8bit or adamwschedulefree (default: %(default)s)",
     )
-    own = "further settings of the optimizer, such as momentum=0.9"
-    add("--optimizer_args", type=_setting, nargs="+", default=[], metavar="NAME=VALUE", help=own)
+    add(
+        "--optimizer_args",
+        type=_setting,
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="further settings of the optimizer, such as momentum=0.9",
+    )
     add("--adam_beta1", type=float, default=0.9, help="default: %(default)s")
     add("--adam_beta2", type=float, default=0.999, help="default: %(default)s")
     add("--adam_weight_decay", type=float, default=0.01, help="default: %(default)s")
     add("--adam_epsilon", type=float, default=1e-8, help="default: %(default)s")
     add("--max_grad_norm", type=float, default=1.0, help="clip the gradient to it (default: %(default)s)")
-    decays = "of the moving average that is saved; 0 keeps none; of several the first is saved (default: 0.9999)"
-    add("--ema_decay", type=float, nargs="+", default=[0.9999], metavar="D", help=decays)
-    snapshots = "steps between snapshots of averages, so that the width of the average can be chosen afterwards"
-    add("--post_hoc_ema_steps", type=int, metavar="N", help=snapshots)
-    width = "save the average of this width (such as 0.1 of the run) in place of the moving one"
-    add("--ema_sigma_rel", type=float, metavar="S", help=width)
+    add(
+        "--ema_decay",
+        type=float,
+        nargs="+",
+        default=[0.9999],
+        metavar="D",
+        help="of the moving average that is saved; 0 keeps none; of several the first is saved (default: 0.9999)",
+    )
+    add(
+        "--post_hoc_ema_steps",
+        type=int,
+        metavar="N",
+        help="steps between snapshots of averages, so that the width of the average can be chosen afterwards",
+    )
+    add(
+        "--ema_sigma_rel",
+        type=float,
+        metavar="S",
+        help="save the average of this width (such as 0.1 of the run) in place of the moving one",
+    )
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="by default what accelerate is configured for")
     add("--checkpointing_steps", type=int, help="steps between two checkpoints")
     add("--checkpointing_minutes", type=float, help="minutes between two checkpoints")
@@ -205,20 +251,20 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in ("proportion_full_captions", "num_objects_shares"):
         if getattr(args, name) and args.dataset_name != SHAPES:
             raise UserError(f"`{name}` is for the shapes world.")
-    if getattr(args, "stage", None) == "base":
+    if args.stage == "base":
         for name in ("crop_size", "low_resolution", "low_res_blur", "low_res_noise", "low_res_consistency"):
             if getattr(args, name):
                 raise UserError(f"`{name}` is for the stage super_res.")
     check_metrics(args)
-    if getattr(args, "lora_rank", None) is None:
+    if args.lora_rank is None:
         for name in ("lora_alpha", "lora_targets", "use_dora"):
-            if getattr(args, name, None):
+            if getattr(args, name):
                 raise UserError(f"`{name}` needs `lora_rank`.")
     else:
         if args.pretrained_model_name_or_path is None:
             raise UserError("`lora_rank` needs `pretrained_model_name_or_path`: the model that is adapted.")
         for name in ("pipeline_dir", "text_encoder_name_or_path", "low_res_consistency"):
-            if getattr(args, name, None):
+            if getattr(args, name):
                 raise UserError(f"`{name}` is for a model that is trained whole: a LoRA is the adapters alone.")
 
 
@@ -392,7 +438,7 @@ def training_config(args: argparse.Namespace) -> TrainingConfig:
         args.learning_rate, args.max_train_steps, args.lr_warmup_steps, args.lr_scheduler, args.lr_decay_steps
     )
     names = {field.name for field in fields(TrainingConfig)} - {"learning_rate", "optimizer_args"}
-    values = {name: getattr(args, name) for name in names if name in args}  # not every training measures
+    values = {name: getattr(args, name) for name in names}
     if len(args.ema_decay) == 1:
         [values["ema_decay"]] = args.ema_decay
     return TrainingConfig(learning_rate=learning_rate, optimizer_args=dict(args.optimizer_args), **values)
@@ -429,14 +475,13 @@ def timestep_weighting(args: argparse.Namespace, num_train_timesteps: int) -> Ti
         if args.noisy_share:
             strategy, portion = "later" if args.noisy_share > 0 else "earlier", 0.5
             multiplier = (1 + abs(args.noisy_share)) / (1 - abs(args.noisy_share))
-    snr_weight_range = getattr(args, "snr_weight_range", None)
     return TimestepWeighting(
         num_train_timesteps,
         strategy,
         multiplier,
         portion,
-        tuple(snr_weight_range) if snr_weight_range else None,
-        getattr(args, "snr_gamma", None),
+        tuple(args.snr_weight_range) if args.snr_weight_range else None,
+        args.snr_gamma,
     )
 
 

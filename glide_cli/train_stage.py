@@ -197,16 +197,36 @@ def add_distill_options(parser: Parser) -> None:
     )
     add("--num_inference_steps", type=positive_int, default=4, metavar="N", help="of the student (default: 4)")
     add("--timesteps", type=int, nargs="+", metavar="T", help="in place of it: the student's timesteps, descending")
-    steps = "DDIM steps of the teacher for each step of the student (default: %(default)s)"
-    add("--teacher_steps", type=positive_int, default=2, metavar="N", help=steps)
-    chosen = "the teacher's timesteps, --teacher_steps for each of the student's, in place of even distances"
-    add("--teacher_timesteps", type=int, nargs="+", metavar="T", help=chosen)
-    own = "learn at what the student itself makes of noise, not at noised training images (arXiv 2405.05224)"
-    add("--backward_distillation", action="store_true", help=own)
-    scale = "guidance of the teacher, which the student learns (default: what the teacher recommends, else 3)"
-    add("--guidance_scale", type=float, metavar="X", help=scale)
-    predicts = "what the student predicts (default: what its teacher does)"
-    add("--prediction_type", choices=("epsilon", "v_prediction"), help=predicts)
+    add(
+        "--teacher_steps",
+        type=positive_int,
+        default=2,
+        metavar="N",
+        help="DDIM steps of the teacher for each step of the student (default: %(default)s)",
+    )
+    add(
+        "--teacher_timesteps",
+        type=int,
+        nargs="+",
+        metavar="T",
+        help="the teacher's timesteps, --teacher_steps for each of the student's, in place of even distances",
+    )
+    add(
+        "--backward_distillation",
+        action="store_true",
+        help="learn at what the student itself makes of noise, not at noised training images (arXiv 2405.05224)",
+    )
+    add(
+        "--guidance_scale",
+        type=float,
+        metavar="X",
+        help="guidance of the teacher, which the student learns (default: what the teacher recommends, else 3)",
+    )
+    add(
+        "--prediction_type",
+        choices=("epsilon", "v_prediction"),
+        help="what the student predicts (default: what its teacher does)",
+    )
     add_data_options(parser)
     add_stage_options(parser)
     add_run_options(parser)
@@ -214,7 +234,7 @@ def add_distill_options(parser: Parser) -> None:
     add_validation_options(add)
     _add_validation_prompts(add)
     add_metrics_options(add)
-    parser.set_defaults(lora_rank=None, proportion_empty_prompts=0.0)
+    parser.set_defaults(proportion_empty_prompts=0.0)
 
 
 def distill(args: argparse.Namespace) -> None:
@@ -275,7 +295,7 @@ def _train(
     from glide_pipelines.training import held_out_loss, save_lora, save_validation_images, train_stage
 
     lora = lora_config(args)
-    folder, prompts = _pipeline_folder(args), getattr(args, "validation_prompts", None) or []
+    folder, prompts = _pipeline_folder(args), args.validation_prompts or []
     accelerator, data, config = start(args)
     with accelerator.main_process_first():
         parts = make_parts(args, data, accelerator)

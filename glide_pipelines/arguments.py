@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -64,6 +65,12 @@ def check_indices(name: str, value: torch.Tensor, length: int) -> None:
         low, high = value.min().item(), value.max().item()
         if not 0 <= round(low) <= round(high) < length:
             raise ValueError(f"`{name}` must lie between 0 and {length - 1}, got {low} to {high}.")
+
+
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Where two settings differ: the earlier value and the present one, by name; None is one that is missing."""
+    pairs = {name: (earlier.get(name), now.get(name)) for name in {**earlier, **now}}
+    return {name: (before, after) for name, (before, after) in pairs.items() if before != after}
 
 
 def describe(value: Any) -> str:

@@ -85,7 +85,7 @@ def make_optimizer(
 
 
 @contextmanager
-def averaging_point(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Put the weights that are to be used into the model: those of a schedule-free optimizer are not those at which it
     takes the gradient (arXiv 2405.15682, equations 5 to 7)."""
     schedule_free: Any = optimizer if hasattr(optimizer, "eval") else None

@@ -59,7 +59,7 @@ class RunState:
 
     def gather(self) -> dict[str, dict[str, torch.Tensor]]:
         """The tensors of every file, whole; empty but in the main process. Every process must call it."""
-        names = self._names
+        names = self._names_of_parameters
         files = {
             _MODEL: self._model_tensors(),
             **{_average_file(number): average.tensors() for number, average in enumerate(self.averages.values())},
@@ -91,7 +91,7 @@ class RunState:
         Raises:
             OSError: if it cannot be written.
         """
-        names = self._names
+        names = self._names_of_parameters
         values = {
             f"{names[parameter]}/{key}": value
             for parameter, entries in self.optimizer.state.items()
@@ -155,7 +155,7 @@ class RunState:
         return dict(state["progress"])
 
     @property
-    def _names(self) -> dict[torch.Tensor, str]:
+    def _names_of_parameters(self) -> dict[torch.Tensor, str]:
         return {parameter: name for name, parameter in self.parameters.items()}
 
     def _load_averages(self, folder: Path, decays: Sequence[float | None]) -> None:

@@ -99,7 +99,7 @@ def scatter(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).clone()
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor that may be sharded. Every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -109,7 +109,7 @@ def gather(tensors: Mapping[str, torch.Tensor], keep: bool = True) -> dict[str, 
     `keep` them gives its parts only."""
     gathered = {}
     for name, tensor in tensors.items():
-        complete = whole(tensor)
+        complete = full_tensor(tensor)
         if keep:
             gathered[name] = complete.cpu() if isinstance(tensor, DTensor) else complete
     return gathered

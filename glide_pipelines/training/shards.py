@@ -105,7 +105,6 @@ class TarShards:
                 pool.map(self._index, self.urls), "Shards", len(self.urls), disable=len(self.urls) < 2, leave=False
             )
             self._take(list(bar))
-        self._systems: tuple[int, list[Any]] = (0, [])
         if not len(self):
             raise ValueError("The dataset is empty.")
 
@@ -159,7 +158,8 @@ class TarShards:
 
     def _read(self, shard: int, begin: int, end: int) -> bytes:
         with _reading(self.urls[shard]):
-            fs, path = self._system(shard)
+            # fsspec keeps what it opened, of each process its own: connections do not outlive a fork.
+            fs, path = fsspec.core.url_to_fs(self.urls[shard], use_listings_cache=False)
             data: bytes = fs.cat_file(path, start=begin, end=end)  # by name: the order differs between file systems
         if len(data) != end - begin:
             raise ValueError(f"{self.urls[shard]} is shorter than it was.")
@@ -219,12 +219,6 @@ class TarShards:
             digest.update(url.rsplit("/", 1)[-1].encode())
             digest.update(index.tobytes())
         return {"rows": len(self), "shards": len(self.urls), "names and places": digest.hexdigest()[:16]}
-
-    def _system(self, shard: int) -> tuple[Any, str]:
-        if self._systems[0] != os.getpid():  # connections do not outlive a fork
-            systems = [fsspec.core.url_to_fs(url, use_listings_cache=False) for url in self.urls]
-            self._systems = os.getpid(), systems
-        return self._systems[1][shard]
 
     def _index(self, url: str) -> np.ndarray:
         with _reading(url):

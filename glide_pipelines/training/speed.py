@@ -16,10 +16,9 @@ from ..models.released import RELEASED_BASE, RELEASED_SUPER_RES
 from ..sampling import Stage
 from ..schedulers import GLIDEDDPMScheduler
 from .averages import Average, moving
-from .compiling import compile_blocks
 from .lora import add_lora, lora_parameters
 from .optimizers import make_optimizer
-from .text_to_image import text_to_image_loss, training_scheduler
+from .text_to_image import compile_blocks, text_to_image_loss, training_scheduler
 from .timesteps import TimestepWeighting
 
 

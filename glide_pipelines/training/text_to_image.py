@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ..models import GLIDEUNet2DConditionModel
 from ..sampling import Stage
 from ..schedulers import GLIDEDDPMScheduler, GLIDEScheduler
-from .compiling import compile_blocks
 from .dataset import TextToImageDataset
 from .lora import add_lora, lora_parameters, lora_settings
 from .losses import hybrid_loss
@@ -122,3 +122,25 @@ def train_stage(
             on_checkpoint = torch.compiler.set_stance("force_eager")(on_checkpoint)
     num_timesteps = dataset.weighting.num_train_timesteps
     return train(accelerator, config, stage, dataset, loss, num_timesteps, on_checkpoint, parameters, settings)
+
+
+def compile_blocks(unet: GLIDEUNet2DConditionModel, device: torch.device) -> None:
+    """Have a UNet's blocks compiled by `torch.compile` when they are first used, each for the shapes that it gets.
+
+    It is the same module afterwards: the names and the values of its weights do not change.
+
+    Raises:
+        ValueError: if nothing can be compiled for the device, as without a C++ compiler on a CPU, or Triton on a GPU.
+    """
+
+    def increment(value: torch.Tensor) -> torch.Tensor:
+        return value + 1
+
+    try:
+        torch.compile(increment)(torch.zeros(1, device=device))
+    except Exception as error:  # whatever the compiler raises
+        reason = next(iter(str(error).strip().splitlines()), repr(error))
+        raise ValueError(
+            f"`compile` needs a `torch.compile` that works on {device.type}, and this one does not: {reason}"
+        ) from error
+    unet.compile_repeated_blocks(dynamic=False)

@@ -20,15 +20,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from ..arguments import differences
 from .averages import Average, copy_to, moving
 from .checkpoints import any_process, check_none_later, find_checkpoint, locked, save_checkpoint
 from .learning_rate import LearningRate
 from .loader import make_loader
 from .log import TrainingLog
-from .optimizers import averaging_point, make_optimizer
+from .optimizers import evaluation_weights, make_optimizer
 from .power_averages import SIGMA_RELS, delete_snapshots_after, exponent, power, reconstruct, save_snapshot
 from .run_state import RunState, random_state
-from .sharding import check_sharding, gather, sharded_copy, whole
+from .sharding import check_sharding, full_tensor, gather, sharded_copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,20 +148,14 @@ class _Progress:
     def load(self, saved: dict[str, Any], max_train_steps: int) -> None:
         if saved["seed"] != self.seed:
             raise ValueError(f"`seed` of the run to resume is {saved['seed']}, got {self.seed}.")
-        then, now = saved.get("settings") or {}, self.settings or {}
-        if then != now:
-            [name, *_] = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+        for name, (then, now) in differences(saved.get("settings") or {}, self.settings or {}).items():
+            raise ValueError(f"The run to resume is of another model: `{name}` is {then}, got {now}.")
+        changes = differences(saved["dataset"] or {}, self.dataset or {})
+        if changes and saved["step"] < max_train_steps:
+            changed = "; ".join(f"{name} {then}, now {now}" for name, (then, now) in changes.items())
             raise ValueError(
-                f"The run to resume is of another model: `{name}` is {then.get(name)}, got {now.get(name)}."
-            )
-        if saved["dataset"] != self.dataset and saved["step"] < max_train_steps:
-            then, now = saved["dataset"] or {}, self.dataset or {}
-            changes = [
-                f"{key} {then.get(key)}, now {now.get(key)}" for key in {**then, **now} if then.get(key) != now.get(key)
-            ]
-            raise ValueError(
-                f"The dataset is not the one of the run to resume: {'; '.join(changes)}. Restore it, or start a new "
-                "run from the pipeline that this one trained."
+                f"The dataset is not the one of the run to resume: {changed}. Restore it, or start a new run from the "
+                "pipeline that this one trained."
             )
         self.step, self.examples, self.bad_rows = saved["step"], saved["examples"], dict(saved["bad_rows"])
 
@@ -344,7 +339,7 @@ def train(
                             for group in optimizer.param_groups:
                                 group["lr"] = rate
                             norm = accelerator.clip_grad_norm_(list(weights.values()), config.max_grad_norm)
-                            log.add_gradient(whole(norm), rate)
+                            log.add_gradient(full_tensor(norm), rate)
                             unchanged = False
                         optimizer.step()
                         optimizer.zero_grad()
@@ -353,7 +348,7 @@ def train(
                     save(before)
                 raise
             progress.step += 1
-            with averaging_point(bare_optimizer):
+            with evaluation_weights(bare_optimizer):
                 for average in (*averages.values(), *powers.values()):
                     average.step(progress.step)
             progress.examples += global_batch

@@ -12,7 +12,7 @@ from trainings import assert_equal, make_config, read_checkpoint, run_training
 from glide_pipelines import GLIDEUNet2DConditionModel
 from glide_pipelines.sampling import Stage
 from glide_pipelines.shapes import ShapesSource
-from glide_pipelines.training import TextToImageDataset, TimestepWeighting, compiling, train_stage
+from glide_pipelines.training import TextToImageDataset, TimestepWeighting, train_stage
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_compiler_that_is_missing_is_told_before_the_first_step(tmp_path, monk
     def fails(function):
         raise torch._dynamo.exc.TorchDynamoException("No working C++ compiler found\nmore")
 
-    monkeypatch.setattr(compiling.torch, "compile", fails)
+    monkeypatch.setattr(torch, "compile", fails)
     with pytest.raises(ValueError, match=r"^`compile` needs .* works on cpu, .* does not: No working C\+\+.*found$"):
         train(tmp_path)
     assert not list(tmp_path.iterdir())

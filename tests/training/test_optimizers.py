@@ -4,7 +4,7 @@ import pytest
 import torch
 from trainings import assert_equal, make_config, read_checkpoint, run
 
-from glide_pipelines.training.optimizers import averaging_point, make_optimizer, optimizer_class
+from glide_pipelines.training.optimizers import evaluation_weights, make_optimizer, optimizer_class
 
 
 ADAM = {"betas": (0.5, 0.9), "weight_decay": 0.1, "eps": 1e-4}
@@ -84,6 +84,6 @@ def test_the_average_is_over_the_weights_that_are_used():
         weight.square().sum().backward()
         optimizer.step()
     at_gradient = weight.detach().clone()
-    with averaging_point(optimizer):
+    with evaluation_weights(optimizer):
         assert not torch.allclose(weight, at_gradient)
     torch.testing.assert_close(weight, at_gradient)
