@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from ..models import NoisedCLIPConfig, NoisedCLIPModel
-from .detection import check_heads, count_modules, describe, detect_kind
+from .detection import check_heads, count_modules
 from .errors import ConversionError
 from .state_dicts import Correspondence
 
@@ -37,17 +37,13 @@ def tower_config(state_dict: Mapping[str, torch.Tensor], kind: str, attention_he
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`): In the layout of OpenAI's `clip_text_enc.pt` or `clip_image_enc.pt`.
-        kind (`str`): `"clip-text-enc"` or `"clip-image-enc"`: the one that is wanted.
+        kind (`str`): `"clip-text-enc"` or `"clip-image-enc"`: which of them it is.
         attention_head_dim (`int`, defaults to 64): Channels per attention head. The files do not show it, and a wrong
             number goes unnoticed but for wrong gradients; 64 is right for the released model.
 
     Raises:
-        ConversionError: if this is another file, or the head width does not divide the tower's.
+        ConversionError: if it is not whole, or the head width does not divide the tower's.
     """
-    found = detect_kind(state_dict)
-    if found != kind:
-        what = f"GLIDE's {found}" if found else describe(state_dict)
-        raise ConversionError(f"this is {what}, where {kind} is needed")
     try:
         positions, width = state_dict["blocks.input.w_pos"].shape
         config = {

@@ -93,7 +93,7 @@ def convert_glide_to_diffusers(
             clip_attention_head_dim,
         )
         pipe = _pipeline_class(files)(**files.components(tokenizer, clip_tokenizer))
-        for name, network in files.fill("Converting", DTYPES[dtype], allow_non_finite):
+        for name, network in files.load_weights("Converting", DTYPES[dtype], allow_non_finite):
             with writing("dump_path", dump_path):
                 network.save_pretrained(folder / name, variant=variant)
             network.to("meta")  # makes room for the next one

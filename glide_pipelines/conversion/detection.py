@@ -102,8 +102,12 @@ def build_stage(
         # A few tensors are named as in GLIDE, but the rest makes no model of any size.
         raise ConversionError(f"this is not a whole GLIDE checkpoint ({' '.join(str(error).split())})") from error
     check_tensors(state_dict, correspondences(unet, text_encoder), {"unet": unet, "text_encoder": text_encoder})
-    name = next(stage for stage, kinds in STAGE_KINDS.items() if kind in kinds)
-    return Stage(name, text_encoder.eval(), unet.eval(), _released_scheduler(unet))
+    return Stage(stage_name(kind), text_encoder.eval(), unet.eval(), _released_scheduler(unet))
+
+
+def stage_name(kind: str) -> str:
+    """The stage that a kind of checkpoint holds: `"base"` or `"super_res"`."""
+    return next(name for name, kinds in STAGE_KINDS.items() if kind in kinds)
 
 
 def stage_kind(stage: Stage) -> str:

@@ -70,7 +70,7 @@ def load_pipeline(
     if "scale_factor" in parameters:
         kwargs = {"scale_factor": check_sizes(super_res_image_size, image_size)} | kwargs
     pipe = cls(**files.components(tokenizer, clip_tokenizer) | kwargs)
-    for _, network in files.fill("Loading", dtype, allow_non_finite, copy=True):
+    for _, network in files.load_weights("Loading", dtype, allow_non_finite, copy=True):
         if isinstance(network, GLIDEUNet2DConditionModel):
             network.use_fastest_layout()
     return pipe
@@ -93,7 +93,7 @@ def load_network(
         "pretrained_model_link_or_path", path, kinds, sizes, attention_head_dim, text_num_attention_heads
     )
     component = "unet" if issubclass(cls, GLIDEUNet2DConditionModel) else "text_encoder"
-    ((_, network),) = opened.fill(dtype, allow_non_finite, copy=True, components=(component,))
+    ((_, network),) = opened.load_weights(dtype, allow_non_finite, copy=True, components=(component,))
     if isinstance(network, GLIDEUNet2DConditionModel):
         network.use_fastest_layout()
     return cast(Loaded, network)
@@ -124,7 +124,7 @@ def load_noised_clip(
     """
     _check_dtype(dtype)
     clip = open_clip(_towers(clip_text, clip_image), attention_head_dim)
-    for _ in clip.fill(dtype, allow_non_finite, copy=True):
+    for _ in clip.load_weights(dtype, allow_non_finite, copy=True):
         pass
     return clip.model
 

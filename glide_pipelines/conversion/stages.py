@@ -16,7 +16,7 @@ from ..models import GLIDETextEncoder, NoisedCLIPModel
 from ..sampling import Stage, scale_factor
 from ..schedulers import GLIDEDDPMScheduler
 from .clip import RELEASED_LOGIT_SCALE, build_clip, clip_correspondences, tower_config
-from .detection import STAGE_KINDS, build_stage, check_tensors
+from .detection import build_stage, check_tensors, stage_name
 from .download import find_checkpoint
 from .errors import ConversionError, blaming
 from .reading import CheckpointFile, open_checkpoint
@@ -39,7 +39,7 @@ class StageFile:
         assert self.stage.text_encoder is not None
         return self.stage.text_encoder
 
-    def fill(
+    def load_weights(
         self,
         dtype: torch.dtype,
         allow_non_finite: bool = False,
@@ -67,7 +67,9 @@ class CLIPFiles:
     towers: Mapping[str, tuple[str, CheckpointFile]]
     model: NoisedCLIPModel
 
-    def fill(self, dtype: torch.dtype, allow_non_finite: bool = False, copy: bool = False) -> Iterator[tuple[str, Any]]:
+    def load_weights(
+        self, dtype: torch.dtype, allow_non_finite: bool = False, copy: bool = False
+    ) -> Iterator[tuple[str, Any]]:
         """Fill the network, see [`read_weights`], and yield it with its name in a pipeline."""
         table = clip_correspondences(self.model)
         weights = {"logit_scale": torch.tensor(RELEASED_LOGIT_SCALE, dtype=dtype)}
@@ -120,13 +122,15 @@ class PipelineFiles:
             components["clip_model"] = self.clip.model
         return components
 
-    def fill(
+    def load_weights(
         self, title: str, dtype: torch.dtype, allow_non_finite: bool, copy: bool = False
     ) -> Iterator[tuple[str, Any]]:
         """Fill one network after the other, under a progress bar of that title, and yield it with its name."""
         opened: list[StageFile | CLIPFiles] = [*self.stages, *([] if self.clip is None else [self.clip])]
         with logging.tqdm(total=2 * len(self.stages) + (self.clip is not None), desc=title, unit="network") as bar:
-            for name, network in itertools.chain(*(each.fill(dtype, allow_non_finite, copy) for each in opened)):
+            for name, network in itertools.chain(
+                *(each.load_weights(dtype, allow_non_finite, copy) for each in opened)
+            ):
                 yield name, network
                 bar.set_postfix_str(name)
                 bar.update()
@@ -181,8 +185,7 @@ def open_stage(
     """
     with blaming(argument, name_or_path):
         file = open_checkpoint(find_checkpoint(name_or_path), kinds)
-        name = next(name for name, of_stage in STAGE_KINDS.items() if file.kind in of_stage)
-        size = image_sizes[name]
+        size = image_sizes[stage_name(file.kind)]
         stage = build_stage(file.state_dict(), attention_head_dim, text_num_attention_heads, size)
         multiple = stage.unet.size_multiple
         if not isinstance(size, int) or size < 1 or size % multiple:
