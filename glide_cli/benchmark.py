@@ -147,8 +147,9 @@ def _benchmark_training(args: argparse.Namespace, device: torch.device) -> tuple
     from accelerate import Accelerator
 
     from glide_pipelines import GLIDEPipeline
+    from glide_pipelines.sampling.released import released_stage
     from glide_pipelines.training import PipelineParts
-    from glide_pipelines.training.speed import benchmark_training, released_stage, training_table
+    from glide_pipelines.training.speed import benchmark_training, training_table
 
     from .loading import find_model
 

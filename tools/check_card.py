@@ -24,7 +24,7 @@ import torch
 
 from glide_cli import Parser, UserError, script
 from glide_pipelines import GLIDEPipeline, shapes_checkpoint
-from glide_pipelines.evaluation.benchmark import PipelineParts, random_pipeline
+from glide_pipelines.evaluation.benchmark import TimedPipeline, random_pipeline
 
 
 SECONDS = 225
@@ -118,7 +118,7 @@ def check_images(card: Card) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         torch.manual_seed(0)
         pipe = random_pipeline(torch.device("cuda"), torch.float32).to(dtype)
-        texts = texts or PipelineParts(pipe).embeds
+        texts = texts or TimedPipeline(pipe).embeds
         embeds = {name: each.to(dtype) for name, each in texts.items()}
         images[dtype] = image(pipe, **embeds)
         pipe.enable_cuda_graphs()

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..models import GLIDETextConfig, GLIDETextEncoder, GLIDEUNet2DConditionModel
 from ..sampling import Stage
-from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
+from ..sampling.released import released_scheduler
 from .errors import ConversionError
 from .state_dicts import Correspondence, correspondences
 
@@ -102,7 +102,7 @@ def build_stage(
         # A few tensors are named as in GLIDE, but the rest makes no model of any size.
         raise ConversionError(f"this is not a whole GLIDE checkpoint ({' '.join(str(error).split())})") from error
     check_tensors(state_dict, correspondences(unet, text_encoder), {"unet": unet, "text_encoder": text_encoder})
-    return Stage(stage_name(kind), text_encoder.eval(), unet.eval(), _released_scheduler(unet))
+    return Stage(stage_name(kind), text_encoder.eval(), unet.eval(), released_scheduler(unet))
 
 
 def stage_name(kind: str) -> str:
@@ -113,13 +113,6 @@ def stage_name(kind: str) -> str:
 def stage_kind(stage: Stage) -> str:
     """The kind of checkpoint that a stage makes."""
     return _UNET_KINDS[stage.unet.config.in_channels]
-
-
-def _released_scheduler(unet: GLIDEUNet2DConditionModel) -> GLIDEDDPMScheduler | GLIDEDDIMScheduler:
-    """The noise schedule that the network was trained with, and the sampler of the released notebooks."""
-    if not unet.is_upsampler:
-        return GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2")
-    return (GLIDEDDPMScheduler if unet.is_inpainter else GLIDEDDIMScheduler)(beta_schedule="linear")
 
 
 def _unet_config(state_dict: Mapping[str, torch.Tensor], attention_head_dim: int, sample_size: int) -> dict[str, Any]:

@@ -15,10 +15,10 @@ import torch
 
 from ..markdown import markdown_table
 from ..measuring import flop_counter, machine, make_clock, matmul_rate, peak_memory, seconds_of
-from ..models import GLIDETextConfig, GLIDETextEncoder, GLIDEUNet2DConditionModel
-from ..models.released import RELEASED_BASE, RELEASED_SUPER_RES
+from ..models import GLIDETextEncoder
 from ..pipelines import GLIDEPipeline
-from ..schedulers import GLIDEDDIMScheduler, GLIDEDDPMScheduler
+from ..sampling import STAGE_PREFIXES
+from ..sampling.released import released_stage
 from .original import Original
 
 
@@ -38,7 +38,7 @@ class Stopwatch:
         self.last = now
 
 
-class PipelineParts:
+class TimedPipeline:
     """What is timed of a pipeline: its texts and its images.
 
     Args:
@@ -102,30 +102,8 @@ def networks_of(pipe: GLIDEPipeline) -> list[torch.nn.Module]:
 
 def random_pipeline(device: torch.device, dtype: torch.dtype) -> GLIDEPipeline:
     """A pipeline of the sizes of OpenAI's released checkpoints with random weights, without a tokenizer."""
-    default_dtype = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            text_encoders = [GLIDETextEncoder(GLIDETextConfig()) for _ in range(2)]
-            configs = (
-                GLIDEUNet2DConditionModel.glide_config(**sizes, text_hidden_size=512)
-                for sizes in (RELEASED_BASE, RELEASED_SUPER_RES)
-            )
-            unets = [GLIDEUNet2DConditionModel(**config).use_fastest_layout() for config in configs]
-    finally:
-        torch.set_default_dtype(default_dtype)
-    networks: list[torch.nn.Module] = [*text_encoders, *unets]
-    for network in networks:
-        network.eval()
-    pipe = GLIDEPipeline(
-        tokenizer=None,
-        text_encoder=text_encoders[0],
-        unet=unets[0],
-        scheduler=GLIDEDDPMScheduler(beta_schedule="squaredcos_cap_v2"),
-        super_res_text_encoder=text_encoders[1],
-        super_res_unet=unets[1],
-        super_res_scheduler=GLIDEDDIMScheduler(),
-    )
+    base, super_res = (released_stage(name, device, dtype).eval() for name in STAGE_PREFIXES)
+    pipe = GLIDEPipeline(tokenizer=None, **base.components(), **super_res.components())
     pipe.check_finite = False  # its images mean nothing
     return pipe
 
@@ -163,7 +141,7 @@ def benchmark(
         `seconds` and its counted `flops`.
     """
     clock = make_clock(pipe.device, cpu_time)
-    parts = PipelineParts(pipe, batch_size, guidance_scale)
+    parts = TimedPipeline(pipe, batch_size, guidance_scale)
 
     # Count before compiling: the counter sees operators, not compiled kernels. This is the warm-up as well.
     with flop_counter() as counter:
@@ -230,9 +208,9 @@ def compare(
     clock = make_clock(pipe.device, cpu_time)
     if cuda_graphs:
         pipe.enable_cuda_graphs()
-    contestants: dict[str, Original | PipelineParts] = {
+    contestants: dict[str, Original | TimedPipeline] = {
         "original": original,
-        "ours": PipelineParts(pipe, original.batch_size, guidance_scale),
+        "ours": TimedPipeline(pipe, original.batch_size, guidance_scale),
     }
     names = {"base": "one base step", "super_res": "one upsampler step"}
     image = f"an image, {steps} + {super_res_steps} steps, {'measured' if whole_image else 'added up'}"

@@ -11,23 +11,12 @@ from accelerate import Accelerator
 
 from ..markdown import markdown_table
 from ..measuring import flop_counter, machine, make_clock, matmul_rate, peak_memory, seconds_of
-from ..models import GLIDETextConfig, GLIDETextEncoder, GLIDEUNet2DConditionModel
-from ..models.released import RELEASED_BASE, RELEASED_SUPER_RES
 from ..sampling import Stage
-from ..schedulers import GLIDEDDPMScheduler
 from .averages import Average, moving
 from .lora import add_lora, lora_parameters
 from .optimizers import make_optimizer
 from .text_to_image import compile_blocks, text_to_image_loss, training_scheduler
 from .timesteps import TimestepWeighting
-
-
-def released_stage(name: str) -> Stage:
-    """The stage `"base"` or `"super_res"` of the sizes of OpenAI's released checkpoints with random weights."""
-    sizes = RELEASED_BASE if name == "base" else RELEASED_SUPER_RES
-    config = GLIDEUNet2DConditionModel.glide_config(**sizes, text_hidden_size=512)
-    unet = GLIDEUNet2DConditionModel(**config).use_fastest_layout()
-    return Stage(name, GLIDETextEncoder(GLIDETextConfig()), unet, GLIDEDDPMScheduler())
 
 
 def random_batch(stage: Stage, batch_size: int, device: torch.device) -> dict[str, torch.Tensor]:
