@@ -21,7 +21,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
-from .options import finite, output_file, positive_int
+from .options import DTYPES, finite, output_file, positive_int
 
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", help="a pipeline to time: a folder or a Hub id (default: released sizes, random weights)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: cuda if there is one)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default: %(default)s")
+    add("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     add("--compile", action="store_true", help="torch.compile the networks")
     add("--no-cuda-graphs", action="store_true", help="CUDA only: launch each kernel by itself")
     formats = "of the UNets (default: channels_last for wide ones)"

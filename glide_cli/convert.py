@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from .errors import UserError
+from .options import DTYPES
 
 
 Arguments = argparse.ArgumentParser | argparse._ArgumentGroup | argparse._MutuallyExclusiveGroup
@@ -76,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("clip_attention_head_dim", type=int, help="channels per attention head of the noised CLIP (default: 64)")
     add(
         "dtype",
-        choices=("float32", "float16", "bfloat16"),
+        choices=DTYPES,
         help="number format of the written weights (default: float32)",
     )
     no_model = "convert weights that are NaN or infinite, too, into a folder that no pipeline opens"

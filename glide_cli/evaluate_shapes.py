@@ -85,7 +85,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise UserError(f"--{option.replace('_', '-')} is for --task {' or '.join(defaults)}")
     if args.task == "clip":
         for option in SAMPLING_OPTIONS:
-            if getattr(args, option, False):
+            if getattr(args, option):
                 raise UserError(f"--{option.replace('_', '-')} is not for --task clip, which generates nothing")
     elif args.task != "text-to-image" and args.guidance_scale is not None and len(args.guidance_scale) > 1:
         raise UserError(f"--guidance-scale: --task {args.task} takes one, got {len(args.guidance_scale)}")

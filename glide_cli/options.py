@@ -33,6 +33,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # What --fast stands for, in a stage that takes more steps by itself (measured in docs/schedulers_and_guidance.md).
 FAST: dict[str, Any] = {"steps": 10, "super_res_steps": 10, "super_res_scheduler": "sde-dpm-solver++"}
+DTYPES = ("float32", "bfloat16", "float16")
 # How separate files are named in a folder.
 NAME_IN_FOLDER = "{index:03}-{seed}.png"
 FIELDS = {"index": 0, "seed": 0, "prompt": "prompt"}  # of a pattern, with values to try it with
@@ -99,7 +100,7 @@ def add_model_options(
     add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: cuda or mps where it works, else cpu)")
     add(
         "--dtype",
-        choices=("float32", "bfloat16", "float16"),
+        choices=DTYPES,
         default=dtype,
         help=f"number format (default: {dtype or 'bfloat16 where the device is fast in it, else float32'})",
     )

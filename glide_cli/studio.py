@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
-from numbers import Real
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -23,6 +22,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 
 from glide_pipelines import GLIDEImg2ImgPipeline, GLIDEInpaintPipeline, GLIDEPipeline, GLIDESuperResolutionPipeline
+from glide_pipelines.arguments import check_number
 from glide_pipelines.images import load_images
 from glide_pipelines.metadata import text_chunks
 
@@ -124,9 +124,10 @@ def check_text(name: str, text: Any, required: bool = False) -> str:
 
 def check_range(name: str, value: Any, low: float, high: float) -> float:
     """A number between `low` and `high`."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not low <= value <= high:
-        raise UserError(f"{name} must be a number from {low} to {high}, got {value!r}.")
+    try:
+        check_number(name, value, low, high)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} must be a number from {low} to {high}, got {value!r}.") from error
     return value
 
 

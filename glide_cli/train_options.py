@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
-from .options import Parser, positive_int
+from .options import DTYPES, Parser, positive_int
 from .train_metrics import check_metrics
 
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # importing these takes seconds
     from glide_pipelines.training.sources import Source
 
 
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+SAVE_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", **{name: name for name in DTYPES}}
 SHAPES = "shapes"  # the name of the dataset that is made as it is needed
 A_MODEL = "a folder, a Hub id, or the name of one that ships (shapes, emoji)"
 # Options that only some trainings have, and their values in the others.
@@ -165,7 +165,7 @@ def add_run_options(parser: Parser) -> None:
     """How a run goes, what it logs and what it keeps. The defaults are those of [`TrainingConfig`]."""
     add = parser.add_argument_group("run").add_argument
     add("--output_dir", required=True, help="folder of the run: log and checkpoints")
-    add("--save_dtype", choices=DTYPES, default="fp32", help="of the trained model (default: %(default)s)")
+    add("--save_dtype", choices=SAVE_DTYPES, default="fp32", help="of the trained model (default: %(default)s)")
     add("--push_to_hub", action="store_true", help="upload the trained model")
     add("--hub_model_id", help="repository to upload to, such as name/model")
     add("--seed", type=int, default=0, help="default: %(default)s")
@@ -507,7 +507,7 @@ def save_dtype(args: argparse.Namespace) -> torch.dtype:
     """The number format of `--save_dtype`."""
     import torch
 
-    return getattr(torch, DTYPES[args.save_dtype])
+    return getattr(torch, SAVE_DTYPES[args.save_dtype])
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:

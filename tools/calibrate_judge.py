@@ -10,13 +10,12 @@ from __future__ import annotations
 import sys
 
 from glide_cli import Parser, script
-from glide_cli.options import checked, positive_int, seed
+from glide_cli.options import checked, count, positive_int, seed
 from glide_pipelines.shapes.calibration import calibrate, calibration_table
 from glide_pipelines.shapes.detect import MIN_SIZE
 
 
 width = checked(int, lambda value: value >= MIN_SIZE, f"a whole number of {MIN_SIZE} or more")
-count = checked(int, lambda value: value >= 0, "a whole number of 0 or more")
 
 
 @script()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from scripts import ROOT
 from trainings import parse
 
@@ -14,7 +15,7 @@ import glide_cli
 from glide_cli import UserError
 from glide_cli.train import TRAININGS
 from glide_cli.train_finish import training_card
-from glide_cli.train_options import make_accelerator, model_or_shapes
+from glide_cli.train_options import make_accelerator, model_or_shapes, save_dtype
 from glide_pipelines import pretrained_checkpoint
 
 
@@ -51,6 +52,12 @@ def test_help_does_not_load_torch():
         command = [sys.executable, "-c", code, "train", training, "--output_dir", "x", "--max_train_steps", "1"]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert result.stdout == "False 2\n", result.stderr
+
+
+def test_number_formats_have_the_names_of_the_other_commands_too():
+    argv = ["--dataset_name", "shapes", "--output_dir", "x", "--max_train_steps", "1", "--save_dtype"]
+    for name in ("bf16", "bfloat16"):
+        assert save_dtype(parse("text-to-image", [*argv, name])) is torch.bfloat16
 
 
 def test_the_model_to_start_from_may_be_one_that_ships(tmp_path):
