@@ -113,12 +113,12 @@ def _benchmark_sampling(args: argparse.Namespace, device: torch.device) -> tuple
     )
     from glide_pipelines.evaluation.original import Original
 
-    from .loading import load_pipeline
+    from .loading import open_pipeline
 
     if args.model is None:
         pipe = random_pipeline(device, getattr(torch, args.dtype))
     else:
-        pipe = load_pipeline(args.model, str(device), args.dtype, cuda_graphs=False)
+        pipe = open_pipeline(args.model, str(device), args.dtype, cuda_graphs=False)
     pipe.set_progress_bar_config(disable=True)
     for unet in filter(None, (pipe.unet, pipe.super_res_unet)):
         _set_memory_format(unet, args.memory_format)

@@ -228,7 +228,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--output: - writes the bytes of a PNG file, and stdout is a terminal")
 
 
-def recall(args: argparse.Namespace, record: dict[str, Any]) -> None:
+def complete_from_record(args: argparse.Namespace, record: dict[str, Any]) -> None:
     """Complete the options of --like with what an image remembers, but for those that --fast decides."""
     from . import command_parser
 

@@ -38,7 +38,7 @@ MODEL_FILES = {"features": ("config.json",), "noised-clip": ("config.json", "cli
 
 
 def model_values(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options of `add_model_options` and the schedulers of `add_sampling_options` say, as [`load_pipeline`]
+    """What the options of `add_model_options` and the schedulers of `add_sampling_options` say, as [`open_pipeline`]
     takes it."""
     names = ("model", "device", "dtype", "cuda_graphs", "scheduler", "super_res_scheduler")
     return {name: getattr(args, name) for name in names}
@@ -59,7 +59,7 @@ def step_values(steps: int | str | None = None, super_res_steps: int | str | Non
     return values
 
 
-def load_pipeline(
+def open_pipeline(
     model: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -115,30 +115,30 @@ def count_steps(steps: int | str) -> int:
     return steps if isinstance(steps, int) else len(space_timesteps(steps))
 
 
-def fast_values(given: Mapping[str, Any], pipe: DiffusionPipeline, steered: bool = False) -> dict[str, Any]:
+def fast_values(given: Mapping[str, Any], pipe: DiffusionPipeline, clip_guided: bool = False) -> dict[str, Any]:
     """What `--fast` stands for with a pipeline: the options of `FAST` that were not given, of the stages that take more
     steps by themselves. Where a checkpoint recommends few steps, others would be more work and a worse image.
 
     Args:
         given (`Mapping[str, Any]`): The options by name; nothing comes of those without `fast`.
         pipe (`DiffusionPipeline`): What generates.
-        steered (`bool`, defaults to `False`): Whether a CLIP guides its first stage.
+        clip_guided (`bool`, defaults to `False`): Whether a CLIP guides its first stage.
     """
     values: dict[str, Any] = {}
     if given.get("fast"):
-        for prefix, own in _own_steps(pipe, steered).items():
+        for prefix, own in _own_steps(pipe, clip_guided).items():
             names = (f"{prefix}steps", f"{prefix}scheduler")
             if own > FAST[f"{prefix}steps"]:
                 values |= {name: FAST[name] for name in names if name in FAST and given.get(name) is None}
     return values
 
 
-def make_fast(args: argparse.Namespace, pipe: DiffusionPipeline, steered: bool = False) -> None:
+def make_fast(args: argparse.Namespace, pipe: DiffusionPipeline, clip_guided: bool = False) -> None:
     """Complete the options with [`fast_values`], give the pipeline their schedulers, and say which stages stay."""
-    values = fast_values(vars(args), pipe, steered)
+    values = fast_values(vars(args), pipe, clip_guided)
     vars(args).update(values)
     set_schedulers(pipe, values)
-    own = _own_steps(pipe, steered) if args.fast else {}
+    own = _own_steps(pipe, clip_guided) if args.fast else {}
     names = {"": "base", "super_res_": "upsampler"}
     kept = [
         f"the {names[prefix]} at its own {own[prefix]} steps" for prefix in own if vars(args)[f"{prefix}steps"] is None
@@ -147,10 +147,10 @@ def make_fast(args: argparse.Namespace, pipe: DiffusionPipeline, steered: bool =
         logger.warning(f"--fast leaves {' and '.join(kept)}.")
 
 
-def _own_steps(pipe: DiffusionPipeline, steered: bool) -> dict[str, int]:
+def _own_steps(pipe: DiffusionPipeline, clip_guided: bool) -> dict[str, int]:
     """How many steps each stage takes where no option says it, by the prefix of the stage's options."""
     return {
-        stage.prefix: count_steps(pipe.default_steps(stage.name, steered and number == 0))
+        stage.prefix: count_steps(pipe.default_steps(stage.name, clip_guided and number == 0))
         for number, stage in enumerate(pipe.stages.values())
     }
 
@@ -259,7 +259,7 @@ def _computes(device: str) -> bool:
         return False
 
 
-def open_image(path: Path) -> Image.Image:
+def read_image(path: Path) -> Image.Image:
     """The image in a file, read to its end."""
     try:
         image = Image.open(path)

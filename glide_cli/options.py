@@ -90,7 +90,7 @@ def add_model_options(
     dtype: str | None = None,
     default: str = "shapes, a small one, which knows coloured shapes only",
 ) -> None:
-    """The model and where it runs, as [`loading.load_pipeline`] takes them; `dtype` is the default number format."""
+    """The model and where it runs, as [`loading.open_pipeline`] takes them; `dtype` is the default number format."""
     add = parser.add_argument
     add(
         "--model",

@@ -28,16 +28,16 @@ from glide_pipelines import (
 )
 from glide_pipelines.metadata import MetadataError, read_metadata, save_options
 
-from .draw import recall
+from .draw import complete_from_record
 from .errors import UserError
 from .loading import (
     find_device,
     find_dtype,
     find_model,
-    load_pipeline,
     make_fast,
     model_values,
-    open_image,
+    open_pipeline,
+    read_image,
     shipped,
     silence_libraries,
     step_values,
@@ -78,7 +78,7 @@ def draw(args: argparse.Namespace) -> None:
     _speak_plainly(args.quiet, has_bars)
     remembered = None if args.like is None else _read_record(args.like)
     if remembered is not None:
-        recall(args, remembered)
+        complete_from_record(args, remembered)
     args.num_images = args.num_images or 1
     is_chosen = args.model is None
     if is_chosen:
@@ -95,7 +95,7 @@ def draw(args: argparse.Namespace) -> None:
     if args.guidance_interval is not None and guidance_scale(vars(args), pipe) == 1:
         logger.warning("--guidance-interval changes nothing without guidance, at --guidance-scale 1.")
     clip_guidance = _clip_guidance(args, pipe)
-    make_fast(args, pipe, steered=clip_guidance is not None)
+    make_fast(args, pipe, clip_guided=clip_guidance is not None)
     call = {name: value for name, value in _call_values(args, pipe, clip_guidance).items() if value is not None}
     images_given = {"image": call.get("image"), "mask": call.get("mask_image")}
     record = make_record(vars(args), pipe, images_given, clip_guidance and clip_guidance.clip_model)
@@ -177,7 +177,7 @@ def _load(args: argparse.Namespace) -> DiffusionPipeline:
     loaded_as = task if args.enlarge else GLIDEPipeline
     # Where no inpainting model ships beside it, the model itself is taken.
     checkpoint = "text-to-image" if args.mask is None or shipped(args.model, "inpaint") is None else "inpaint"
-    pipe = load_pipeline(
+    pipe = open_pipeline(
         **model_values(args), checkpoint=checkpoint, pipeline_class=loaded_as, upsample=not args.no_upsample
     )
     if args.lora:
@@ -233,8 +233,8 @@ def _call_values(
         start, stop = args.guidance_interval
         guider = ClassifierFreeGuidance(guidance_scale=guidance_scale(vars(args), pipe), start=start, stop=stop)
     return {
-        "image": None if args.image is None else open_image(args.image),
-        "mask_image": None if args.mask is None else open_image(args.mask),
+        "image": None if args.image is None else read_image(args.image),
+        "mask_image": None if args.mask is None else read_image(args.mask),
         "strength": args.strength,
         "padding_mask_crop": args.padding_mask_crop,
         "num_resample": args.num_resample,

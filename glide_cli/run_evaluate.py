@@ -39,9 +39,9 @@ from .errors import UserError
 from .loading import (
     WORLDS,
     find_device,
-    load_pipeline,
     make_fast,
     model_values,
+    open_pipeline,
     sampling_values,
     shipped,
     silence_libraries,
@@ -145,8 +145,8 @@ def load_model(args: argparse.Namespace) -> DiffusionPipeline:
     """The model to measure: one of GLIDE as the `glide` command loads it, any other as the pipeline it was saved as."""
     kind = saved_class(args.model)
     if kind is None or kind in glide_pipelines.__all__:
-        pipe = load_pipeline(**model_values(args), upsample=not args.base_only)
-        make_fast(args, pipe, steered=bool(args.clip_guidance_scale))
+        pipe = open_pipeline(**model_values(args), upsample=not args.base_only)
+        make_fast(args, pipe, clip_guided=bool(args.clip_guidance_scale))
         return pipe
     given = [name for name in GLIDE_OPTIONS if getattr(args, name)]
     if isinstance(args.steps, str):
@@ -164,7 +164,7 @@ def load_model(args: argparse.Namespace) -> DiffusionPipeline:
 
 
 def saved_class(model: str | None) -> str | None:
-    """The class of pipeline that a folder or a Hub repository names, or None: `load_pipeline` says what is wrong."""
+    """The class of pipeline that a folder or a Hub repository names, or None: `open_pipeline` says what is wrong."""
     if model is None or not (os.path.isdir(model) or model.count("/") == 1):
         return None
     try:

@@ -28,7 +28,7 @@ from glide_pipelines.shapes.evaluation import guidance_table, judge_pipeline, ju
 from glide_pipelines.shapes.retrieval import caption_retrieval, retrieval_table
 
 from .errors import UserError
-from .loading import find_device, find_model, load_pipeline, make_fast, model_values, sampling_values, step_values
+from .loading import find_device, find_model, make_fast, model_values, open_pipeline, sampling_values, step_values
 
 
 MAX_UPSAMPLED = 128  # images for the upsampler alone: they differ little, and each takes as long as any other
@@ -41,7 +41,7 @@ def measure(args: argparse.Namespace) -> str:
 
 def load(args: argparse.Namespace, task: type[DiffusionPipeline] | None = None, **values: Any) -> DiffusionPipeline:
     """The pipeline of a task, text to image by default, as the `glide` command would load it."""
-    pipe = load_pipeline(**model_values(args) | values, upsample=not args.base_only)
+    pipe = open_pipeline(**model_values(args) | values, upsample=not args.base_only)
     if task is not None:
         pipe = task.from_pipe(pipe)
         pipe.set_progress_bar_config(disable=True)

@@ -31,8 +31,8 @@ from .draw import OF_THE_BASE_MODEL
 from .errors import UserError
 from .loading import (
     fast_values,
-    load_pipeline,
     model_values,
+    open_pipeline,
     other_scheduler,
     set_schedulers,
     shipped,
@@ -445,12 +445,12 @@ def load_studio(args: argparse.Namespace) -> Studio:
     models: Models = {}
     has_named = args.model or args.other_models or args.inpaint_model
     for name in [args.model, *args.other_models] if has_named else ["emoji", "shapes"]:
-        pipe = load_pipeline(**values | {"model": name}, option="--other-models" if models else "--model")
+        pipe = open_pipeline(**values | {"model": name}, option="--other-models" if models else "--model")
         inpaint, option = args.inpaint_model, "--inpaint-model"
         if models or inpaint is None:
             inpaint, option = shipped(name, "inpaint"), "--model"
-        edits = pipe if inpaint is None else load_pipeline(**values | {"model": inpaint}, option=option)
-        models[name or "shapes"] = make_ready(pipe, edits)
+        edits = pipe if inpaint is None else open_pipeline(**values | {"model": inpaint}, option=option)
+        models[name or "shapes"] = pipelines_by_task(pipe, edits)
     names = ("steps", "super_res_steps", "fast", "scheduler", "super_res_scheduler", "inpaint_model")
     studio = Studio(models, {name: getattr(args, name) for name in names})
     for pipes in models.values():
@@ -459,7 +459,7 @@ def load_studio(args: argparse.Namespace) -> Studio:
     return studio
 
 
-def make_ready(pipe: DiffusionPipeline, inpaint: DiffusionPipeline) -> dict[str, DiffusionPipeline]:
+def pipelines_by_task(pipe: DiffusionPipeline, inpaint: DiffusionPipeline) -> dict[str, DiffusionPipeline]:
     """A pipeline for each task that a model can do, around shared components."""
     tasks = [task for task in TASKS if task != "Enlarge" or pipe.super_res_unet is not None]
     pipes = {task: TASKS[task].from_pipe(inpaint if task == "Edit" else pipe) for task in tasks}

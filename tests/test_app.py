@@ -21,7 +21,7 @@ from tiny import tiny_inpaint_pipeline, tiny_pipeline
 from glide_cli import command_parser, main, studio
 from glide_cli.errors import UserError
 from glide_cli.loading import world_of
-from glide_cli.studio import Job, NotesHandler, Studio, Turns, make_ready, open_photo
+from glide_cli.studio import Job, NotesHandler, Studio, Turns, open_photo, pipelines_by_task
 from glide_pipelines import shapes_checkpoint
 from glide_pipelines.metadata import JSON_CHUNK, read_metadata
 
@@ -44,7 +44,7 @@ def page(gr):
 
 @pytest.fixture(scope="module")
 def models():
-    return {"tiny": make_ready(tiny_pipeline(), tiny_inpaint_pipeline())}
+    return {"tiny": pipelines_by_task(tiny_pipeline(), tiny_inpaint_pipeline())}
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ def test_a_request_is_checked_before_any_network_runs(tiny, models, task, change
 def test_a_model_without_an_upsampler_cannot_enlarge():
     pipe = tiny_pipeline(upsampler=False)
     with pytest.raises(UserError, match="tiny has no upsampler"):
-        next(ask(Studio({"tiny": make_ready(pipe, pipe)}), "Enlarge", image=PICTURE))
+        next(ask(Studio({"tiny": pipelines_by_task(pipe, pipe)}), "Enlarge", image=PICTURE))
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,7 @@ def test_without_a_model_the_one_that_knows_the_words_is_taken_and_named(glide, 
         asked.append(values["model"])
         return pipe
 
-    monkeypatch.setattr(run_draw, "load_pipeline", load)
+    monkeypatch.setattr(run_draw, "open_pipeline", load)
     for loader in ("_load_adapters", "_clip_guidance"):
         monkeypatch.setattr(run_draw, loader, lambda *_: None)
     output = tmp_path / "image.png"

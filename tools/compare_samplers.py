@@ -19,7 +19,7 @@ from typing import Any
 from accelerate import PartialState
 
 from glide_cli import Parser, script
-from glide_cli.loading import load_pipeline, other_scheduler, silence_libraries
+from glide_cli.loading import open_pipeline, other_scheduler, silence_libraries
 from glide_cli.options import SCHEDULERS, add_model_options, finite, positive_int, seed, share
 from glide_pipelines import GLIDEPipeline
 from glide_pipelines.evaluation import (
@@ -70,7 +70,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def load_pipelines(args: argparse.Namespace) -> dict[str, GLIDEPipeline]:
     """The model, which all of them share, with each sampler in its base stage."""
-    pipe = load_pipeline(args.model, args.device, args.dtype, upsample=args.upsample)
+    pipe = open_pipeline(args.model, args.device, args.dtype, upsample=args.upsample)
     pipes = {}
     for sampler in args.samplers:
         scheduler = other_scheduler(pipe.scheduler, sampler)

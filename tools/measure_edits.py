@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from glide_cli import Parser, script
-from glide_cli.loading import load_pipeline, make_fast, model_values, silence_libraries, step_values
+from glide_cli.loading import make_fast, model_values, open_pipeline, silence_libraries, step_values
 from glide_cli.options import add_model_options, add_sampling_options, finite, image_file, positive_int, seed
 from glide_cli.output import add_captions, make_grid, save_image
 from glide_cli.run_evaluate import load_network
@@ -142,7 +142,7 @@ def main(argv: list[str] | None) -> None:
     args = parser.parse_args(argv)
     silence_libraries()
 
-    pipe = load_pipeline(**model_values(args))
+    pipe = open_pipeline(**model_values(args))
     make_fast(args, pipe)
     if args.implicit:
         for name in ("unet", "super_res_unet"):

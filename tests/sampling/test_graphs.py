@@ -485,7 +485,7 @@ def test_the_command_uses_graphs_on_cuda(options, expected, model, monkeypatch):
     monkeypatch.setattr(GLIDEPipeline, "to", lambda self, where: self)
     monkeypatch.setattr(CUDAGraphs, "obstacle", lambda self, unet: None)
     args = read_arguments("draw", ["a circle", "-o", "x.png", "--model", model, "--dtype", "bfloat16", *options])
-    pipe = loading.load_pipeline(**loading.model_values(args))
+    pipe = loading.open_pipeline(**loading.model_values(args))
     assert (pipe._cuda_graphs is not None) is expected
     assert (GLIDEImg2ImgPipeline.from_pipe(pipe)._cuda_graphs is not None) is expected
 

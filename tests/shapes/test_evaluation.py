@@ -286,7 +286,7 @@ def run(script, capsys):
 def drawer(monkeypatch):
     world = ShapesWorld(0, held_out=True)
     drawer = Drawer([world.example(index) for index in range(20)])
-    monkeypatch.setattr("glide_cli.run_evaluate_shapes.load_pipeline", lambda **values: drawer)
+    monkeypatch.setattr("glide_cli.run_evaluate_shapes.open_pipeline", lambda **values: drawer)
     return drawer
 
 
