@@ -85,7 +85,7 @@ def build_stage(
             not divide the channels.
     """
     kind = detect_kind(state_dict)
-    if kind not in _UNET_KINDS.values():
+    if kind is None or kind not in _UNET_KINDS.values():
         found = describe(state_dict) if kind is None else f"GLIDE's {kind}"
         raise ConversionError(f"this is {found}, where {' or '.join(_UNET_KINDS.values())} is needed")
     try:
