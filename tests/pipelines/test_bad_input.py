@@ -103,7 +103,11 @@ def pipe():
             TypeError,
             "`super_res_prompt_embeds` must be .*complex64",
         ),
-        ({"negative_prompt_embeds": EMBEDS.to("meta")}, TypeError, "`negative_prompt_embeds` must have values, got .* meta"),
+        (
+            {"negative_prompt_embeds": EMBEDS.to("meta")},
+            TypeError,
+            "`negative_prompt_embeds` must have values, got .* meta",
+        ),
         ({"latents": torch.zeros(1, 3, 8, 8, dtype=torch.int64)}, TypeError, "`latents` must be .* torch.int64"),
         ({"latents": torch.zeros(1, 3, 8, 8, dtype=torch.bool)}, TypeError, "`latents` must be .* torch.bool"),
         ({"latents": torch.zeros(1, 3, 8, 8).to_sparse()}, TypeError, "`latents` must be a dense .* torch.sparse_coo"),
