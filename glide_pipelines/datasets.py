@@ -59,7 +59,7 @@ def load_captioned_rows(
         from datasets import ReadInstruction, load_dataset
     except ImportError as error:
         raise ImportError(
-            'A dataset of images needs the extra `train` (in a clone: `pip install ".[train]"`).'
+            'A dataset of images needs the extra `train` or `eval` (in a clone: `pip install ".[train]"`).'
         ) from error
 
     parts: Any
