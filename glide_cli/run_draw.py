@@ -215,7 +215,10 @@ def _clip_guidance(args: argparse.Namespace, pipe: DiffusionPipeline) -> CLIPGui
     from glide_pipelines.evaluation.clips import load_noised_clip
 
     option = "--clip-guidance-scale" if args.clip_model is None else "--clip-model"
-    name = find_model(args.clip_model or args.model, "noised-clip", option)
+    name = args.clip_model or args.model
+    if args.clip_model is not None or name is None or not Path(name, "model_index.json").is_file():
+        name = find_model(name, "noised-clip", option)
+    # Else the CLIP of that pipeline, or none: not one that ships with a model of the same name.
     try:
         clip_model, clip_tokenizer = load_noised_clip(name)
     except ValueError as error:

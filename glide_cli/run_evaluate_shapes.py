@@ -19,7 +19,7 @@ from glide_pipelines import (
     shapes_checkpoint,
 )
 from glide_pipelines.evaluation import load_noised_clip, package_versions, sampling_settings
-from glide_pipelines.evaluation.settings import differences, weights_of
+from glide_pipelines.evaluation.settings import differences, weights_digest
 from glide_pipelines.files import write_json
 from glide_pipelines.shapes import ShapesWorld
 from glide_pipelines.shapes.edit_evaluation import edit_table, judge_edits, judge_true_edits
@@ -75,7 +75,7 @@ def earlier_results(args: argparse.Namespace, settings: dict[str, Any]) -> dict[
 def evaluate(args: argparse.Namespace) -> str:
     """Measure text to image, what is asked for and not yet known; write the results after each part."""
     pipe = load(args)
-    settings = describe_settings(args, pipe) | {"weights": weights_of(pipe)}
+    settings = describe_settings(args, pipe) | {"weights": weights_digest(pipe)}
     results = {"guidance": []} | earlier_results(args, settings)
     world = ShapesWorld(args.seed, held_out=True)
     examples = [world.example(index) for index in range(args.num_captions)]
@@ -123,7 +123,7 @@ def evaluate_edits(args: argparse.Namespace) -> str:
     scale = None if args.guidance_scale is None else args.guidance_scale[0]
     # None: that of each checkpoint
     settings = describe_settings(args, pipe) | {"guidance_scale": scale, "working_size": args.working_size}
-    settings["weights"] = sorted({weights_of(pipe) for pipe, _ in columns.values()})
+    settings["weights"] = sorted({weights_digest(pipe) for pipe, _ in columns.values()})
     results = {"columns": {}} | earlier_results(args, settings)
     edits = sample_edits(args.num_captions, args.seed)
     if "renders" not in results:

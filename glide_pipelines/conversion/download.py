@@ -51,7 +51,8 @@ def download_checkpoint(url: str) -> Path:
     """Download a checkpoint to the Hugging Face cache, with a progress bar, unless it is there already.
 
     The file has its name only once all of it has arrived and it opens as a checkpoint of GLIDE, whose parts have
-    checksums. What an interrupted download has left is gone on with.
+    checksums (but in the format of torch before 1.6, which OpenAI's files are not). What an interrupted download has
+    left is gone on with.
 
     Args:
         url (`str`): Its address. The last part is the name of the file in the cache.

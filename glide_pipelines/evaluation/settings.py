@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
-import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,8 @@ from accelerate import PartialState
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from ..files import write_json
-from ..metadata import fingerprint
 from ..version import __version__
 
-
-logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
@@ -69,9 +65,18 @@ def _scheduler_name(scheduler: SchedulerMixin | None) -> str | None:
     return f"{type(scheduler).__name__}{f' ({algorithm})' if algorithm.startswith('sde-') else ''}"
 
 
-def weights_of(pipe: DiffusionPipeline) -> str:
-    """The fingerprint of a pipeline's networks: a model that was trained further under the same name is another one."""
-    return fingerprint(part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
+def weights_digest(pipe: DiffusionPipeline) -> str:
+    """A short digest of a pipeline's weights: a model that was trained further under the same name is another one.
+
+    Of every byte, unlike the fingerprint in an image: a single new token is another model, too.
+    """
+    digest = hashlib.sha256()
+    for name, component in sorted(pipe.components.items()):
+        if isinstance(component, torch.nn.Module):
+            for key, tensor in component.state_dict().items():
+                digest.update(f"{name}.{key}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def package_versions() -> dict[str, str]:
@@ -81,17 +86,11 @@ def package_versions() -> dict[str, str]:
 
 def differences(earlier: dict[str, Any], settings: dict[str, Any]) -> str:
     """Where earlier settings differ, for an error: `"seed 1 and not 0"`; empty if they are the same."""
-    changed = {name: value for name, value in settings.items() if earlier.get(name) != value}
-    if "weights" in changed and _is_whole_digest(earlier.get("weights")):
-        logger.warning("Whether the weights are the same cannot be told: an earlier version noted them otherwise.")
-        del changed["weights"]
-    return ", ".join(f"{name} {earlier.get(name)!r} and not {value!r}" for name, value in changed.items())
-
-
-def _is_whole_digest(weights: Any) -> bool:
-    """Whether `weights` were noted as earlier versions did: a digest of every byte for each pipeline."""
-    values = weights if isinstance(weights, list) else [weights]
-    return all(isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value) for value in values)
+    return ", ".join(
+        f"{name} {earlier.get(name)!r} and not {value!r}"
+        for name, value in settings.items()
+        if earlier.get(name) != value
+    )
 
 
 def check_and_write_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from .generation import GeneratedImages, generate_images, image_size, own_batche
 from .images import CaptionedImages, JudgedImages
 from .metrics import frechet_distance, inception_score, precision_recall
 from .points import Point
-from .settings import check_and_write_settings, weights_of
+from .settings import check_and_write_settings, weights_digest
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def run_sweep(
     labels = class_numbers(images, network)
     captions = hashlib.sha256("\0".join(images.captions).encode()).hexdigest()[:16]
     settings = {**settings, "captions": captions}  # those of a dataset may have been changed since
-    weights = {kind: weights_of(pipes[kind]) for kind in {point.kind for point in sweep}}
+    weights = {kind: weights_digest(pipes[kind]) for kind in {point.kind for point in sweep}}
     for point in sweep:  # all of them, before hours are spent on the first
         check_and_write_settings(folder / point.name, {**settings, "weights": weights[point.kind], **point.settings})
     truth: dict[str, Any] = {"name": "real images"}

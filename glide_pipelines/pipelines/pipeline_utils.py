@@ -463,6 +463,8 @@ class GLIDEPipelineBase(GLIDESingleFileMixin, GLIDELoraLoaderMixin, PromptedPipe
             asked = {name: tensors[name] for name in call.callback_on_step_end_tensor_inputs}
             returned = call.callback_on_step_end(self, call.steps_taken, step.timestep, asked)
             changed = check_callback_outputs(returned, tensors)
+            if self._cuda_graphs is not None:
+                self._cuda_graphs.look_again()  # it may have changed a LoRA
             step.sample = changed.get("latents", step.sample)
             denoiser.prompt_embeds = changed.get("prompt_embeds", denoiser.prompt_embeds)
             denoiser.negative_prompt_embeds = changed.get("negative_prompt_embeds", denoiser.negative_prompt_embeds)

@@ -101,8 +101,8 @@ class CUDAGraphs:
 
     A pass is captured anew where its inputs have other shapes or dtypes, where the weights lie elsewhere (after `to`,
     or with another LoRA), where a LoRA has another scale, and where modules, attention processors or hooks change.
-    Weights that change in place are seen without that. All of it counts from the next [`~CUDAGraphs.of`] on, which a
-    pipeline calls once for each stage that it runs.
+    Weights that change in place are seen without that. All of it counts from the next [`~CUDAGraphs.of`] or
+    [`~CUDAGraphs.look_again`] on; a pipeline does the one for each stage that it runs, and the other after callbacks.
 
     Args:
         max_graphs (`int`, defaults to 8): Graphs to keep; beyond that the one that was not used for longest is dropped.
@@ -115,7 +115,8 @@ class CUDAGraphs:
         # None for a pass that could not be captured.
         self._graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()
         self._watches: weakref.WeakKeyDictionary[Network, _Watch] = weakref.WeakKeyDictionary()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self.looks = 0
 
     def __len__(self) -> int:
         """Graphs that are kept."""
@@ -146,6 +147,10 @@ class CUDAGraphs:
             return f"it is on the device {str(network.device)!r}, where it runs as usual"
         return None
 
+    def look_again(self) -> None:
+        """Have all networks that are in use looked at again before their next passes."""
+        self.looks += 1
+
     def watch(self, network: Network) -> _Watch:
         """What the network is made of at the moment."""
         with self._lock:
@@ -172,7 +177,12 @@ class CUDAGraphs:
         if torch.is_grad_enabled():
             return compute(network, inputs)
         with self._lock:
+            if graphed.looks != self.looks:
+                graphed.look()
             key = self._key(graphed, inputs, setting)
+            if key not in self._graphs:
+                graphed.look()  # another thread may have changed it: the key must tell what is captured
+                key = self._key(graphed, inputs, setting)
             if key not in self._graphs:
                 self._recorder.take_turn(network.device)
                 self._graphs[key] = self._capture(network, inputs, compute)
@@ -247,7 +257,7 @@ def _fused(network: Network, inputs: dict[str, torch.Tensor], compute: Pass) -> 
 
 
 class _Graphed:
-    """A network as it is now, whose passes are replayed by [`CUDAGraphs`].
+    """A network as it was when it was last looked at, whose passes are replayed by [`CUDAGraphs`].
 
     Args:
         network (`nn.Module`): A UNet or a text encoder.
@@ -256,7 +266,11 @@ class _Graphed:
 
     def __init__(self, network: Network, graphs: CUDAGraphs) -> None:
         self.network, self.graphs = network, graphs
-        self.watch = graphs.watch(network)
+        self.look()
+
+    def look(self) -> None:
+        """See what the network is made of now."""
+        self.looks, self.watch = self.graphs.looks, self.graphs.watch(self.network)
         # Graphs read the weights where they lie: these stay, even if the network is moved between two passes.
         self._weights = [tensor.data for tensor in self.watch.tensors]
 

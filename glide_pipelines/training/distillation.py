@@ -148,9 +148,12 @@ class Distillation:
         """Steps of the student."""
         return len(self.scheduler.process)
 
+    # A run may go on with more steps of the teacher, or at the student's own samples: the student is the same.
+    changeable = ("teacher_steps", "teacher_timesteps", "backward_distillation")
+
     @property
     def settings(self) -> dict[str, Any]:
-        """What must be the same when a run is resumed."""
+        """What must be the same when a run is resumed, but for what is `changeable`."""
         return {
             "teacher": fingerprint((self.teacher.text_encoder, self.teacher.unet, self.teacher.scheduler)),
             "timesteps": self.scheduler.timesteps.tolist(),
@@ -158,8 +161,8 @@ class Distillation:
             "guidance_scale": self.guidance_scale,
             "prediction_type": self.scheduler.config.prediction_type,
             "low_res_consistency": self.low_res_consistency,
-            **({} if self._chosen is None else {"teacher_timesteps": self._chosen}),
-            **({"backward_distillation": True} if self.backward else {}),
+            "teacher_timesteps": self._chosen,
+            "backward_distillation": self.backward,
         }
 
     def loss(self, accelerator: Accelerator) -> LossFunction:
@@ -215,7 +218,8 @@ class Distillation:
             some = rows if len(rows) else step.new_zeros(1)
             timestep = self.scheduler.process.timesteps[each].to(x_t.device)
             here = {name: value[some] for name, value in conditions.items()}
-            prediction = model(x_t[some], timestep.expand(len(some)), **here).float()
+            with torch.compiler.set_stance("force_eager"):  # else compiled for each number of rows
+                prediction = model(x_t[some], timestep.expand(len(some)), **here).float()
             if len(rows):
                 keep = keep_low_res(here["low_res"]) if self.low_res_consistency else None
                 x_t[rows] = self.scheduler.step(prediction, timestep, x_t[rows], denoised_fn=keep).prev_sample

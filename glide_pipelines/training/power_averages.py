@@ -56,10 +56,19 @@ def save_snapshot(folder: Path, step: int, averages: Mapping[float, Average], wr
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
 
 
-def delete_snapshots_after(folder: Path, step: int) -> None:
-    """Delete the snapshots of later steps: the run that made them left no checkpoint after `step`, from where another
-    may go on."""
+def remove_snapshots_after(folder: Path, step: int, is_resumed: bool) -> None:
+    """Delete the snapshots of later steps, if the run goes on from `step`: it is the one that made them, and will make
+    them again.
+
+    Raises:
+        ValueError: if it is a new run: those of another one may be all that is left of it.
+    """
     later = [path for number, path in _snapshots(folder).items() if number > step]
+    if later and not is_resumed:
+        raise ValueError(
+            f"`output_dir` holds snapshots of another run in {folder}: go on with `--resume_from_checkpoint latest`, "
+            "move these away, or take another folder."
+        )
     if later:
         logger.warning(f"{len(later)} snapshots after step {step} in {folder} have no checkpoint, and are deleted.")
     for path in later:
@@ -68,7 +77,7 @@ def delete_snapshots_after(folder: Path, step: int) -> None:
 
 def _snapshots(folder: str | Path) -> dict[int, Path]:
     """The files of a folder by step, the earliest first."""
-    paths = Path(folder).glob("step-*.safetensors")
+    paths = [path for path in Path(folder).glob("step-*.safetensors") if path.stem.removeprefix("step-").isdecimal()]
     return dict(sorted((int(path.stem.removeprefix("step-")), path) for path in paths))
 
 

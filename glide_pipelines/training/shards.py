@@ -12,7 +12,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -203,12 +203,17 @@ class TarShards:
                 f"`train_shards` must hold a .txt or .json beside every image, got none for {len(missing)} of "
                 f"{len(self)}: {names}."
             )
-        some = np.linspace(0, len(self) - 1, min(16, len(self)), dtype=np.int64).tolist()
-        if not any(captions_of(self.caption(number)) for number in some):
-            _, text = self._stored_caption(some[0])
+        without = []
+        for number in np.linspace(0, len(self) - 1, min(16, len(self)), dtype=np.int64).tolist():
+            with suppress(ValueError):  # a damaged one is named, or skipped, when it is reached
+                if captions_of(self.caption(number)):
+                    return
+                without.append(number)
+        if without:
+            _, text = self._stored_caption(without[0])
             raise ValueError(
                 f"`caption_column` {self.caption_column!r} must hold a caption in the .json beside each image, got "
-                f"none in that of {self.name(some[0])}: its keys are {first_few(sorted(json.loads(text)))}."
+                f"none in that of {self.name(without[0])}: its keys are {first_few(sorted(json.loads(text)))}."
             )
 
     @cached_property

@@ -104,6 +104,7 @@ def train_stage(
     else:
         loss = distillation.loss(accelerator)
     parameters, settings = None, {} if distillation is None else distillation.settings
+    changeable = () if distillation is None else distillation.changeable
     if lora is None:
         stage.text_encoder.requires_grad_(not freeze_text_encoder)
     else:
@@ -121,7 +122,9 @@ def train_stage(
         if on_checkpoint is not None:
             on_checkpoint = torch.compiler.set_stance("force_eager")(on_checkpoint)
     num_timesteps = dataset.weighting.num_train_timesteps
-    return train(accelerator, config, stage, dataset, loss, num_timesteps, on_checkpoint, parameters, settings)
+    return train(
+        accelerator, config, stage, dataset, loss, num_timesteps, on_checkpoint, parameters, settings, changeable
+    )
 
 
 def compile_blocks(unet: GLIDEUNet2DConditionModel, device: torch.device) -> None:

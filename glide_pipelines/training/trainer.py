@@ -27,7 +27,7 @@ from .learning_rate import LearningRate
 from .loader import make_loader
 from .log import TrainingLog
 from .optimizers import evaluation_weights, make_optimizer
-from .power_averages import SIGMA_RELS, delete_snapshots_after, exponent, power, reconstruct, save_snapshot
+from .power_averages import SIGMA_RELS, exponent, power, reconstruct, remove_snapshots_after, save_snapshot
 from .run_state import RunState, random_state
 from .sharding import check_sharding, full_tensor, gather, sharded_copy
 
@@ -145,11 +145,14 @@ class _Progress:
     examples: int = 0
     bad_rows: dict[str, str] = field(default_factory=dict)
 
-    def load(self, saved: dict[str, Any], max_train_steps: int) -> None:
+    def load(self, saved: dict[str, Any], max_train_steps: int, changeable: Collection[str]) -> list[str]:
+        """Go on from there, if it is the same run. Returns what changed of what may, for people to read."""
         if saved["seed"] != self.seed:
             raise ValueError(f"`seed` of the run to resume is {saved['seed']}, got {self.seed}.")
-        for name, (then, now) in differences(saved.get("settings") or {}, self.settings or {}).items():
-            raise ValueError(f"The run to resume is of another model: `{name}` is {then}, got {now}.")
+        changed_settings = differences(saved.get("settings") or {}, self.settings or {})
+        for name, (then, now) in changed_settings.items():
+            if name not in changeable:
+                raise ValueError(f"The run to resume is of another model: `{name}` is {then}, got {now}.")
         changes = differences(saved["dataset"] or {}, self.dataset or {})
         if changes and saved["step"] < max_train_steps:
             changed = "; ".join(f"{name} {then}, now {now}" for name, (then, now) in changes.items())
@@ -158,6 +161,9 @@ class _Progress:
                 "pipeline that this one trained."
             )
         self.step, self.examples, self.bad_rows = saved["step"], saved["examples"], dict(saved["bad_rows"])
+        return [
+            f"The run goes on with `{name}` {now}; it was {then}." for name, (then, now) in changed_settings.items()
+        ]
 
 
 def train(
@@ -170,6 +176,7 @@ def train(
     on_checkpoint: Callable[[int], dict[str, Any] | None] | None = None,
     parameters: Collection[str] | None = None,
     settings: dict[str, Any] | None = None,
+    changeable: Collection[str] = (),
 ) -> int:
     """Train a model, or go on training it, and leave the moving average of its weights in it.
 
@@ -199,6 +206,7 @@ def train(
         parameters (`Collection[str]`, *optional*): Names of what is trained, averaged and saved of the model; by
             default all of it.
         settings (`dict[str, Any]`, *optional*): What must be the same when a run is resumed, as JSON can hold it.
+        changeable (`Collection[str]`): Names of those of `settings` that may differ all the same, which is told.
 
     Returns:
         `int`: The steps done so far; fewer than `config.max_train_steps` if the run was stopped.
@@ -241,11 +249,12 @@ def train(
         if config.resume_from_checkpoint is not None:
             path = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
             if path is not None:
-                progress.load(state.load(path), config.max_train_steps)
+                for change in progress.load(state.load(path), config.max_train_steps, changeable):
+                    accelerator.print(change)
         if progress.step < config.max_train_steps:
             check_none_later(config.output_dir, progress.step)
             if powers and accelerator.is_main_process:
-                delete_snapshots_after(snapshots, progress.step)
+                remove_snapshots_after(snapshots, progress.step, config.resume_from_checkpoint is not None)
 
         trained.train()
         global_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes

@@ -363,6 +363,32 @@ def test_a_lora_and_its_scale(graphed, recorder):
     assert different == [False, True, True, False, True, False]
 
 
+def test_a_callback_may_change_a_lora(graphed, recorder):
+    peft = pytest.importorskip("peft")
+    pipe = tiny_pipeline(upsampler=False)
+    lora = peft.LoraConfig(r=2, target_modules=["to_q", "add_k_proj"], init_lora_weights=False)
+    pipe.unet.add_adapter(lora, "a")
+
+    def change(pipe, step, timestep, tensors):
+        if step == 0:
+            pipe.unet.set_adapters(["a"], [5.0])
+        return {}
+
+    # From the third step on without guidance: a shape that is new only then.
+    guider = ClassifierFreeGuidance(3.0, stop=0.5)
+    call = {"num_inference_steps": 4, "guider": guider, "guidance_scale": 1.0}
+    images = {}
+    for name in ("usual", "in graphs"):
+        if name == "in graphs":
+            graphed(pipe)
+        for callback in (change, None):
+            pipe.unet.set_adapters(["a"], [1.0])
+            images[name, callback] = pipe(**tiny_call(**call, callback_on_step_end=callback)).images
+    for callback in (change, None):
+        np.testing.assert_allclose(images["in graphs", callback], images["usual", callback], atol=ROUNDING)
+    assert np.abs(images["usual", change] - images["usual", None]).max() > 1e-2
+
+
 def test_other_modules_processors_and_hooks_are_captured_again(graphed, recorder):
     pipe = graphed(tiny_pipeline(upsampler=False))
     sample(pipe, recorder)

@@ -301,7 +301,7 @@ def test_the_script_measures_a_checkpoint_and_repeats_itself(run, model, tmp_pat
     assert first.read_text() == second.read_text()
 
     results = json.loads(first.read_text())
-    assert len(results["settings"].pop("weights")) == 10
+    assert len(results["settings"].pop("weights")) == 16
     assert results["settings"] == {
         "task": "text-to-image",
         "model": model,

@@ -242,12 +242,16 @@ def test_a_resumed_run_equals_an_unbroken_one(teacher, tmp_path):
         distill(teacher, tmp_path / "parts", "--resume_from_checkpoint", "latest", "--guidance_scale", "3", steps=4)
 
 
-def test_a_run_goes_on_with_the_samples_that_it_began_with(teacher, tmp_path):
-    distill(teacher, tmp_path, "--backward_distillation", steps=1)
-    with pytest.raises(ValueError, match="`backward_distillation` is True, got None"):
-        distill(teacher, tmp_path, "--resume_from_checkpoint", "latest", steps=2)
-    distill(teacher, tmp_path, "--backward_distillation", "--resume_from_checkpoint", "latest", steps=2)
+def test_a_run_may_go_on_with_more_of_the_teacher_and_at_its_own_samples(teacher, tmp_path, capsys):
+    distill(teacher, tmp_path, steps=1)
+    goes_on = ("--resume_from_checkpoint", "latest", "--teacher_steps", "4", "--backward_distillation")
+    distill(teacher, tmp_path, *goes_on, steps=2)
+    told = capsys.readouterr().out
+    assert "The run goes on with `teacher_steps` 4; it was 2." in told
+    assert "The run goes on with `backward_distillation` True; it was False." in told
     assert load(tmp_path / "pipeline").scheduler.config.trained_timesteps == [995, 749, 499, 249]
+    distill(teacher, tmp_path, *goes_on, steps=3)
+    assert "goes on with `" not in capsys.readouterr().out
 
 
 def test_a_student_of_a_student(teacher, tmp_path):

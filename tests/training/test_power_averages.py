@@ -80,10 +80,13 @@ def test_snapshots_of_a_run_that_left_no_checkpoint_are_not_mixed_in(tmp_path, c
     run(make_config(tmp_path / "clean", **config))
     for step in (2, 4):
         shutil.rmtree(tmp_path / "killed" / f"checkpoint-{step}")
-    run(make_config(tmp_path / "killed", **config | {"post_hoc_ema_steps": 2}))
+    (tmp_path / "killed" / "averages" / "step-00000004-kept.safetensors").write_bytes(b"somebody's own")
+    with pytest.raises(ValueError, match=r"`output_dir` holds snapshots of another run in .*averages: go on"):
+        run(make_config(tmp_path / "killed", **config | {"post_hoc_ema_steps": 2}))
+    run(make_config(tmp_path / "killed", **config | {"post_hoc_ema_steps": 2, "resume_from_checkpoint": "latest"}))
     assert "4 snapshots after step 0 in" in caplog.text
     names = sorted(path.name for path in (tmp_path / "killed" / "averages").iterdir())
-    assert names == ["step-00000002.safetensors", "step-00000004.safetensors"]
+    assert names == [f"step-0000000{name}.safetensors" for name in ("2", "4-kept", "4")]
     # Those up to the checkpoint belong to the run that goes on, and a run that is only exported loses none.
     shutil.rmtree(tmp_path / "clean" / "checkpoint-4")
     again = {"resume_from_checkpoint": "latest", **config}

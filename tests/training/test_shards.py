@@ -315,6 +315,10 @@ def test_a_key_that_no_caption_has_is_named(tmp_path):
     source = ShardSource(TarShards([str(tmp_path / "1.tar")], "caption"), 8, seed=0)
     with pytest.raises(ValueError, match=r"The image of 3\.png of .* cannot be read: it has no caption"):
         [source(number, np.random.default_rng(0)) for number in range(4)]
+    # And so is one that cannot be read, or it is skipped.
+    write_shard(tmp_path / "2.tar", [("0.png", red_png(0)), ("0.json", b"{broken"), *members[2:]])
+    source = ShardSource(TarShards([str(tmp_path / "2.tar")], "caption"), 8, seed=0, skip_bad_images=1)
+    assert [source(number, np.random.default_rng(0))[1] for number in range(3)] == ["one"] * 3
 
 
 @pytest.mark.parametrize("pattern", ["odd://bucket/0.tar", "odd://bucket/*.tar"])
