@@ -59,8 +59,10 @@ def check_indices(name: str, value: torch.Tensor, length: int) -> None:
     """Indices into a table must lie in it. Only looked at on the CPU: an accelerator would have to synchronize.
 
     Raises:
-        ValueError: if they do not.
+        TypeError, ValueError: if they are booleans, or do not.
     """
+    if value.dtype == torch.bool:
+        raise TypeError(f"`{name}` must be a tensor of whole numbers, got one of {value.dtype}.")
     if value.device.type == "cpu" and value.numel() and not torch.compiler.is_compiling():
         low, high = value.min().item(), value.max().item()
         if not 0 <= round(low) <= round(high) < length:

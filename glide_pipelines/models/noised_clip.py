@@ -127,7 +127,7 @@ class NoisedCLIPTextModel(Float32Mixin, CLIPPreTrainedModel):
         """The vector `[B, W]` at the end of each caption, before the projection, of token ids `[B, L]` and their mask,
         true on text and false on the padding after it."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        hidden_states = self.token_embedding(input_ids) + self.position_embedding[positions]
+        hidden_states = self.token_embedding(input_ids.long()) + self.position_embedding[positions]
         # What comes after the end does not reach it: padding needs no mask.
         causal = create_causal_mask(self.config, hidden_states, attention_mask=None, past_key_values=None)
         hidden_states = self.encoder(hidden_states, causal, is_causal=True).last_hidden_state

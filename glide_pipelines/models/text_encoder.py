@@ -116,7 +116,7 @@ class GLIDETextEncoder(SingleFileNetworkMixin, Float32Mixin, CLIPPreTrainedModel
         check_indices("input_ids", input_ids, self.config.vocab_size)
         if attention_mask is not None:
             check_tensor("attention_mask", attention_mask, *input_ids.shape, floating_point=None)
-        hidden_states = self.token_embedding(input_ids) + self.position_embedding
+        hidden_states = self.token_embedding(input_ids.long()) + self.position_embedding
         if attention_mask is not None:
             hidden_states = torch.where(attention_mask.bool()[..., None], hidden_states, self.padding_embedding)
         hidden_states = self.encoder(hidden_states, **kwargs).last_hidden_state

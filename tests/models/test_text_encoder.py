@@ -53,6 +53,14 @@ def test_mask_may_be_integer_or_boolean(tokens):
     assert torch.equal(encoder(ids, mask).last_hidden_state, encoder(ids, mask.long()).last_hidden_state)
 
 
+def test_ids_may_be_of_any_integer_type_and_are_no_booleans(tokens):
+    ids, encoder = tokens[0] % 100, tiny_text_encoder()
+    for dtype in (torch.int32, torch.uint8):
+        assert torch.equal(encoder(ids.to(dtype)).last_hidden_state, encoder(ids).last_hidden_state)
+    with pytest.raises(TypeError, match=r"`input_ids` must be a tensor of whole numbers, got one of torch\.bool"):
+        encoder(ids.bool())
+
+
 @pytest.mark.parametrize("shape", [(2, CONTEXT - 1), (CONTEXT,)])
 def test_wrong_length_is_an_error(shape):
     with pytest.raises(ValueError, match="`input_ids`"):
