@@ -253,8 +253,9 @@ def train(
                     accelerator.print(change)
         if progress.step < config.max_train_steps:
             check_none_later(config.output_dir, progress.step)
-            if powers and accelerator.is_main_process:
-                remove_snapshots_after(snapshots, progress.step, config.resume_from_checkpoint is not None)
+            is_resumed = config.resume_from_checkpoint is not None
+            if powers and (accelerator.is_main_process or not is_resumed):  # an error is every process's
+                remove_snapshots_after(snapshots, progress.step, is_resumed)
 
         trained.train()
         global_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
