@@ -471,6 +471,27 @@ def test_a_callback_knows_whether_the_call_is_guided(base_only, given, expected)
     assert seen == [expected] * 2
 
 
+def test_a_prompt_may_be_changed_in_place(base_only):
+    def in_place(pipe, step, timestep, tensors):
+        tensors["prompt_embeds"].mul_(-1)
+        return {}
+
+    def returned(pipe, step, timestep, tensors):
+        return {"prompt_embeds": -tensors["prompt_embeds"]}
+
+    images = [
+        draw(
+            base_only,
+            num_inference_steps=3,
+            callback_on_step_end=callback,
+            callback_on_step_end_tensor_inputs=["prompt_embeds"],
+        )
+        for callback in (in_place, returned)
+    ]
+    np.testing.assert_array_equal(*images)
+    assert np.abs(images[0] - draw(base_only, num_inference_steps=3)).max() > 1e-3
+
+
 def test_a_guider_that_hooks_transformer_layers_is_refused(base_only):
     with pytest.raises(ValueError, match=r"`guider` must only combine .* SkipLayerGuidance"):
         draw(base_only, guider=SkipLayerGuidance(skip_layer_guidance_layers=[0]))
