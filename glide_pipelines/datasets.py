@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import logging
 import os
+import posixpath
+import tarfile
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from PIL import Image
 
@@ -110,19 +113,16 @@ def _read_folder(folder: Path, image_column: str, caption_column: str, all_liste
     }
     if below:
         return {_SPLITS[name]: part for name, part in below.items()}
-    for ending, builder in ((".parquet", "parquet"), (".tar", "webdataset")):
+    for ending in (".parquet", ".tar"):
         files: dict[str, list[str]] = {}
         for path in sorted([*folder.glob(f"*{ending}"), *folder.glob(f"*/*{ending}")]):
             word = path.name.removesuffix(ending).replace("_", "-").split("-")[0]
             name = word if word in _SPLITS else path.parent.name if path.parent != folder else "train"
             files.setdefault(_SPLITS.get(name, "train"), []).append(str(path))
+        if files and ending == ".tar":
+            return {name: _read_tars(paths, image_column, caption_column) for name, paths in files.items()}
         if files:
-            parts = dict(datasets.load_dataset(builder, data_files=files))
-            return (
-                parts
-                if builder == "parquet"
-                else {name: _webdataset_columns(rows, image_column, caption_column) for name, rows in parts.items()}
-            )
+            return dict(datasets.load_dataset("parquet", data_files=files))
     return {}
 
 
@@ -137,20 +137,107 @@ def _split_by_folder(rows: datasets.Dataset, folder: Path) -> dict[str, datasets
     return {name: rows.select(chosen) for name, chosen in numbers.items()}
 
 
-def _webdataset_columns(rows: datasets.Dataset, image_column: str, caption_column: str) -> datasets.Dataset:
-    """The members of tar shards, `png`, `jpg`, `txt`, `json` and so on, under the names of the columns."""
+def _read_tars(paths: list[str], image_column: str, caption_column: str) -> datasets.Dataset:
+    """The images and captions of tar shards, which are copied into the cache of `datasets`."""
     import datasets
 
-    images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-    if len(images) == 1 and image_column not in rows.column_names:
-        rows = rows.rename_column(images[0], image_column)
-    if caption_column not in rows.column_names:
-        if "txt" in rows.column_names:
-            rows = rows.rename_column("txt", caption_column)
-        elif "json" in rows.column_names:
-            captions = [(value or {}).get(caption_column) for value in rows["json"]]
-            rows = rows.remove_columns("json").add_column(caption_column, captions)
+    listed = any(isinstance(caption, list) for path in paths for _, caption in _read_tar(path, caption_column, False))
+    text = datasets.Value("string")
+    columns = {image_column: datasets.Image(), caption_column: datasets.List(text) if listed else text}
+    # By size and time the cache tells a shard from one that was written anew.
+    files = tuple((path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths)
+    rows: datasets.Dataset = datasets.Dataset.from_generator(
+        _tar_rows, datasets.Features(columns), gen_kwargs={"files": files, "columns": tuple(columns), "listed": listed}
+    )
     return rows
+
+
+def _tar_rows(
+    files: tuple[tuple[str, int, int], ...], columns: tuple[str, str], listed: bool
+) -> Iterator[dict[str, Any]]:
+    for path, _, _ in files:
+        for image, caption in _read_tar(path, columns[1]):
+            yield dict(zip(columns, (image, captions_of(caption) if listed else caption), strict=True))
+
+
+def _read_tar(path: str, caption_column: str, images: bool = True) -> Iterator[tuple[dict[str, Any] | None, Any]]:
+    """Each image of a tar shard, as `datasets` stores it, and its caption or captions."""
+    name = ""
+    try:
+        with tarfile.open(path, "r:") as shard:
+
+            def data(member: tarfile.TarInfo) -> bytes:
+                return cast(IO[bytes], shard.extractfile(member)).read()
+
+            for image, text in tar_examples(shard):
+                name = f"{image.name} of "
+                caption = None if text is None else parse_caption(data(text), caption_column if is_json(text) else None)
+                yield {"path": image.name, "bytes": data(image)} if images else None, caption
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise ValueError(f"{name}{path} cannot be read: {error}") from error
+
+
+def tar_examples(members: Iterable[tarfile.TarInfo]) -> list[tuple[tarfile.TarInfo, tarfile.TarInfo | None]]:
+    """The image of each example of a tar shard in webdataset's layout, and its caption: a `.txt`, or else a `.json`.
+
+    The members of an example have one name, up to its first dot, or, where no image has such a name, up to the last
+    (`Dr. No.png`). They may lie apart, as where `tar` packed a folder in the order of the disk. A second member of a
+    kind begins another example.
+    """
+    found = []
+    seen = [member for member in members if member.isfile() and not posixpath.basename(member.name).startswith(".")]
+    for example in _by_name(seen, _split_at_first_dot):
+        whole = any(map(_is_image, example))
+        for parts in [example] if whole else _by_name(example.values(), posixpath.splitext):
+            images = [member for ending, member in parts.items() if _is_image(ending)]
+            if images:
+                found.append((images[0], parts.get(".txt", parts.get(".json"))))
+    return found
+
+
+def _by_name(
+    members: Iterable[tarfile.TarInfo], split: Callable[[str], tuple[str, str]]
+) -> list[dict[str, tarfile.TarInfo]]:
+    """The members that share a name, by what comes after it."""
+    last: dict[str, dict[str, tarfile.TarInfo]] = {}
+    found = []
+    for member in members:
+        name, ending = split(member.name)
+        if name not in last or ending.lower() in last[name]:
+            last[name] = {}
+            found.append(last[name])
+        last[name][ending.lower()] = member
+    return found
+
+
+def _split_at_first_dot(path: str) -> tuple[str, str]:
+    """`folder/0001.seg.png` to `folder/0001` and `.seg.png`."""
+    folder, file = posixpath.split(path)
+    name, dot, ending = file.partition(".")
+    return posixpath.join(folder, name), dot + ending
+
+
+def _is_image(ending: str) -> bool:
+    return ending in Image.registered_extensions()
+
+
+def is_json(member: tarfile.TarInfo) -> bool:
+    """Whether a caption of [`tar_examples`] is a `.json`."""
+    return member.name.lower().endswith(".json")
+
+
+def parse_caption(data: bytes, json_key: str | None) -> Any:
+    """The caption in the bytes of a text file, or, with a key, the caption or captions that a JSON file has for it.
+
+    Raises:
+        ValueError: if they cannot be read.
+    """
+    if json_key is None:
+        return data.decode("utf-8-sig").strip()
+    values = json.loads(data)
+    if not isinstance(values, dict):
+        raise ValueError(f"it must be an object of JSON, got {type(values).__name__}.")
+    return values.get(json_key)
 
 
 def _read_part(folder: Path, caption_column: str, all_listed: bool) -> datasets.Dataset | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
-import itertools
 import json
 import os
 import re
@@ -21,16 +20,17 @@ from typing import Any
 import fsspec
 import numpy as np
 from huggingface_hub import constants
-from PIL import Image
 from tqdm.auto import tqdm
 
-from ..datasets import captions_of, first_few
+from ..datasets import captions_of, first_few, is_json, parse_caption, tar_examples
 from ..files import atomic_file
 from .randomness import random_stream
 
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _NONE, _TEXT, _JSON = 0, 1, 2  # what the member of a caption is
+_GAP = 1 << 16  # bytes between an image and its caption that are not worth a second request
+_LAYOUT = 2  # of an index: one of another is made anew
 
 
 def expand_shards(patterns: Sequence[str]) -> list[str]:
@@ -140,9 +140,10 @@ class TarShards:
         """
         shard, row = self._place(number)
         image, image_bytes, caption, caption_bytes, kind = self.indices[shard][row].tolist()
-        # One request for both: they are neighbours.
         begin, end = min(image, caption), max(image + image_bytes, caption + caption_bytes)
-        data = self._read(shard, begin, end)
+        if end - begin > image_bytes + caption_bytes + _GAP:
+            return self._read(shard, image, image + image_bytes), self.caption(number)
+        data = self._read(shard, begin, end)  # one request for both
         text = data[caption - begin :][:caption_bytes]
         return data[image - begin :][:image_bytes], self._parse(number, kind, text)
 
@@ -167,10 +168,8 @@ class TarShards:
 
     def _parse(self, number: int, kind: int, text: bytes) -> Any:
         try:
-            if kind == _JSON:
-                return json.loads(text).get(self.caption_column)
-            return text.decode("utf-8").strip() if kind == _TEXT else None
-        except (ValueError, AttributeError) as error:
+            return None if kind == _NONE else parse_caption(text, self.caption_column if kind == _JSON else None)
+        except ValueError as error:
             raise ValueError(f"The caption of {self.name(number)} cannot be read: {error}") from error
 
     def _place(self, number: int) -> tuple[int, int]:
@@ -228,7 +227,7 @@ class TarShards:
     def _index(self, url: str) -> np.ndarray:
         with _reading(url):
             fs, path = fsspec.core.url_to_fs(url)
-            key = json.dumps([url, os.path.abspath(url), fs.size(path), fs.ukey(path), self.caption_column])
+            key = json.dumps([_LAYOUT, url, os.path.abspath(url), fs.size(path), fs.ukey(path), self.caption_column])
             folder = Path(constants.HF_HOME) / "glide-pipelines" / "shards"
             cached = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
             if not cached.exists():
@@ -261,27 +260,12 @@ def _members(url: str) -> Iterator[tarfile.TarInfo]:
 
 def _make_index(url: str) -> np.ndarray:
     """For each example of a shard, the offset and size of its image and of its caption, and the caption's kind."""
-    endings = Image.registered_extensions()
     rows = []
-    for _, members in itertools.groupby(_members(url), lambda member: _split_name(member.name)[0]):
-        image, caption, kind = None, None, _NONE
-        for member in members:
-            ending = _split_name(member.name)[1]
-            if f".{ending}" in endings:
-                image = image or member
-            elif ending == "txt" or (ending == "json" and kind == _NONE):
-                caption, kind = member, _TEXT if ending == "txt" else _JSON
-        if image is not None:
-            text = caption or image
-            rows.append((image.offset_data, image.size, text.offset_data, text.size if caption else 0, kind))
+    for image, caption in tar_examples(_members(url)):
+        text = caption or image
+        kind = _NONE if caption is None else _JSON if is_json(caption) else _TEXT
+        rows.append((image.offset_data, image.size, text.offset_data, text.size if caption else 0, kind))
     return np.array(rows, np.int64).reshape(-1, 5)
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    """`folder/0001.seg.png` to `folder/0001` and `seg.png`, as webdataset does."""
-    folder, slash, file = name.rpartition("/")
-    key, _, ending = file.partition(".")
-    return f"{folder}{slash}{key}", ending.lower()
 
 
 class ShardWriter:

@@ -183,6 +183,43 @@ def test_every_layout_gives_the_same_examples(tmp_path, monkeypatch, layout):
         assert caption == wanted_caption and image.size == wanted.size == (8, 8)
 
 
+def test_tar_shards_of_images_and_captions_of_several_kinds(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    photo = io.BytesIO()
+    noise().convert("RGB").save(photo, "JPEG")
+    path = tmp_path / "shards/0.tar"
+    path.parent.mkdir()
+
+    def write(first):
+        members = {
+            "0.png": png(noise()),
+            "1.jpg": photo.getvalue(),
+            "0.txt": first,
+            "1.json": b'{"text": ["two", "2"]}',
+        }
+        with tarfile.open(path, "w") as shard:
+            for name, data in members.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                shard.addfile(member, io.BytesIO(data))
+
+    def read():
+        rows = load_captioned_rows(None, str(path.parent), "image", "text")
+        assert [image.size for image in rows["image"]] == [noise().size] * 2
+        return rows["text"][:]
+
+    write(b"one")
+    assert read() == [["one"], ["two", "2"]]
+    write(b"another")  # not that of the cache
+    assert read() == [["another"], ["two", "2"]]
+    write(b"\xff")
+    with pytest.raises(ValueError, match=r"^0\.png of .*shards/0\.tar cannot be read: 'utf-8' codec"):
+        read()
+    path.write_bytes(b"no tar")
+    with pytest.raises(ValueError, match=r"shards/0\.tar cannot be read: "):
+        read()
+
+
 def test_splits_are_folders(tmp_path):
     for split in ("train", "test"):
         noise_folder(tmp_path / split, 3 if split == "test" else 6)

@@ -222,6 +222,21 @@ def test_captions_in_json_and_members_of_other_kinds(tmp_path):
     assert TarShards([str(tmp_path / "0.tar")], caption_column="width").caption(0) == 8
 
 
+def test_a_folder_that_tar_packed_by_hand(tmp_path):
+    """In the order of the disk, with what a Mac hides between the files, and dots in the names."""
+    names = ["0", "1", "Dr. 2", "photo 3.5"]
+    images = [(f"./{name}.png", red_png(number)) for number, name in enumerate(names)]
+    texts = [(f"./{name}.TXT", f"\ufeffcaption {number}".encode()) for number, name in enumerate(names)]
+    hidden = [(f"./._{name}.png", b"of a Mac") for name in names]
+    write_shard(tmp_path / "apart.tar", [*hidden, *images, ("./readme.md", bytes(100_000)), *reversed(texts)])
+    shards = TarShards([str(tmp_path / "apart.tar")])
+    assert [shards[number] for number in range(4)] == [(red_png(n), f"caption {n}") for n in range(4)]
+    assert seen(ShardSource(shards, 8, seed=0), range(4))
+    # Two shards in one: the same names again are other examples.
+    write_shard(tmp_path / "twice.tar", [("0.png", red_png(0)), ("0.txt", b"caption 0")] * 2)
+    assert len(TarShards([str(tmp_path / "twice.tar")])) == 2
+
+
 class Parts(SimpleHTTPRequestHandler):
     """Sends the part of a file that is asked for."""
 
