@@ -12,6 +12,7 @@ import posixpath
 import tarfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
+_SPLITS["held_out"] = "held_out"  # what `prepare_data` sets aside
 
 
 def load_captioned_rows(
@@ -71,12 +73,14 @@ def load_captioned_rows(
     else:
         parts = _read_folder(Path(data_dir), image_column, caption_column, all_listed)
         if not parts:
-            parts = load_dataset("imagefolder", data_dir=data_dir)
+            with suppress(ValueError, FileNotFoundError):  # it finds no image
+                parts = load_dataset("imagefolder", data_dir=data_dir)
             if all(caption_column not in rows.column_names for rows in parts.values()):
                 held = sorted(entry.name for entry in Path(data_dir).iterdir())
                 raise ValueError(
                     f"`caption_column` {caption_column!r} is in no file of {data_dir}: it must hold a metadata.jsonl "
-                    f"or metadata.csv, or a name.txt beside each name.png; there are {first_few(held)}."
+                    "or metadata.csv, or a name.txt beside each name.png, in the folder itself or in its folders train "
+                    f"and test; there are {first_few(held) or 'no files'}."
                 )
     if split is None and len(parts) == 1:
         split = next(iter(parts))
@@ -122,8 +126,22 @@ def _read_folder(folder: Path, image_column: str, caption_column: str, all_liste
         if files and ending == ".tar":
             return {name: _read_tars(paths, image_column, caption_column) for name, paths in files.items()}
         if files:
-            return dict(datasets.load_dataset("parquet", data_files=files))
+            parts = datasets.load_dataset("parquet", data_files=files)
+            return {name: _find_images(rows, image_column, files[name][0]) for name, rows in parts.items()}
     return {}
+
+
+def _find_images(rows: datasets.Dataset, image_column: str, file: str) -> datasets.Dataset:
+    """With paths of images that lie relative to the parquet file that names them."""
+    import datasets
+
+    if rows.features.get(image_column) not in (datasets.Value("string"), datasets.Value("large_string")):
+        return rows
+    names, folder = rows[image_column][:], os.path.dirname(file)
+    if not os.path.isfile(os.path.join(folder, names[0] or "")):
+        return rows
+    paths = [os.path.join(folder, name) if name else name for name in names]
+    return rows.remove_columns(image_column).add_column(image_column, paths)
 
 
 def _split_by_folder(rows: datasets.Dataset, folder: Path) -> dict[str, datasets.Dataset]:
@@ -298,11 +316,15 @@ def _read_metadata(folder: Path, caption_column: str) -> pyarrow.Table | None:
     except pa.ArrowInvalid as error:
         form = "lines of JSON, an object for each image" if path == jsonl else "CSV"
         raise ValueError(f"{path} cannot be read as {form}, in UTF-8: {error}") from error
+    while table.num_rows and not any(table.slice(table.num_rows - 1).to_pylist()[0].values()):
+        table = table.slice(0, table.num_rows - 1)  # a spreadsheet writes empty rows below its last one
     if table.num_rows == 0:
         raise ValueError(f"{path} holds no row.")
     for name in _file_columns(table):
-        if table[name].null_count or not pa.types.is_string(table[name].type):
-            raise ValueError(f"{path} must name a file in each row, as `{name}`.")
+        files = table[name].to_pylist()
+        if not pa.types.is_string(table[name].type) or not all(files):
+            row = next((row for row, file in enumerate(files) if not file), 0)
+            raise ValueError(f"{path} must name a file in each row, as `{name}`; row {row} names none.")
     if not any(name.endswith(("file_name", "file_names")) for name in table.column_names):
         raise ValueError(f"{path} must have a column `file_name`, got {', '.join(table.column_names)}.")
     return table if _file_columns(table) else None
@@ -313,7 +335,7 @@ def _read_sidecars(folder: Path, caption_column: str) -> pyarrow.Table | None:
 
     endings = Image.registered_extensions()
     entries = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
-    texts = {name.removesuffix(".txt") for name in entries if name.endswith(".txt")}
+    texts = {os.path.splitext(name)[0]: name for name in entries if name.lower().endswith(".txt")}
     if not texts:
         return None
     images = [name for name in entries if os.path.splitext(name)[1].lower() in endings]
@@ -325,15 +347,15 @@ def _read_sidecars(folder: Path, caption_column: str) -> pyarrow.Table | None:
         raise ValueError(
             f"{folder} must hold a .txt beside every image, got none for {len(missing)}: {first_few(missing)}."
         )
-    if alone := sorted(texts - {os.path.splitext(name)[0] for name in named}):
+    if alone := sorted(texts.keys() - {os.path.splitext(name)[0] for name in named}):
         logger.warning(
             f"{len(alone)} of the {len(texts)} .txt files in {folder} have no image beside them that can be read: "
-            f"{first_few([f'{name}.txt' for name in alone])}."
+            f"{first_few([texts[name] for name in alone])}."
         )
     captions = []
     for name in named:
         try:
-            text = folder / f"{os.path.splitext(name)[0]}.txt"
+            text = folder / texts[os.path.splitext(name)[0]]
             captions.append(text.read_text(encoding="utf-8-sig").strip())
         except UnicodeDecodeError as error:
             raise ValueError(f"The caption of {folder / name} is not UTF-8: {error}") from error
@@ -376,7 +398,7 @@ def _find_files(folder: Path, columns: dict[str, list[str]], all_listed: bool) -
 
 def _spelling(name: str) -> str:
     """One of the spellings of a file's name: Windows has other slashes, and a Mac takes accents for letters."""
-    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+    return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
 
 
 def undecoded(rows: datasets.Dataset, image_column: str) -> datasets.Dataset:

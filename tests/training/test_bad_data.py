@@ -3,6 +3,7 @@
 import io
 import json
 import multiprocessing
+import os
 import tarfile
 
 import numpy as np
@@ -12,8 +13,8 @@ from PIL import Image
 from tiny import tiny_tokenizer
 from trainings import make_config, read_checkpoint, read_log, run
 
-from glide_pipelines.datasets import load_captioned_rows, open_image
-from glide_pipelines.training import DatasetSource, TextToImageDataset, TimestepWeighting
+from glide_pipelines.datasets import DatasetExamples, load_captioned_rows, open_image
+from glide_pipelines.training import DatasetSource, TextToImageDataset, TimestepWeighting, prepare_data
 
 
 datasets = pytest.importorskip("datasets")
@@ -146,8 +147,9 @@ def write_layout(layout, folder):
             (folder / name).with_suffix(".txt").write_text(f"{text}\n")
     if layout != "jsonl":
         (folder / "metadata.jsonl").unlink()
-    if layout in ("parquet paths", "parquet bytes", "parquet images", "save_to_disk"):
+    if layout.startswith("parquet") or layout == "save_to_disk":
         paths = [str(folder / name) for name in names]
+        paths = [os.path.join("..", folder.name, name) for name in names] if layout == "parquet names" else paths
         rows = datasets.Dataset.from_dict({"image": files if layout == "parquet bytes" else paths, "text": texts})
         if layout in ("parquet images", "save_to_disk"):
             rows = rows.cast_column("image", datasets.Image())
@@ -169,7 +171,17 @@ def write_layout(layout, folder):
     return folder
 
 
-LAYOUTS = ["jsonl", "csv", "txt", "parquet paths", "parquet bytes", "parquet images", "save_to_disk", "tar"]
+LAYOUTS = [
+    "jsonl",
+    "csv",
+    "txt",
+    "parquet paths",
+    "parquet names",
+    "parquet bytes",
+    "parquet images",
+    "save_to_disk",
+    "tar",
+]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -233,6 +245,15 @@ def test_splits_are_folders(tmp_path):
         load_captioned_rows(None, str(tmp_path), "image", "text", "train")
 
 
+def test_what_was_held_out_is_not_trained_on(tmp_path, monkeypatch):
+    """`glide prepare-data` writes folders `train` and `held_out`: the folder above them is both splits."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    images = DatasetExamples(load_captioned_rows(None, str(noise_folder(tmp_path / "images", 20)), "image", "text"))
+    counts = prepare_data(images, tmp_path / "out", held_out=0.4, num_workers=0).parts
+    for split in ("train", "held_out"):
+        assert len(load_captioned_rows(None, str(tmp_path / "out"), "image", "text", split)) == counts[split] > 0
+
+
 def test_one_metadata_file_names_the_images_of_several_splits(tmp_path):
     rows = []
     for split in ("train", "test"):
@@ -263,9 +284,23 @@ def test_what_is_wrong_with_a_folder_is_said(folder, caplog):
     (folder / "metadata.jsonl").rename(folder / "metadata.json1")
     with pytest.raises(ValueError, match=r"must hold a metadata\.jsonl or .* there are 0\.png, "):
         make_source(folder)
-    (folder / "0.txt").write_text("one")
-    with pytest.raises(ValueError, match=r"must hold a \.txt beside every image, got none for 5: 1\.png, "):
+    (folder / "sub").mkdir()
+    (folder / "1.png").rename(folder / "sub/1.png")
+    (folder / "sub/1.txt").write_text("one")
+    with pytest.raises(ValueError, match=r"in the folder itself or in its folders train and test; there are 0\.png, "):
         make_source(folder)
+    (folder / "0.txt").write_text("one")
+    with pytest.raises(ValueError, match=r"must hold a \.txt beside every image, got none for 4: 2\.png, "):
+        make_source(folder)
+
+
+@pytest.mark.parametrize("names", [[], ["0.tar.gz"]])
+def test_a_folder_of_nothing_that_is_read(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_bytes(b"packed")
+    held = ", ".join(names) or "no files"
+    with pytest.raises(ValueError, match=rf"must hold a metadata\.jsonl or .*; there are {held}\."):
+        make_source(tmp_path)
 
 
 def test_metadata_of_a_spreadsheet(folder):
@@ -277,8 +312,14 @@ def test_metadata_of_a_spreadsheet(folder):
         (folder / "metadata.jsonl").unlink(missing_ok=True)
         (folder / "metadata.csv").write_text(text, encoding="utf-8-sig")
         assert captions(make_source(folder), 6) == ["one, two; three"] * 6
+    # Rows that a spreadsheet has below its last one.
+    (folder / "metadata.csv").write_text(
+        "\n".join(["file_name,text,year", *(f"{name},one,5" for name in names), ",,", ",,"])
+    )
+    assert captions(make_source(folder), 6) == ["one"] * 6
     for text, problem in {
         "file_name,text\n": "holds no row",
+        "file_name,text\n0.png,one\n,two\n": "must name a file in each row, as `file_name`; row 1 names none",
         "image,text\n0.png,one\n": "must have a column `file_name`, got image, text",
         "file_name,text\n0.png,sch\xf6n\n": "cannot be read as CSV, in UTF-8",
     }.items():
@@ -290,7 +331,7 @@ def test_metadata_of_a_spreadsheet(folder):
 def test_names_of_files_from_other_systems(folder, tmp_path):
     (folder / "sub").mkdir()
     (folder / "0.png").rename(folder / "sub" / "sch\u00f6n \U0001f355.png")
-    named = ["sub\\scho\u0308n \U0001f355.png", str(folder / "1.png"), "../images/2.png"]
+    named = [".\\sub\\scho\u0308n \U0001f355.png", str(folder / "1.png"), "../images/2.png"]
     rows = [json.dumps({"file_name": name, "text": str(row)}) for row, name in enumerate(named)]
     (folder / "metadata.jsonl").write_text("\n".join(rows))
     assert sorted(captions(make_source(folder), 3)) == ["0", "1", "2"]
@@ -306,8 +347,10 @@ def test_text_files_beside_images(tmp_path, caplog):
     (folder / "phone.txt").write_text("a photo")
     (folder / "._bom.png").write_bytes(b"what a Mac puts beside a file")
     (folder / "._bom.txt").write_bytes(b"\xff")
-    assert sorted(captions(make_source(folder), 3)) == ["dotted", "marked", "not this one"]
-    assert "1 of the 4 .txt files in" in caplog.text
+    (folder / "CARD.PNG").write_bytes(png(noise()))
+    (folder / "CARD.TXT").write_text("of a camera")
+    assert sorted(captions(make_source(folder), 4)) == ["dotted", "marked", "not this one", "of a camera"]
+    assert "1 of the 5 .txt files in" in caplog.text
     assert "no image beside them that can be read: phone.txt" in caplog.text
 
 
