@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..files import updated_folder
 from ..models import GLIDETextEncoder, GLIDEUNet2DConditionModel
@@ -118,15 +118,36 @@ class PipelineParts:
 
     def join(self, folder: str | Path) -> None:
         """Take the other stage and the saved settings from the folder that the trained stage will be saved into, as far
-        as they are there. They replace those of the pipeline that was loaded."""
+        as they are there. They replace those of the pipeline that was loaded.
+
+        Raises:
+            ValueError: if the stages cannot share a tokenizer.
+        """
         folder = Path(folder)
         paths = [folder / name for name in Stage.component_names(OTHER[self.stage.name])]
         if all(path.is_dir() for path in paths):
             self.other = _load_stage(OTHER[self.stage.name], *paths)
+            self._check_tokenizer(folder)
         if (folder / self.pipeline_class.config_name).is_file():
             saved: Any = self.pipeline_class.load_config(folder)
             self.low_res_consistency = saved.get("low_res_consistency") or False
             self.default_guidance_scale = saved.get("default_guidance_scale")
+
+    def _check_tokenizer(self, folder: Path) -> None:
+        """A pipeline has one tokenizer, of one text context, for both stages."""
+        stage, other = self.stage, cast(Stage, self.other)
+        own, context = (cast(Any, each.text_encoder).config.max_position_embeddings for each in (stage, other))
+        if own != context:
+            raise ValueError(
+                f"The {other.name} in {folder} has a text context of {context} tokens, the {stage.name} one of {own}: "
+                "take a `model_config` with the same, or another `pipeline_dir`."
+            )
+        saved = folder / "tokenizer"
+        if saved.is_dir() and AutoTokenizer.from_pretrained(saved).get_vocab() != self.tokenizer.get_vocab():
+            raise ValueError(
+                f"The {other.name} in {folder} was trained with another tokenizer than the {stage.name}: take "
+                f"{saved}, or another `pipeline_dir`."
+            )
 
     def pipeline(self) -> DiffusionPipeline:
         """The pipeline of both stages, or of the base alone.

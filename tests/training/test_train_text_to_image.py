@@ -16,7 +16,7 @@ from image_files import captioned_folder
 from PIL import Image
 from safetensors.torch import load_file
 from scripts import ROOT
-from tiny import tiny_pipeline, tiny_text_encoder
+from tiny import tiny_pipeline, tiny_text_encoder, tiny_tokenizer
 from trainings import SMALL, launch, parse, run_training
 from transformers import GPT2Tokenizer
 
@@ -316,6 +316,23 @@ def test_the_base_of_a_pair_cannot_get_a_size_that_does_not_suit_the_upsampler(a
         ValueError, match=r"whole number of times the base's 12, got 32\. Start from a pipeline without"
     ):
         run_training("text-to-image", arguments("base", *more))
+
+
+def test_stages_that_cannot_share_a_tokenizer_are_refused_before_a_step(arguments, tmp_path):
+    run_training("text-to-image", arguments("super_res", steps=1))
+    held = sorted((tmp_path / "pipeline").rglob("*"))
+    more = arguments("base", "--model_config", str(tmp_path / "long.json"))
+    sizes = json.loads((tmp_path / "base.json").read_text())
+    sizes["text_encoder"]["max_position_embeddings"] += 1
+    (tmp_path / "long.json").write_text(json.dumps(sizes))
+    with pytest.raises(
+        ValueError, match=r"super_res in .*pipeline has a text context of 24 tokens, the base one of 25"
+    ):
+        run_training("text-to-image", more)
+    tiny_tokenizer(24).save_pretrained(tmp_path / "other-tokenizer")
+    with pytest.raises(ValueError, match=r"super_res in .*pipeline was trained with another tokenizer than the base"):
+        run_training("text-to-image", arguments("base", "--tokenizer_name", str(tmp_path / "other-tokenizer")))
+    assert not list(tmp_path.glob("base/checkpoint-*")) and sorted((tmp_path / "pipeline").rglob("*")) == held
 
 
 def test_a_pipeline_with_another_scheduler_is_trained_and_keeps_it(arguments, tmp_path):
