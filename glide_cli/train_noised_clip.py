@@ -45,7 +45,8 @@ def noised_clip(args: argparse.Namespace) -> None:
     """Train a CLIP on noised images, whose gradient can guide a diffusion model."""
     from transformers import AutoTokenizer
 
-    from glide_pipelines import GLIDEDDPMScheduler, NoisedCLIPModel
+    from glide_pipelines import GLIDEDDPMScheduler, GLIDEUNet2DConditionModel, NoisedCLIPModel
+    from glide_pipelines.sampling import height_and_width
     from glide_pipelines.training import TextToImageDataset, new_noised_clip, noised_clip_loss, prepare_tokenizer, train
 
     guided_model = model_or_shapes(args, "guided_model", "the pipeline that is to be guided")
@@ -67,6 +68,13 @@ def noised_clip(args: argparse.Namespace) -> None:
         if num_timesteps != vision.num_train_timesteps:
             raise ValueError(
                 f"`guided_model` has {num_timesteps} timesteps, the noised CLIP {vision.num_train_timesteps}."
+            )
+        side, _ = height_and_width(GLIDEUNet2DConditionModel.load_config(guided_model, subfolder="unet")["sample_size"])
+        if side != vision.image_size:
+            clip = args.pretrained_model_name_or_path or args.model_config
+            raise ValueError(
+                f"{clip} is of a CLIP of {vision.image_size} pixels, but `guided_model` makes images of {side}: name "
+                "its sizes by `model_config`."
             )
         if args.resolution not in (None, vision.image_size):
             raise ValueError(f"`resolution` must be that of the model, {vision.image_size}, got {args.resolution}.")

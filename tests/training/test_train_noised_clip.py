@@ -179,6 +179,14 @@ def test_only_the_shapes_world_has_a_model_to_guide_by_default(tmp_path):
         run_training("noised-clip", own)
 
 
+def test_a_model_that_sees_other_images_than_those_it_is_to_guide_is_refused(arguments, tmp_path):
+    sizes = SIZES | {"vision_config": SIZES["vision_config"] | {"image_size": 16}}
+    (tmp_path / "large.json").write_text(json.dumps(sizes))
+    message = r"large\.json is of a CLIP of 16 pixels, but `guided_model` makes images of 8: name its sizes"
+    with pytest.raises(ValueError, match=message):
+        run_training("noised-clip", arguments("run", "--model_config", str(tmp_path / "large.json")))
+
+
 def test_a_model_for_another_number_of_timesteps_is_refused(arguments, tmp_path):
     sizes = SIZES | {"vision_config": SIZES["vision_config"] | {"num_train_timesteps": 100}}
     (tmp_path / "short.json").write_text(json.dumps(sizes))
