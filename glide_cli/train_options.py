@@ -237,6 +237,10 @@ def check_arguments(args: argparse.Namespace) -> None:
             "There is no training data: pass `--train_data_dir`, a folder of images with a metadata.jsonl, "
             "`--train_shards`, or `--dataset_name`, a dataset on the Hub or `shapes`."
         )
+    for name in ("output_dir", "pipeline_dir"):
+        folder = getattr(args, name)
+        if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+            raise UserError(f"`{name}` must be a folder, and {folder} is a file.")
     if args.shuffle_buffer is not None and args.train_shards is None:
         raise UserError("`shuffle_buffer` is for `train_shards`: a dataset is shuffled as a whole.")
     if args.train_shards is not None and args.image_column != "image":
@@ -415,8 +419,11 @@ class TrainingData:
         from glide_pipelines.models.tokenization import prompt_lengths
         from glide_pipelines.training.sources import iterate_captions
 
-        lengths = list(prompt_lengths(tokenizer, iterate_captions(self.examples)))
+        captions = list(iterate_captions(self.examples))
+        lengths = list(prompt_lengths(tokenizer, captions))
         total, longest = len(lengths), max(lengths)
+        if blank := sum(not caption.strip() for caption in captions):
+            print(f"{blank} of {total} captions are blank: of these images the model learns no words.")
         cut = sum(length > tokenizer.model_max_length for length in lengths)
         context = f"the text context of {tokenizer.model_max_length} tokens (tokenizer of {len(tokenizer)} entries)"
         if cut:

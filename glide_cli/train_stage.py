@@ -88,6 +88,9 @@ def _text_to_image_parts(args: argparse.Namespace, data: TrainingData, accelerat
         parts = PipelineParts.from_pretrained(GLIDEPipeline, path, args.stage)
         if parts.stage.unet.is_inpainter and args.lora_rank is None:
             accelerator.print("The model inpaints, too, and may forget how: `glide train inpaint` trains both.")
+        for option in ("model_config", "tokenizer_name"):
+            if getattr(args, option) is not None:
+                accelerator.print(f"`{option}` is for a new model: that of `pretrained_model_name_or_path` stays.")
     else:
         parts = _new_parts(args, data, accelerator)
     if args.text_encoder_name_or_path is not None:
@@ -135,9 +138,14 @@ def _new_parts(args: argparse.Namespace, data: TrainingData, accelerator: Accele
         tokenizer = data.new_tokenizer(accelerator, context)
     prepare_tokenizer(tokenizer, context)
     try:
-        return PipelineParts(GLIDEPipeline, tokenizer, new_stage(args.stage, tokenizer, sizes))
+        stage = new_stage(args.stage, tokenizer, sizes)
     except ValueError as error:
         raise ValueError(f"`model_config` {path}: {error}") from error
+    if stage.unet.is_upsampler != (args.stage == "super_res"):
+        wanted = "an upsampler has `in_channels` 6" if args.stage == "super_res" else "a base has `in_channels` 3"
+        given = "a base" if args.stage == "super_res" else "an upsampler"
+        raise ValueError(f"`model_config` {path} is of {given}: {wanted} in its `unet`.")
+    return PipelineParts(GLIDEPipeline, tokenizer, stage)
 
 
 def add_inpaint_options(parser: Parser) -> None:

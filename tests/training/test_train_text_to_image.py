@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate.tracking import GeneralTracker
 from diffusers import DPMSolverMultistepScheduler
-from image_files import captioned_folder
+from image_files import captioned_folder, noise
 from PIL import Image
 from safetensors.torch import load_file
 from scripts import ROOT
@@ -43,7 +43,7 @@ from glide_pipelines.training import (
 )
 
 
-NOISED_CLIP = MODEL_CONFIGS / "shapes_noised_clip.json"
+BASE, SUPER_RES, NOISED_CLIP = (MODEL_CONFIGS / f"shapes_{kind}.json" for kind in ("base", "super_res", "noised_clip"))
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +292,19 @@ def test_validation_images_are_sampled_where_the_trained_stage_is(tmp_path, monk
     assert {parameter.device.type for parameter in parts.other.parameters()} == {"cpu"}  # training needs the memory
 
 
+def test_what_is_for_a_new_model_is_said_where_there_is_one(arguments, tmp_path, capsys):
+    tiny_pipeline(upsampler=False).save_pretrained(tmp_path / "own")
+    run_training("text-to-image", arguments("base", "--pretrained_model_name_or_path", str(tmp_path / "own"), steps=1))
+    out = capsys.readouterr().out
+    assert "`model_config` is for a new model" in out and "`tokenizer_name` is for a new model" in out
+
+
+def test_blank_captions_are_counted(arguments, tmp_path, capsys):
+    folder = captioned_folder(tmp_path / "images", [noise(40 + n) for n in range(3)], text=["", " ", "a lighthouse"])
+    run_training("text-to-image", arguments("base", "--train_data_dir", str(folder), dataset_name=None, steps=1))
+    assert "2 of 3 captions are blank: of these images the model learns no words." in capsys.readouterr().out
+
+
 def test_a_new_resolution_is_the_model_s(arguments, tmp_path, monkeypatch, capsys):
     tiny_pipeline().save_pretrained(tmp_path / "pair")
     pair = ["--pretrained_model_name_or_path", str(tmp_path / "pair")]
@@ -428,6 +441,9 @@ def test_a_tracker_gets_what_the_log_holds(arguments, monkeypatch):
             ["--model_config", str(NOISED_CLIP)],
             "shapes_noised_clip.json is of another kind of model: it lacks 'text_encoder'",
         ),
+        (["--model_config", str(SUPER_RES)], "shapes_super_res.json is of an upsampler: a base has `in_channels` 3"),
+        (["--output_dir", __file__], "`output_dir` must be a folder, and"),
+        (["--pipeline_dir", __file__], "`pipeline_dir` must be a folder, and"),
         (["--train_data_dir", "x"], "only one of `dataset_name` and `train_data_dir`"),
         (["--resume_from_checkpoint", "checkpoint-7"], "`resume_from_checkpoint` must be 'latest' or a checkpoint"),
         (
@@ -467,6 +483,7 @@ def test_bad_data_arguments_are_named(arguments, more, message):
     [
         (["--crop_size", "18"], "`crop_size` must be a multiple of 4"),
         (["--crop_size", "64"], "`crop_size` must be a multiple of 4 and at most 32, got 64"),
+        (["--model_config", str(BASE)], "shapes_base.json is of a base: an upsampler has `in_channels` 6"),
         (["--low_resolution", "12"], "`low_resolution` must divide the resolution, 32, got 12"),
         (["--low_res_noise", "-1"], "`low_res_noise` must be at least 0"),
         (["--pretrained_model_name_or_path", "{folder}"], "has no super_res model"),
