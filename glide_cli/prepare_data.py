@@ -11,7 +11,7 @@ import argparse
 
 from .errors import UserError
 from .options import Parser, positive_int
-from .train_options import load_rows
+from .train_options import load_rows, load_tokenizer
 
 
 ERRORS = (ValueError, ImportError, OSError)
@@ -68,8 +68,6 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Check, write, and print what was found."""
-    from transformers import AutoTokenizer
-
     from glide_pipelines.training import DatasetExamples, TarShards, expand_shards, prepare_data
     from glide_pipelines.training.sources import Examples
 
@@ -79,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         rows = load_rows(args, args.dataset_name, split=args.split)
         examples = DatasetExamples(rows, args.image_column, args.caption_column)
-    tokenizer = None if args.tokenizer_name is None else AutoTokenizer.from_pretrained(args.tokenizer_name)
+    tokenizer = None if args.tokenizer_name is None else load_tokenizer(args.tokenizer_name)
     names = ("output_dir", "held_out", "resolution", "min_size", "vocab_size", "context", "shard_size", "num_workers")
     options = {name: getattr(args, name) for name in names}
     if args.max_pixels is not None:

@@ -13,6 +13,7 @@ from .train_options import (
     add_data_options,
     add_run_options,
     add_timestep_options,
+    load_tokenizer,
     model_or_shapes,
     read_sizes,
     start,
@@ -57,8 +58,10 @@ def noised_clip(args: argparse.Namespace) -> None:
             tokenizer = AutoTokenizer.from_pretrained(args.pretrained_model_name_or_path)
         else:
             sizes = read_sizes(args.model_config, "text_config", "vision_config")
-            name, subfolder = (guided_model, "tokenizer") if args.tokenizer_name is None else (args.tokenizer_name, "")
-            tokenizer = AutoTokenizer.from_pretrained(name, subfolder=subfolder)
+            if args.tokenizer_name is None:
+                tokenizer = AutoTokenizer.from_pretrained(guided_model, subfolder="tokenizer")
+            else:
+                tokenizer = load_tokenizer(args.tokenizer_name)
             model = new_noised_clip(tokenizer, sizes)
         text: Any = model.config.text_config
         vision: Any = model.config.vision_config

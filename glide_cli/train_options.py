@@ -313,6 +313,24 @@ def load_rows(
     return load_captioned_rows(dataset_name, folder, args.image_column, args.caption_column, split)
 
 
+def load_tokenizer(name: str, kind: type[PreTrainedTokenizerBase] | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that `--tokenizer_name` names, by default of the class that it was saved as.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    message = f"`tokenizer_name` must be a tokenizer, a folder or a Hub id, got {name!r}."
+    try:
+        tokenizer: PreTrainedTokenizerBase = (kind or AutoTokenizer).from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(message) from error
+    if not tokenizer.vocab_size:  # transformers makes an empty one where there are no files
+        raise ValueError(message)
+    return tokenizer
+
+
 @dataclass
 class TrainingData:
     """The images and captions that the options name: a dataset's, those of shards, or else of the shapes world."""

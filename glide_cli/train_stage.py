@@ -23,6 +23,7 @@ from .train_options import (
     add_validation_options,
     add_weighting_options,
     load_rows,
+    load_tokenizer,
     lora_config,
     model_or_shapes,
     read_sizes,
@@ -130,7 +131,7 @@ def _new_parts(args: argparse.Namespace, data: TrainingData, accelerator: Accele
         )
     joined = _pipeline_folder(args) / "tokenizer"
     if args.tokenizer_name is not None:
-        tokenizer = GPT2Tokenizer.from_pretrained(args.tokenizer_name)
+        tokenizer = load_tokenizer(args.tokenizer_name, GPT2Tokenizer)
     elif joined.is_dir():  # that of the other stage, or of an earlier run
         accelerator.print(f"The tokenizer is that of the pipeline, {joined}. (--tokenizer_name takes another one.)")
         tokenizer = GPT2Tokenizer.from_pretrained(joined)

@@ -6,7 +6,7 @@ import argparse
 
 from .options import Parser, positive_int
 from .train_finish import finish, save_model
-from .train_options import MODEL_CONFIGS, add_data_options, add_run_options, read_sizes, start
+from .train_options import MODEL_CONFIGS, add_data_options, add_run_options, load_tokenizer, read_sizes, start
 
 
 def add_text_encoder_options(parser: Parser) -> None:
@@ -28,7 +28,7 @@ def add_text_encoder_options(parser: Parser) -> None:
 def text_encoder(args: argparse.Namespace) -> None:
     """Pretrain a text encoder, which then predicts a small version of the image from a caption."""
     import torch
-    from transformers import AutoTokenizer, GPT2Tokenizer
+    from transformers import GPT2Tokenizer
 
     from glide_pipelines import GLIDETextEncoder
     from glide_pipelines.training import new_text_encoder, prepare_tokenizer, train
@@ -38,13 +38,13 @@ def text_encoder(args: argparse.Namespace) -> None:
     with accelerator.main_process_first():
         if args.pretrained_model_name_or_path is not None:
             model = GLIDETextEncoder.from_pretrained(args.pretrained_model_name_or_path, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name or args.pretrained_model_name_or_path)
+            tokenizer = load_tokenizer(args.tokenizer_name or args.pretrained_model_name_or_path)
             prepare_tokenizer(tokenizer, model.config.max_position_embeddings)
         else:
             sizes = read_sizes(args.model_config, "text_encoder")["text_encoder"]
             context = sizes["max_position_embeddings"]
             if args.tokenizer_name is not None:
-                tokenizer = GPT2Tokenizer.from_pretrained(args.tokenizer_name)
+                tokenizer = load_tokenizer(args.tokenizer_name, GPT2Tokenizer)
             else:
                 tokenizer = data.new_tokenizer(accelerator, context)
             prepare_tokenizer(tokenizer, context)

@@ -118,6 +118,10 @@ def test_the_command(folder, tmp_path, capsys):
     for more, message in (
         (["--dataset_name", "x"], "Pass one of `dataset_name`, `train_data_dir` and `train_shards`."),
         (["--vocab_size", "300"], "`vocab_size` needs `output_dir` for the tokenizer"),
+        (
+            ["--tokenizer_name", str(folder)],
+            f"`tokenizer_name` must be a tokenizer, a folder or a Hub id, got '{folder}'.",
+        ),
         (["--held_out", "1.5"], "`held_out` must be at least 0 and below 1, got 1.5."),
         (["--output_dir", str(folder)], "`output_dir` must be a new folder"),
         (["--output_dir", str(tmp_path / "new"), "--vocab_size", "5"], "`vocab_size` must be at least 257, got 5."),
