@@ -80,7 +80,10 @@ def make_metrics(
     measured = replace(parts, other=None) if is_base else parts
     with sampling_pipeline(measured) as pipe:
         check_call(pipe, images.captions[0], **call)
-    metrics = PipelineMetrics(images, parts.resolution, network, clip, args.seed, args.train_batch_size, **call)
+    try:
+        metrics = PipelineMetrics(images, parts.resolution, network, clip, args.seed, args.train_batch_size, **call)
+    except ValueError as error:
+        raise ValueError(f"`validation_data_dir` or `max_validation_samples`, for the metrics: {error}") from error
 
     def measure(step: int) -> dict[str, Any]:
         with sampling_pipeline(measured) as pipe:

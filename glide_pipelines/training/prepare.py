@@ -240,7 +240,7 @@ class _Check(Dataset[tuple[int, "_Checked | Problem"]]):
         except Image.DecompressionBombError as error:
             raise _Fault("too large", error) from error
         except UnidentifiedImageError as error:
-            raise _Fault("unreadable", "it is no image") from error
+            raise _Fault("unreadable", "it is of no kind of image that Pillow reads") from error
         except Exception as error:  # decoders raise what they like
             raise _Fault("unreadable", error) from error
         if size[0] * size[1] > self.max_pixels:

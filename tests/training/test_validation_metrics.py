@@ -52,6 +52,14 @@ def arguments(folder, *more):
     return [*data, *model, "--output_dir", str(folder.parent / "run"), "--max_train_steps", "3", *more]
 
 
+def test_too_few_images_are_refused_by_the_names_of_the_options(folder):
+    message = (
+        "`validation_data_dir` or `max_validation_samples`, for the metrics: `real` must hold 4 images or more, got 3"
+    )
+    with pytest.raises(ValueError, match=message):
+        run_training("text-to-image", arguments(folder, *METRICS, "--max_validation_samples", "3"))
+
+
 METRICS = ["--validation_metrics_steps", "2", "--features", "shapes", "--validation_inference_steps", "2"]
 
 
