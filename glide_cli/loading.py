@@ -88,10 +88,13 @@ def open_pipeline(
         UserError: if there is no such model or device.
     """
     where = find_device(device)
+    dtype = find_dtype(dtype, where)
+    if is_slow(dtype, where):
+        logger.warning(f"{dtype} is slow on a processor without instructions for it, and this one seems to have none.")
     model = find_model(model, checkpoint, option)
     left_out = dict.fromkeys(() if upsample else UPSAMPLER)
     try:
-        pipe = pipeline_class.from_pretrained(model, dtype=getattr(torch, find_dtype(dtype, where)), **left_out)
+        pipe = pipeline_class.from_pretrained(model, dtype=getattr(torch, dtype), **left_out)
     except Exception as error:  # what a damaged model makes the libraries raise depends on the damage
         raise UserError(f"{option} {model}: {error}") from error
     set_schedulers(pipe, {"scheduler": scheduler, "super_res_scheduler": super_res_scheduler})
@@ -171,6 +174,9 @@ def find_model(model: str | None, checkpoint: str = "text-to-image", option: str
         return str(folder)
     if os.path.isfile(model):
         raise UserError(f"{option} {model}: a file; give its folder, or what `glide convert` makes of it")
+    inside = os.path.join(model, "pipeline")
+    if os.path.isdir(inside) and not os.path.isfile(os.path.join(model, "model_index.json")):
+        raise UserError(f"{option} {model}: the folder of a training; its pipeline is {inside}")
     # "owner/name" may be on the Hub; anything else is the name of a world, or a folder that is missing.
     if os.path.isdir(model) or (model.count("/") == 1 and not model.startswith((".", "~", "/"))):
         return model
@@ -247,6 +253,11 @@ def find_dtype(name: str | None, device: torch.device) -> str:
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # newer than the oldest torch that serves
         capabilities = torch.cpu.get_capabilities()
     return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
+
+
+def is_slow(dtype: str, device: torch.device) -> bool:
+    """Whether a device takes many times as long in this number format as in float32."""
+    return device.type == "cpu" and dtype != "float32" and find_dtype(None, device) == "float32"
 
 
 def _computes(device: str) -> bool:

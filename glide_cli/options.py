@@ -161,6 +161,8 @@ def sentence(text: str) -> str:
 
 def prompts_file(text: str) -> list[str]:
     """The lines of a file, or of stdin for `-`, that are not blank."""
+    if text == "-" and sys.stdin is None:  # as the shell's <&- leaves it
+        raise argparse.ArgumentTypeError("cannot read '-': stdin is closed")
     try:
         data = sys.stdin.buffer.read() if text == "-" else Path(text).read_bytes()
         # `>` of Windows PowerShell writes UTF-16, with a mark.

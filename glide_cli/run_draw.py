@@ -203,6 +203,8 @@ def _load_adapters(pipe: DiffusionPipeline, given: list[str]) -> None:
                 if path.count("/") != 1 or path.startswith((".", "~", "/")):  # else it may be on the Hub
                     raise ValueError("no such file or folder")
                 path = huggingface_hub.snapshot_download(path, allow_patterns=["*.safetensors", "*.json"])
+            elif Path(path, "lora").is_dir() and not any(Path(path).glob("*.safetensors")):
+                raise ValueError(f"the folder of a training; its LoRA is {Path(path, 'lora')}")
             pipe.load_lora_weights(path, adapter_name=name)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise UserError(f"--lora {path}: {error}") from error

@@ -540,7 +540,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.tracking import get_available_trackers
 
-    from .loading import find_dtype, hide_loading_bars
+    from .loading import hide_loading_bars, is_slow
 
     available = sorted(str(tracker) for tracker in get_available_trackers())
     if args.report_to is not None and args.report_to not in (*available, "all"):
@@ -555,8 +555,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         project_dir=args.output_dir,
     )
     hide_loading_bars()
-    is_slow = accelerator.device.type == "cpu" and find_dtype(None, accelerator.device) == "float32"
-    if accelerator.mixed_precision == "bf16" and is_slow:
+    if accelerator.mixed_precision == "bf16" and is_slow("bfloat16", accelerator.device):
         accelerator.print(
             "bf16 is slow on a processor without instructions for it, and this one seems to have none: training is "
             "faster without `--mixed_precision bf16`."

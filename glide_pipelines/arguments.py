@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
@@ -76,7 +77,7 @@ def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
 
 
 def describe(value: Any) -> str:
-    """What was given, for an error: of a list only what it is made of, which may be long."""
+    """What was given, for an error: of a list only what it is made of, and of the rest a line, as it may be long."""
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {sorted({type(entry).__name__ for entry in value})}"
-    return f"{value!r} ({type(value).__name__})"
+    return f"{textwrap.shorten(repr(value), 100, placeholder=' ...')} ({type(value).__name__})"

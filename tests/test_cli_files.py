@@ -278,6 +278,11 @@ def test_prompts_of_a_file(new, tmp_path, encoding):
     assert read_metadata("a.png")["prompt"] == ["a cross", "a red circle", "a blue star"]
 
 
+def test_a_closed_stdin_holds_no_prompts(glide, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    assert_user_error(glide("--prompts", "-", "-o", tmp_path / "a.png"), "--prompts", "stdin is closed")
+
+
 def test_prompts_of_stdin(new, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a red circle\na blue star\n")))
     new("--prompts", "-", "-o", "out/")
@@ -426,6 +431,23 @@ def test_loras_are_scaled_and_remembered(draw, new, model, tmp_path):
     assert len(set(images[1:4])) == 3
     draw("--like", "a.png", "-o", "b.png")
     assert pixels("b.png") == images[4]
+
+
+@pytest.mark.parametrize(("option", "part"), [("--model", "pipeline"), ("--lora", "lora")])
+def test_the_folder_of_a_training_says_which_of_its_folders_is_meant(glide, model, tmp_path, option, part):
+    (tmp_path / "run" / part).mkdir(parents=True)
+    given = [] if option == "--model" else ["--model", model]
+    result = glide(PROMPT, "-o", tmp_path / "a.png", *given, *QUICK, option, tmp_path / "run")
+    assert_user_error(result, "the folder of a training", str(tmp_path / "run" / part))
+
+
+@pytest.mark.parametrize(("fast", "warned"), [("float32", 1), ("bfloat16", 0)])
+def test_half_precision_is_told_to_be_slow_where_it_is(glide, model, tmp_path, monkeypatch, fast, warned):
+    instructions = {"avx512_bf16": fast == "bfloat16"}
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: instructions)
+    arguments = (PROMPT, "-o", tmp_path / "a.png", "--model", model, "--device", "cpu", *QUICK)
+    assert glide(*arguments, "--dtype", "bfloat16")[2].count("bfloat16 is slow on a processor") == warned
+    assert "is slow" not in glide(*arguments)[2]
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,8 @@ def expand_shards(patterns: Sequence[str]) -> list[str]:
                 urls += [name if _is_local(url) else fs.unstrip_protocol(name) for name in found]
                 if not found:
                     raise ValueError(f"`train_shards` {url!r} names no file.")
+            elif os.path.isdir(url):
+                raise ValueError(f"`train_shards` {url!r} is a folder: name the shards in it, {url.rstrip('/')}/*.tar.")
             else:
                 urls.append(url)
     return urls

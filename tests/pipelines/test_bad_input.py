@@ -6,6 +6,7 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from diffusers.guiders import ClassifierFreeGuidance
 from tiny import CONTEXT, WIDTH, tiny_pipeline
+from transformers.modeling_outputs import BaseModelOutput
 
 
 EMBEDS = torch.zeros(1, CONTEXT, WIDTH)
@@ -22,6 +23,12 @@ def pipe():
     for network in (pipe.unet, pipe.text_encoder, pipe.super_res_unet, pipe.super_res_text_encoder):
         network.register_forward_pre_hook(refuse)
     return pipe
+
+
+def test_an_error_shows_a_line_of_what_was_given(pipe):
+    with pytest.raises(TypeError, match=r"`prompt_embeds` must be a torch\.Tensor, got BaseModelOutput") as error:
+        pipe(prompt_embeds=BaseModelOutput(EMBEDS.repeat(1, 9, 9)))
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize(

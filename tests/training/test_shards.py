@@ -361,6 +361,8 @@ def test_bad_shards_and_examples_are_named(urls, tmp_path):
         TarShards([*urls, str(tmp_path / "data/003.tar")])
     with pytest.raises(ValueError, match=r"`train_shards` '.*\*\.tgz' names no file"):
         expand_shards([str(tmp_path / "*.tgz")])
+    with pytest.raises(ValueError, match=r"`train_shards` '.*' is a folder: name the shards in it, .*/\*\.tar"):
+        expand_shards([str(tmp_path)])
     with tarfile.open(tmp_path / "packed.tar", "w:gz") as shard:
         shard.add(urls[0], "0.png")
     with pytest.raises(ValueError, match=r"`train_shards` .*packed\.tar cannot be read: .*not a tar|invalid header"):
