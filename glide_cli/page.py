@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 from diffusers import DiffusionPipeline
@@ -298,7 +298,7 @@ def add_editor(task: str) -> gr.ImageEditor:
         transforms=(),
         layers=False,
         brush=gr.Brush(
-            VIEW_SIZE // 16 if edits else VIEW_SIZE // 32, colors=[PAINT] if edits else INK, color_mode="fixed"
+            VIEW_SIZE // 16 if edits else VIEW_SIZE // 32, colors=[PAINT] if edits else [*INK], color_mode="fixed"
         ),
         canvas_size=(512, 512),
         buttons=[],
@@ -360,7 +360,7 @@ def connect(studio: Studio, model: gr.Dropdown, tabs: gr.Tabs, tab: Tab, parts: 
 
     aside: dict[str, Any] = {"queue": False, "api_visibility": "private"}
     outputs = [tab.live, tab.gallery, tab.drawn, tab.stop, tab.onward]
-    begins = [tab.button.click, tab.inputs["prompt"].submit]
+    begins = [tab.button.click, cast(gr.Textbox, tab.inputs["prompt"]).submit]
     gr.on(begins, None, js=SHOW_RESULT.format(f"{tab.task.lower()}-result"))
     gr.on(
         begins,
@@ -396,7 +396,7 @@ def responder(studio: Studio, tab: Tab) -> Callable[..., Iterator[tuple]]:
         given = dict(zip(names, values, strict=True))
         try:
             read_images(tab.task, given)
-            for progress in studio.sample(tab.task, request.client.host, request.session_hash, **given):
+            for progress in studio.sample(tab.task, request.client.host, request.session_hash or "", **given):
                 shown = progress.done and bool(progress.images)
                 yield (
                     show(progress),
@@ -447,7 +447,7 @@ def chooser(studio: Studio, tab: Tab) -> Callable[[str], Any]:
         pipes = studio.models[model]
         # A model without an upsampler cannot enlarge, and says so when it is asked.
         pipe = pipes.get(tab.task, pipes["Draw"])
-        shown = [first_steps(studio, tab.task, pipe)]
+        shown: list[Any] = [first_steps(studio, tab.task, pipe)]
         if "guidance_scale" in tab.inputs:
             shown.append(pipe.default_guidance_scale)
         shown += [gr.Column(visible=known_world(pipes) == world) for world in tab.examples]
