@@ -325,7 +325,7 @@ def load_tokenizer(name: str, kind: type[PreTrainedTokenizerBase] | None = None)
     try:
         tokenizer: PreTrainedTokenizerBase = (kind or AutoTokenizer).from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(message) from error
+        raise ValueError(f"{message} {str(error).splitlines()[0]}") from error  # the Hub may be out of reach
     if not tokenizer.vocab_size:  # transformers makes an empty one where there are no files
         raise ValueError(message)
     return tokenizer
