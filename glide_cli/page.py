@@ -146,7 +146,8 @@ def view_of(photo: Image.Image) -> Image.Image:
     """A photo at the size that it is painted over at, so that the brush and the way to the server fit every photo."""
     scale = VIEW_SIZE / max(photo.size)
     width, height = (max(1, round(length * scale)) for length in photo.size)
-    return photo.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    view = photo.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return view.convert("RGBA")  # it goes there as PNG, which holds no CMYK
 
 
 def painted(painting: dict[str, Any] | None, photo: str | None) -> tuple[Image.Image, Image.Image]:

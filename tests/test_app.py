@@ -370,6 +370,14 @@ def test_paint_makes_the_mask_of_a_photo_at_its_own_size(page, tmp_path):
     assert photo.size == (1600, 1200) and painted.getbbox() == (10, 10, 20, 20)
 
 
+@pytest.mark.parametrize("mode", ["CMYK", "LA", "P", "1"])
+def test_a_photo_of_any_mode_can_be_painted_over(page, mode, tmp_path):
+    picture(30, 40).convert(mode).save(tmp_path / "photo.tif")
+    view, _, _ = next(page.take_file(str(tmp_path / "photo.tif")))
+    view.save(tmp_path / "view.png")  # as it goes to the browser
+    assert view.size == (800, 600)
+
+
 @pytest.mark.parametrize("given", [None, {"background": None, "layers": [], "composite": None}, painting()])
 def test_nothing_to_edit(page, given):
     with pytest.raises(UserError, match=r"no image to edit|Nothing is painted over"):
