@@ -71,6 +71,20 @@ def wrap(text: str, width: int) -> list[str]:
     return lines
 
 
+def colour_space(image: Image.Image | None) -> dict[str, bytes]:
+    """What a file needs so that colours taken over from an image look as they do in it.
+
+    Args:
+        image (`PIL.Image.Image`, *optional*): As it was opened. A phone's, say, is in Display P3.
+
+    Returns:
+        `dict[str, bytes]`: As `PIL.Image.Image.save` and `info` take it; empty where the colours are those of sRGB, as
+        without a profile, or of another kind than RGB, which they are converted to.
+    """
+    profile = None if image is None else image.info.get("icc_profile")
+    return {"icc_profile": profile} if profile and profile[16:20] == b"RGB " else {}
+
+
 def save_image(image: Image.Image, path: Path, **options: Any) -> None:
     """Write an image. The file is whole, or as it was before; a link stays one, and a pipe or a device is written to.
 

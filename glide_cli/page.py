@@ -27,7 +27,7 @@ from glide_pipelines.shapes import BACKGROUNDS, COLOURS, SHAPES
 from . import options
 from .errors import UserError
 from .loading import count_steps, silence_libraries
-from .output import make_grid
+from .output import colour_space, make_grid
 from .studio import (
     MAX_FILE_SIZE,
     MAX_GUIDANCE,
@@ -147,7 +147,9 @@ def view_of(photo: Image.Image) -> Image.Image:
     scale = VIEW_SIZE / max(photo.size)
     width, height = (max(1, round(length * scale)) for length in photo.size)
     view = photo.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return view.convert("RGBA")  # it goes there as PNG, which holds no CMYK
+    view = view.convert("RGBA")  # it goes there as PNG, which holds no CMYK
+    view.info = {**colour_space(photo)}
+    return view
 
 
 def painted(painting: dict[str, Any] | None, photo: str | None) -> tuple[Image.Image, Image.Image]:

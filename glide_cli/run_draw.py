@@ -44,7 +44,7 @@ from .loading import (
     world_of,
 )
 from .options import STDOUT, image_format, is_pattern, output_file
-from .output import make_grid, save_animation, save_image
+from .output import colour_space, make_grid, save_animation, save_image
 from .records import about_images, guidance_scale, make_record
 
 
@@ -125,7 +125,8 @@ def draw(args: argparse.Namespace) -> None:
             raise UserError(f"{reason}: {less}") from error
         grid = make_grid(images, job.columns)
         about = record | about_images(job.prompts, job.seeds, images[0].size)
-        save_image(grid, job.path, **({} if args.no_metadata else _metadata(about, job.path)))
+        metadata = {} if args.no_metadata else _metadata(about, job.path)
+        save_image(grid, job.path, **colour_space(call.get("image")), **metadata)
         if args.animate is not None:
             save_animation(frames, args.animate)
         if not args.quiet:

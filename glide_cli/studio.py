@@ -38,6 +38,7 @@ from .loading import (
     shipped,
     step_values,
 )
+from .output import colour_space
 from .records import about_images, make_record
 
 
@@ -418,6 +419,8 @@ class Studio:
                     callback_on_step_end=on_step,
                     callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
                 ).images
+            for image in images:
+                image.info.update(colour_space(call.get("image")))
             if not job.stopped:  # what is not finished cannot be generated again
                 for image, seed in zip(images, seeds, strict=True):
                     image.info.update(text_chunks(record | about_images([call["prompt"]], [seed], image.size)))

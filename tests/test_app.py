@@ -162,6 +162,13 @@ def test_an_edit_has_the_size_of_the_photo_and_changes_the_hole_alone(tiny):
     assert (edited[hole] != np.asarray(photo)[hole]).any()
 
 
+def test_an_edit_is_in_the_colour_space_of_its_photo(tiny):
+    photo = PICTURE.copy()
+    photo.info["icc_profile"] = bytes(16) + b"RGB " + bytes(108)
+    (edited,) = final(ask(tiny, "Edit", image=photo, mask_image=MASK)).images
+    assert edited.info["icc_profile"] == photo.info["icc_profile"]
+
+
 def test_a_sketch_and_an_enlargement(tiny):
     assert final(ask(tiny, "Sketch", image=picture(200, 400), strength=0.5)).images[0].size == (32, 16)
     assert final(ask(tiny, "Enlarge", image=picture(8, 12))).images[0].size == (48, 32)

@@ -294,6 +294,22 @@ def test_a_picture_alone_is_a_sketch(glide, model, files, tmp_path, terminal):
     assert "| 1/1 [" in err and "| 2/2 [" in err  # half of the base stage's two steps, all of the upsampler's
 
 
+@pytest.mark.parametrize("task", [("--mask", "{mask}"), ("--strength", "0.5"), ("--enlarge",)])
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_an_edit_is_in_the_colour_space_of_its_image(glide, model, files, tmp_path, task, ending):
+    photo, output = tmp_path / "photo.png", tmp_path / f"out.{ending}"
+    steps = QUICK[2:] if "--enlarge" in task else QUICK
+    options = ("--image", photo, *(word.format(mask=files[1]) for word in task), "--model", model, *steps)
+    for space, is_kept in ((b"RGB ", True), (b"GRAY", False)):  # what is generated is RGB
+        profile = bytes(16) + space + bytes(108)
+        with Image.open(files[0]) as image:
+            image.save(photo, icc_profile=profile)
+        code, _, err = glide(PROMPT, *options, "-o", output)
+        assert code == 0, err
+        with Image.open(output) as edited:
+            assert edited.info.get("icc_profile") == (profile if is_kept else None)
+
+
 def test_enlarge(glide, model, files, tmp_path):
     output = tmp_path / "out.png"
     options = ("--image", files[0], "--enlarge", "-o", output, "--model", model, "--super-res-steps", 2, "-q")
