@@ -148,7 +148,8 @@ def view_of(photo: Image.Image) -> Image.Image:
     width, height = (max(1, round(length * scale)) for length in photo.size)
     view = photo.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
     view = view.convert("RGBA")  # it goes there as PNG, which holds no CMYK
-    view.info = {**colour_space(photo)}
+    view.info.clear()
+    view.info.update(colour_space(photo))
     return view
 
 
