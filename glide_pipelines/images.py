@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers.utils import logging
 from PIL import Image, ImageOps
 
+
+logger = logging.get_logger(__name__)
 
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
@@ -71,7 +74,8 @@ def load_masks(name: str, masks: Any) -> list[Image.Image]:
         name (`str`): Of the argument, for error messages.
         masks: A mask or a list of them: PIL of any mode, as in `load_images`; numpy arrays `[H, W]`, `[H, W, C]`,
             `[B, H, W]` or `[B, H, W, C]`; tensors `[H, W]`, `[B, H, W]` or `[B, 1, H, W]`; bool, uint8, uint16, or
-            floats in [0, 1]. `C` is 1, 3 or 4 (alpha is ignored, as diffusers does).
+            floats in [0, 1]. `C` is 1, 3 or 4 (alpha is ignored, as diffusers does, with a warning where that makes a
+            hole of what is transparent).
 
     Returns:
         `list[PIL.Image.Image]` of mode `"L"`.
@@ -79,7 +83,16 @@ def load_masks(name: str, masks: Any) -> list[Image.Image]:
     Raises:
         TypeError, ValueError: naming the argument; also if one of the masks has nothing to repaint.
     """
-    loaded = [_to_pil(name, single).convert("RGB").convert("L") for single in _as_list(name, masks, _split_masks)]
+    given = [_to_pil(name, single) for single in _as_list(name, masks, _split_masks)]
+    loaded = [mask.convert("RGB").convert("L") for mask in given]
+    for index, (mask, grey) in enumerate(zip(given, loaded, strict=True)):
+        if _has_alpha(mask):
+            alpha = np.asarray(mask.convert("RGBA"))[..., 3]
+            if is_white(grey)[0][alpha == 0].any():
+                logger.warning(
+                    f"`{name}` {index} of {len(loaded)} is white where it is transparent, and is repainted there: its "
+                    "colours count, its transparency does not."
+                )
     _check_holes(name, loaded, "white, 255 of uint8 and 1 of floats, is what is repainted")
     return loaded
 
@@ -218,8 +231,12 @@ def _to_pil(name: str, image: Any, signed: bool = False) -> Image.Image:
     return Image.fromarray(_to_bytes(name, image))
 
 
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if _has_alpha(image):
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert("RGB")

@@ -54,6 +54,17 @@ def test_a_mask_of_zeros_and_ones_as_bytes_is_told_what_white_is():
         load_masks("mask_image", np.ones((4, 4), np.uint8))
 
 
+@pytest.mark.parametrize("clear, told", [((255, 255, 255), True), ((200, 180, 160), True), ((0, 0, 0), False)])
+def test_a_mask_that_is_white_where_it_is_transparent_is_told(clear, told, caplog):
+    mask = Image.new("RGBA", (4, 4), (*clear, 0))
+    mask.paste("white", (0, 0, 2, 2))
+    for kind in (mask, np.asarray(mask)):
+        caplog.clear()
+        (loaded,) = load_masks("mask_image", kind)
+        assert loaded.getpixel((0, 0)) == 255 and (loaded.getpixel((3, 3)) >= 128) == told
+        assert ("`mask_image` 0 of 1 is white where it is transparent" in caplog.text) == told
+
+
 def test_transparency_in_arrays_and_tensors_becomes_white_too():
     rgba = np.dstack([PIXELS, np.linspace(0, 255, 120).astype(np.uint8).reshape(12, 10)])
     expected = np.asarray(load_images("image", Image.fromarray(rgba))[0])
