@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import textwrap
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
@@ -77,7 +76,8 @@ def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
 
 
 def describe(value: Any) -> str:
-    """What was given, for an error: of a list only what it is made of, and of the rest a line, as it may be long."""
+    """What was given, for an error: of a list only what it is made of, and of anything else its beginning."""
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {sorted({type(entry).__name__ for entry in value})}"
-    return f"{textwrap.shorten(repr(value), 100, placeholder=' ...')} ({type(value).__name__})"
+    text = repr(value)
+    return f"{text if len(text) <= 100 else text[:100] + '...'} ({type(value).__name__})"

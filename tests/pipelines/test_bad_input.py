@@ -25,9 +25,12 @@ def pipe():
     return pipe
 
 
-def test_an_error_shows_a_line_of_what_was_given(pipe):
-    with pytest.raises(TypeError, match=r"`prompt_embeds` must be a torch\.Tensor, got BaseModelOutput") as error:
-        pipe(prompt_embeds=BaseModelOutput(EMBEDS.repeat(1, 9, 9)))
+@pytest.mark.parametrize(
+    ("given", "shown"), [(BaseModelOutput(EMBEDS.repeat(1, 9, 9)), r"BaseModelOutput\("), ("x" * 5000, "'xxxx")]
+)
+def test_an_error_shows_the_beginning_of_what_was_given(pipe, given, shown):
+    with pytest.raises(TypeError, match=rf"`prompt_embeds` must be a torch\.Tensor, got {shown}") as error:
+        pipe(prompt_embeds=given)
     assert len(str(error.value)) < 200
 
 
