@@ -442,7 +442,7 @@ def test_a_tracker_gets_what_the_log_holds(arguments, monkeypatch):
             "shapes_noised_clip.json is of another kind of model: it lacks 'text_encoder'",
         ),
         (["--model_config", str(SUPER_RES)], "shapes_super_res.json is of an upsampler: a base has `in_channels` 3"),
-        (["--tokenizer_name", "./nothing"], "`tokenizer_name` must be a tokenizer, a folder or a Hub id, got './nothing'"),
+        (["--tokenizer_name", "./nothing"], "a tokenizer, a folder or a Hub id, got './nothing'"),
         (["--tokenizer_name", str(MODEL_CONFIGS)], f"a folder or a Hub id, got {str(MODEL_CONFIGS)!r}"),
         (["--output_dir", __file__], "`output_dir` must be a folder, and"),
         (["--pipeline_dir", __file__], "`pipeline_dir` must be a folder, and"),
