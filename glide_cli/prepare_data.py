@@ -32,7 +32,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="URL",
         help='tar shards in webdataset\'s layout, such as "data/{000..127}.tar": files, or URLs that fsspec opens',
     )
-    add("--split", default="train", help="part of a dataset (default: %(default)s)")
+    add("--split", metavar="NAME", help="part of a dataset (default: train, or the only one)")
     add("--image_column", default="image", help="column of the images (default: %(default)s)")
     add("--caption_column", default="text", help="column of the captions (default: %(default)s)")
     add = parser.add_argument_group("checks").add_argument
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     if args.train_shards is not None:
         examples = TarShards(expand_shards(args.train_shards), args.caption_column)
     else:
-        rows = load_rows(args, args.dataset_name, split=args.split)
+        rows = load_rows(args, args.dataset_name, split=args.split or ("train",))
         examples = DatasetExamples(rows, args.image_column, args.caption_column)
     tokenizer = None if args.tokenizer_name is None else load_tokenizer(args.tokenizer_name)
     names = ("output_dir", "held_out", "resolution", "min_size", "vocab_size", "context", "shard_size", "num_workers")

@@ -57,6 +57,7 @@ def make_metrics(
     """What measures the pipeline at a step, for the log; None if it is not asked for. Every process must call both."""
     if args.validation_metrics_steps is None:
         return None
+    from glide_pipelines.datasets import HELD_OUT_SPLITS
     from glide_pipelines.evaluation import DatasetImages, PipelineMetrics, check_call, load_clip
     from glide_pipelines.training import sampling_pipeline
 
@@ -68,7 +69,7 @@ def make_metrics(
     images = DatasetImages(
         args.max_validation_samples,
         data_dir=args.validation_data_dir,
-        split="train",
+        split=HELD_OUT_SPLITS,
         image_column=args.image_column,
         caption_column=args.caption_column,
     )

@@ -7,7 +7,7 @@ import ast
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -297,7 +297,10 @@ def read_sizes(path: str | Path, *parts: str) -> dict[str, dict[str, Any]]:
 
 
 def load_rows(
-    args: argparse.Namespace, dataset_name: str | None, option: str = "train_data_dir", split: str = "train"
+    args: argparse.Namespace,
+    dataset_name: str | None,
+    option: str = "train_data_dir",
+    split: str | Sequence[str] = ("train",),
 ) -> datasets.Dataset:
     """The rows of a dataset on the Hub, or of the folder that an option names.
 

@@ -371,6 +371,8 @@ def _train(
         return folder
 
     finish(args, accelerator, done, save, data, parts.pipeline_class.__name__)
+    if done == args.max_train_steps and args.stage == "super_res" and parts.other is None:
+        accelerator.print(f"It generates once a base is beside it: --stage base --pipeline_dir {folder}.")
 
 
 def make_dataset(
@@ -422,9 +424,10 @@ def make_held_out(
     """The examples of `--validation_data_dir`, which are always the same, and how many of them are used."""
     if args.validation_data_dir is None:
         return None
+    from glide_pipelines.datasets import HELD_OUT_SPLITS
     from glide_pipelines.training import DatasetSource, TextToImageDataset, TimestepWeighting
 
-    rows = load_rows(args, None, "validation_data_dir")
+    rows = load_rows(args, None, "validation_data_dir", HELD_OUT_SPLITS)
     source = DatasetSource(rows, parts.resolution, 0, args.image_column, args.caption_column, center_crop=True)
     examples = TextToImageDataset(
         source,

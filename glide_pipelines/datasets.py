@@ -31,13 +31,16 @@ logger = logging.getLogger(__name__)
 _SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 _SPLITS["held_out"] = "held_out"  # what `prepare_data` sets aside
 
+# Splits to measure on, in order of preference.
+HELD_OUT_SPLITS = ("held_out", "validation", "test")
+
 
 def load_captioned_rows(
     dataset_name: str | None,
     data_dir: str | None,
     image_column: str,
     caption_column: str,
-    split: str | None = None,
+    split: str | Sequence[str] | None = None,
     all_listed: bool = False,
 ) -> datasets.Dataset:
     """The rows of a captioned dataset.
@@ -49,7 +52,8 @@ def load_captioned_rows(
             webdataset's layout; or what `save_to_disk` wrote. Folders `train`, `test` and `validation` in it are
             splits.
         image_column, caption_column (`str`): Columns that it must have.
-        split (`str`, *optional*): Which part of it, such as `"train"` or `"train[:100]"`; by default the only one.
+        split (`str` or `Sequence[str]`, *optional*): Which part of it, such as `"train"` or `"train[:100]"`; of several
+            names the first that is there, or else an only part that is not held out. By default the only one.
         all_listed (`bool`, defaults to `False`): Refuse images of a folder that no metadata names, in place of a
             warning.
 
@@ -82,8 +86,8 @@ def load_captioned_rows(
                     "or metadata.csv, or a name.txt beside each name.png, in the folder itself or in its folders train "
                     f"and test; there are {first_few(held) or 'no files'}."
                 )
-    if split is None and len(parts) == 1:
-        split = next(iter(parts))
+    if not isinstance(split, str):
+        split = _choose_split(parts, split)
     name, bracket, _ = (split or "").partition("[")
     if name not in parts:
         raise ValueError(f"`split` must be one of {', '.join(map(str, parts))}, got {split!r}.")
@@ -93,6 +97,19 @@ def load_captioned_rows(
             rows = rows.select(range(part.from_, part.to))
     check_rows(rows, image_column, caption_column)
     return rows
+
+
+def _choose_split(names: Iterable[str], wanted: Sequence[str] | None) -> str | None:
+    """The first split of those wanted that is there, or the only one, unless it is held out and others are wanted."""
+    only, *more = names
+    if wanted is None:
+        return None if more else only
+    for name in wanted:
+        if name in (only, *more):
+            return name
+    if not more and only not in HELD_OUT_SPLITS:
+        return only
+    raise ValueError(f"The dataset has no split {' or '.join(wanted)}, but {', '.join((only, *more))}.")
 
 
 def _read_folder(folder: Path, image_column: str, caption_column: str, all_listed: bool) -> dict[str, datasets.Dataset]:

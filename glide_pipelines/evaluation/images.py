@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -49,7 +49,8 @@ class DatasetImages:
         dataset_name (`str`, *optional*): A dataset on the Hub.
         data_dir (`str`, *optional*): A folder of images with a `metadata.jsonl` that lists all of them, in place of
             `dataset_name`.
-        split (`str`, *optional*): Which part of it; by default the only one there is.
+        split (`str` or `Sequence[str]`, *optional*): Which part of it, see
+            [`~glide_pipelines.datasets.load_captioned_rows`]; by default the only one there is.
         image_column, caption_column (`str`): Columns of the dataset. Of a list of captions, the first that is not blank
             is taken.
         label_column (`str`, *optional*): The column that names the class of each image, for a classifier to find.
@@ -65,7 +66,7 @@ class DatasetImages:
         num_captions: int,
         dataset_name: str | None = None,
         data_dir: str | None = None,
-        split: str | None = None,
+        split: str | Sequence[str] | None = None,
         image_column: str = "image",
         caption_column: str = "text",
         label_column: str | None = None,

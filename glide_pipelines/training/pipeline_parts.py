@@ -19,6 +19,9 @@ from ..schedulers import GLIDEDDPMScheduler
 
 OTHER = {"base": "super_res", "super_res": "base"}
 
+# In pixels; 16 times that of the released upsampler. A mistyped size would take all memory before it failed.
+MAX_RESOLUTION = 4096
+
 
 @dataclass
 class PipelineParts:
@@ -86,9 +89,11 @@ class PipelineParts:
             ValueError: if the stage cannot generate images of that size, or does not fit the other stage then.
         """
         unet = self.stage.unet
-        if size < 1 or size % unet.size_multiple:
-            multiple = unet.size_multiple
-            raise ValueError(f"`resolution` must be a positive multiple of {multiple} for this model, got {size}.")
+        if size < 1 or size % unet.size_multiple or size > MAX_RESOLUTION:
+            raise ValueError(
+                f"`resolution` must be a positive multiple of {unet.size_multiple} for this model and at most "
+                f"{MAX_RESOLUTION}, got {size}."
+            )
         if self.other_resolution is not None:
             is_base = self.stage.name == "base"
             base, large = (size, self.other_resolution) if is_base else (self.other_resolution, size)

@@ -104,7 +104,8 @@ def train_stage(
     else:
         loss = distillation.loss(accelerator)
     parameters, settings = None, {} if distillation is None else distillation.settings
-    changeable = () if distillation is None else distillation.changeable
+    settings["resolution"] = stage.sample_size[0]
+    changeable = {"resolution", *(() if distillation is None else distillation.changeable)}
     if lora is None:
         stage.text_encoder.requires_grad_(not freeze_text_encoder)
     else:

@@ -149,7 +149,11 @@ class _Progress:
         """Go on from there, if it is the same run. Returns what changed of what may, for people to read."""
         if saved["seed"] != self.seed:
             raise ValueError(f"`seed` of the run to resume is {saved['seed']}, got {self.seed}.")
-        changed_settings = differences(saved.get("settings") or {}, self.settings or {})
+        earlier = dict(saved.get("settings") or {})
+        for name, value in (self.settings or {}).items():
+            if name in changeable:
+                earlier.setdefault(name, value)  # checkpoints of earlier versions do not hold all of them
+        changed_settings = differences(earlier, self.settings or {})
         for name, (then, now) in changed_settings.items():
             if name not in changeable:
                 raise ValueError(f"The run to resume is of another model: `{name}` is {then}, got {now}.")

@@ -245,6 +245,21 @@ def test_splits_are_folders(tmp_path):
         load_captioned_rows(None, str(tmp_path), "image", "text", "train")
 
 
+def test_an_only_split_is_trained_on_whatever_its_name_unless_it_is_held_out(folder, tmp_path):
+    rows = load_captioned_rows(None, str(folder), "image", "text")
+
+    def load(*names):
+        path = tmp_path / "-".join(names)
+        datasets.DatasetDict(dict.fromkeys(names, rows)).save_to_disk(path)
+        return load_captioned_rows(None, str(path), "image", "text", ("train",))
+
+    assert len(load("foo")) == len(load("foo", "train")) == len(rows)
+    with pytest.raises(ValueError, match="The dataset has no split train, but test"):
+        load("test")
+    with pytest.raises(ValueError, match="The dataset has no split train, but bar, foo"):
+        load("bar", "foo")
+
+
 def test_what_was_held_out_is_not_trained_on(tmp_path, monkeypatch):
     """`glide prepare-data` writes folders `train` and `held_out`: the folder above them is both splits."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -75,12 +75,15 @@ def arguments(tmp_path, tokenizer):
     return make
 
 
-def test_two_stages_make_one_pipeline(arguments, tmp_path, monkeypatch):
+def test_two_stages_make_one_pipeline(arguments, tmp_path, monkeypatch, capsys):
     # The upsampler may be ready first.
     run_training("text-to-image", arguments("super_res", "--save_dtype", "fp16"))
     folder = tmp_path / "pipeline"
     assert not (folder / "model_index.json").exists()
+    lacking = f"It generates once a base is beside it: --stage base --pipeline_dir {folder}.\n"
+    assert capsys.readouterr().out.endswith(f"The trained model is in {folder}.\n{lacking}")
     run_training("text-to-image", arguments("base", "--save_dtype", "fp16"))
+    assert lacking not in capsys.readouterr().out
     assert not list(tmp_path.glob("*.partial"))
 
     pipe = GLIDEPipeline.from_pretrained(folder)
@@ -167,6 +170,31 @@ def test_epochs_of_some_of_the_images(arguments, image_folder, tmp_path, capsys)
     run_training("text-to-image", options[:place] + options[place + 2 :])
     state = json.loads((tmp_path / "base" / "checkpoint-5" / "state.json").read_text())
     assert state["progress"]["examples"] == 10 and "2" in str(state["progress"]["dataset"])
+
+
+def test_another_resolution_of_a_resumed_run_is_told(arguments, tmp_path, capsys):
+    run_training("text-to-image", arguments("base", "--resolution", "16"))
+    more = ("--resume_from_checkpoint", "latest", "--resolution")
+    for steps, size, told in ((3, "16", False), (4, "20", True)):
+        capsys.readouterr()
+        run_training("text-to-image", arguments("base", *more, size, steps=steps))
+        assert ("The run goes on with `resolution` 20; it was 16." in capsys.readouterr().out) == told
+    state = tmp_path / "base" / "checkpoint-4" / "state.json"  # as checkpoints were before they held it
+    saved = json.loads(state.read_text())
+    del saved["progress"]["settings"]["resolution"]
+    state.write_text(json.dumps(saved))
+    run_training("text-to-image", arguments("base", *more, "16", steps=5))
+    assert "goes on with" not in capsys.readouterr().out
+
+
+def test_the_held_out_part_of_a_dataset_is_measured_on(arguments, image_folder, tmp_path):
+    """And not the part that is trained on, which would hide that a model learns its images by heart."""
+    for split in ("train", "test"):
+        captioned_folder(tmp_path / "data" / split, [noise()], text=["a caption"])
+    (tmp_path / "data" / "train" / "0.png").write_bytes(b"nobody reads it")
+    data = ["--validation_data_dir", str(tmp_path / "data")]
+    run_training("text-to-image", arguments("base", *image_folder, *data, dataset_name=None))
+    assert "validation_loss" in (tmp_path / "base" / "log.jsonl").read_text()
 
 
 def test_held_out_images_are_measured_at_each_checkpoint(arguments, image_folder, tmp_path):
@@ -434,8 +462,9 @@ def test_a_tracker_gets_what_the_log_holds(arguments, monkeypatch):
         (["--lr_scheduler", "step"], "`lr_scheduler` must be one of constant, linear, cosine, got 'step'"),
         (["--report_to", "nosuch"], "`report_to` must be a tracker that is installed"),
         (["--skip_bad_images", "-1"], "`skip_bad_images` must be at least 0, got -1"),
-        (["--resolution", "0"], "`resolution` must be a positive multiple of 2 for this model, got 0"),
-        (["--resolution", "15"], "`resolution` must be a positive multiple of 2 for this model, got 15"),
+        (["--resolution", "0"], "`resolution` must be a positive multiple of 2 for this model and at most 4096, got 0"),
+        (["--resolution", "15"], "for this model and at most 4096, got 15"),
+        (["--resolution", "512000"], "for this model and at most 4096, got 512000"),
         (["--model_config", "nothing.json"], "`model_config` must be a JSON file, got 'nothing.json'"),
         (
             ["--model_config", str(NOISED_CLIP)],

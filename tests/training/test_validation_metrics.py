@@ -1,12 +1,13 @@
 """FID and CLIP score while a model is trained."""
 
 import itertools
+import shutil
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from image_files import captioned_folder
+from image_files import captioned_folder, noise_folder
 from PIL import Image
 from tiny import tiny_pipeline
 from trainings import launch, make_config, read_log, run, run_training
@@ -64,8 +65,12 @@ METRICS = ["--validation_metrics_steps", "2", "--features", "shapes", "--validat
 
 
 def test_the_log_of_a_run_has_them(folder, tmp_path):
-    """Every two steps and at the end, whatever else is saved; and the run is what it is without."""
-    run_training("text-to-image", arguments(folder, *METRICS, "--clip", "shapes"))
+    """Every two steps and at the end, whatever else is saved; and the run is what it is without. Of a folder of several
+    splits it is the held-out one that is measured on."""
+    shutil.copytree(folder, tmp_path / "splits" / "test")
+    noise_folder(tmp_path / "splits" / "train", 2)  # too few to measure on
+    data = ("--validation_data_dir", str(tmp_path / "splits"))
+    run_training("text-to-image", arguments(folder, *METRICS, "--clip", "shapes", *data))
     measured = [line for line in read_log(tmp_path / "run") if "validation_fid" in line]
     assert [line["step"] for line in measured] == [2, 3]
     assert all(
