@@ -190,7 +190,7 @@ def test_another_resolution_of_a_resumed_run_is_told(arguments, tmp_path, capsys
 def test_the_held_out_part_of_a_dataset_is_measured_on(arguments, image_folder, tmp_path):
     """And not the part that is trained on, which would hide that a model learns its images by heart."""
     for split in ("train", "test"):
-        captioned_folder(tmp_path / "splits" / split, [noise()], text=["a caption"])
+        captioned_folder(tmp_path / "splits" / split, [noise()], caption=["a caption"])
     (tmp_path / "splits" / "train" / "0.png").write_bytes(b"nobody reads it")
     data = ["--validation_data_dir", str(tmp_path / "splits")]
     run_training("text-to-image", arguments("base", *image_folder, *data, dataset_name=None))
