@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.integrations import peft as peft_integration
+from transformers.utils import check_peft_version
 
 from ..files import updated_folder
 from ..pipelines.lora import STAGE_LOADERS
@@ -35,7 +38,7 @@ def add_lora(stage: Stage, config: LoraConfig, freeze_text_encoder: bool = False
         freeze_text_encoder (`bool`, defaults to `False`): Adapt the UNet only.
 
     Raises:
-        ValueError: if a target is no layer, or no linear or convolutional one.
+        ValueError: if a target is no layer, or no linear or convolutional one; if transformers asks for a newer peft.
     """
     from peft import LoraConfig
 
@@ -47,6 +50,8 @@ def add_lora(stage: Stage, config: LoraConfig, freeze_text_encoder: bool = False
         own = {target for target in targets if _has_layer(network, target)}
         found |= own
         if own and not (freeze_text_encoder and name == "text_encoder"):
+            if isinstance(network, PreTrainedModel):  # asked here, because the version is no fault of the targets
+                check_peft_version(min_version=peft_integration.MIN_PEFT_VERSION)
             try:
                 network.add_adapter(LoraConfig(**settings, target_modules=sorted(own)))
             except (ValueError, TypeError) as error:

@@ -48,6 +48,14 @@ def test_the_adapters_alone_are_trained_averaged_and_saved(tmp_path, lora):
     )
 
 
+def test_a_peft_that_transformers_does_not_take_is_named(tmp_path, monkeypatch):
+    """And not the layers, for which nothing is wrong."""
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "99.0")
+    with pytest.raises(ValueError, match=r"^The version of PEFT you are using is not compatible.* >= 99\.0"):
+        train_lora(tmp_path / "both")
+    train_lora(tmp_path / "unet", freeze_text_encoder=True, max_train_steps=1)
+
+
 def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(tmp_path):
     train_lora(tmp_path / "unbroken")
     train_lora(tmp_path / "resumed", max_train_steps=2)

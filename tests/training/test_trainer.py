@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 from dataclasses import replace
 
@@ -121,7 +120,7 @@ def test_a_signal_saves_and_ends(tmp_path):
         nonlocal steps
         steps += 1
         if steps == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return plain(model, batch)
 
     before = signal.getsignal(signal.SIGTERM)
@@ -132,7 +131,7 @@ def test_a_signal_saves_and_ends(tmp_path):
 
 def test_a_signal_does_not_break_off_the_last_checkpoint(tmp_path, monkeypatch):
     def interrupted(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return save_checkpoint(*arguments)
 
     save_checkpoint = trainer.save_checkpoint
