@@ -101,15 +101,15 @@ def load_captioned_rows(
 
 def _choose_split(names: Iterable[str], wanted: Sequence[str] | None) -> str | None:
     """The first split of those wanted that is there, or the only one, unless it is held out and others are wanted."""
-    only, *more = names
-    if wanted is None:
-        return None if more else only
-    for name in wanted:
-        if name in (only, *more):
+    names = [*names]
+    for name in wanted or ():
+        if name in names:
             return name
-    if not more and only not in HELD_OUT_SPLITS:
-        return only
-    raise ValueError(f"The dataset has no split {' or '.join(wanted)}, but {', '.join((only, *more))}.")
+    if len(names) == 1 and (wanted is None or names[0] not in HELD_OUT_SPLITS):
+        return names[0]
+    if wanted is None:
+        return None
+    raise ValueError(f"The dataset has no split {' or '.join(wanted)}, but {', '.join(names)}.")
 
 
 def _read_folder(folder: Path, image_column: str, caption_column: str, all_listed: bool) -> dict[str, datasets.Dataset]:
