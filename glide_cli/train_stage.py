@@ -371,7 +371,7 @@ def _train(
         return folder
 
     finish(args, accelerator, done, save, data, parts.pipeline_class.__name__)
-    if done == args.max_train_steps and args.stage == "super_res" and parts.other is None:
+    if done == args.max_train_steps and args.stage == "super_res" and parts.other is None and lora is None:
         accelerator.print(f"It generates once a base is beside it: --stage base --pipeline_dir {folder}.")
 
 
